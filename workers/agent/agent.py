@@ -144,9 +144,8 @@ class Agent:
                 self._run_pass()
                 self._sleep()
             self._shut_down()
-        changes.close()
-        self._devices.close()
-        self._database.close()
+        for resource in (changes, self._devices, self._database):
+            resource.close()
         return 0
 
     def _request_stop(self) -> None:
@@ -474,8 +473,7 @@ class Agent:
         del self._processes[id_]
 
     def _is_remote(self, pool: AssignedPool) -> bool:
-        model = self._catalogs.current().find(pool.model)
-        return model is not None and model.remote is not None
+        return (model := self._catalogs.current().find(pool.model)) is not None and model.remote is not None
 
     def _thread_shares(self, starting: str | None = None, on_gpus: bool = False) -> dict[str, int]:
         """Return the threads of each pool that computes, including the pool that is about to start."""

@@ -9,12 +9,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
-from app.access import namespaces
 from app.access.audit import log as audit_log
 from app.access.audit.log import AuditFilter
 from app.access.callers import KeyScope
 from app.api import problems
-from app.api.callers import InjectedCaller, requires
+from app.api.callers import ListedNamespace, requires
 from app.api.services import InjectedServices
 
 router = APIRouter(prefix="/v1/audit", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
@@ -47,8 +46,7 @@ class AuditPage(BaseModel):
 @router.get("", summary="The audit log", responses=problems.documented(422))
 def page(
     services: InjectedServices,
-    caller: InjectedCaller,
-    namespace: Annotated[str | None, Query(max_length=63, pattern=namespaces.PATTERN)] = None,
+    namespace: ListedNamespace,
     actor: _Text = None,
     action: Annotated[_Text, Query(description="a part of the action, such as `/v1/workflows`")] = None,
     target: Annotated[_Text, Query(description="a name or id in the path")] = None,
@@ -58,7 +56,7 @@ def page(
     cursor: Annotated[UUID | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> AuditPage:
     """Changes from the newest to the oldest. A key of a namespace sees the entries of that namespace only."""
-    wanted = AuditFilter(caller.namespace or namespace, actor, action, target, since, until)
+    wanted = AuditFilter(namespace, actor, action, target, since, until)
     with services.database.work() as work:
         found = audit_log.page(work, wanted, before=cursor, limit=limit + 1)
     entries = [AuditEntryOut.model_validate(one, from_attributes=True) for one in found[:limit]]

@@ -10,17 +10,14 @@ import redis
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from app.access import namespaces
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.cache.answers import Answers
-from app.api.callers import InjectedCaller, requires
+from app.api.callers import ListedNamespace, requires
 from app.inference.cache.store import CacheStore
 from app.kernel.errors import BrokerUnreachable
 
 router = APIRouter(prefix="/v1/cache", tags=["cache"], dependencies=[requires(KeyScope.READ)])
-
-_Namespace = Annotated[str | None, Query(pattern=namespaces.PATTERN, description="only of this namespace")]
 
 
 class CachedModelOut(BaseModel):
@@ -50,11 +47,11 @@ class PurgeOut(BaseModel):
 
 
 @router.get("", summary="Show the response cache", responses=problems.documented(422))
-async def stats(request: Request, caller: InjectedCaller, namespace: _Namespace = None) -> CacheStatsOut:
+async def stats(request: Request, namespace: ListedNamespace) -> CacheStatsOut:
     """What is kept, and how many calls it served, by namespace and model."""
     answers: Answers = request.app.state.answers
     async with _store(answers) as store:
-        found = await store.stats(caller.namespace or namespace)
+        found = await store.stats(namespace)
     return CacheStatsOut(
         enabled=answers.is_enabled,
         models=[
@@ -69,7 +66,6 @@ async def stats(request: Request, caller: InjectedCaller, namespace: _Namespace 
                 misses=one.calls.get("miss", 0) - one.calls.get("near", 0),
             )
             for one in found
-            if namespace in (None, one.namespace)
         ],
     )
 
@@ -82,15 +78,12 @@ async def stats(request: Request, caller: InjectedCaller, namespace: _Namespace 
 )
 async def purge(
     request: Request,
-    caller: InjectedCaller,
+    namespace: ListedNamespace,
     model: Annotated[str | None, Query(max_length=200, description="only answers of this model")] = None,
-    namespace: _Namespace = None,
 ) -> PurgeOut:
     """Remove kept answers: all of the caller's, or those of a model or a namespace. Counters stay."""
-    if caller.namespace is not None and namespace not in (None, caller.namespace):
-        return PurgeOut(removed=0)
     async with _store(request.app.state.answers) as store:
-        return PurgeOut(removed=await store.purge(caller.namespace or namespace, model))
+        return PurgeOut(removed=await store.purge(namespace, model))
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The resource `models/select`: which model a name, an alias or a selector means now, with the figures of all."""
+"""The resource `catalog/select`: which model a name, an alias or a selector means now, with the figures of all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.inference.routing.availability import ModelState
 from app.kernel.errors import NotFound
 
 router = APIRouter(
-    prefix="/v1/models/select",
+    prefix="/v1/catalog/select",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],
     route_class=OpenAIRoute,

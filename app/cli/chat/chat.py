@@ -80,7 +80,7 @@ def chat(
         if not sys.stdin.isatty():
             _piped(client, model, conversation, given)
             return
-        client.get("/v1/models/select", model=model)  # an unknown model is an error before the first message
+        client.get("/v1/catalog/select", model=model)  # an unknown model is an error before the first message
         output.notes().print(f"[dim]{model}; /help for commands, Ctrl-D to leave[/]")
         _converse(client, model, conversation, given, _session(settings.data_dir))
 

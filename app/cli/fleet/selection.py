@@ -26,7 +26,7 @@ def select(
     Example: arriero models select 'auto:chat?prefer=quality&context=4k'
     """
     with connected(settings_of(context)) as client:
-        found = client.get("/v1/models/select", model=selector, context=tokens)
+        found = client.get("/v1/catalog/select", model=selector, context=tokens)
     if as_json:
         print_json(found)
         return

@@ -243,7 +243,7 @@ def test_a_selector_chooses_among_what_can_be_served(api: str, start_pool: Start
     ],
 )
 def test_what_no_model_can_mean_is_refused(api: str, asked: str, status: int, said: str) -> None:
-    for answer in (post(api, asked), httpx2.get(f"{api}/v1/models/select", params={"model": asked})):
+    for answer in (post(api, asked), httpx2.get(f"{api}/v1/catalog/select", params={"model": asked})):
         assert answer.status_code == status, answer.text
         assert said in answer.json()["error"]["message"]
         assert answer.json()["error"]["param"] == "model"
@@ -251,12 +251,12 @@ def test_what_no_model_can_mean_is_refused(api: str, asked: str, status: int, sa
 
 def test_the_selection_shows_the_figures(api: str, database: Database) -> None:
     serves(database, MODEL)
-    found = httpx2.get(f"{api}/v1/models/select", params={"model": "auto:chat"}).json()
+    found = httpx2.get(f"{api}/v1/catalog/select", params={"model": "auto:chat"}).json()
     assert [one["model"] for one in found["ranking"]] == [MODEL]
     assert found["ranking"][0]["state"] == "cold"
     assert found["tried"] == [MODEL]
     assert found["excluded"]["server:first"] == "a server serves it, and the selector does not say remote=yes"
-    chain = httpx2.get(f"{api}/v1/models/select", params={"model": "late:first"}).json()
+    chain = httpx2.get(f"{api}/v1/catalog/select", params={"model": "late:first"}).json()
     assert chain["tried"] == [MODEL]
     assert "late:first is unavailable" in chain["passed_over"]["late:first"]
 
