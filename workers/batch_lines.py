@@ -7,20 +7,28 @@ same name has no batch, and so no file.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from app.inference.batches import store
 from app.inference.batches.batch import WORKFLOW
-from app.inference.batches.endpoints import OWN_FIELDS
 from app.inference.batches.validation import InvalidLine, parse_line
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.runs.claims import Claim
 
 
-def find_body(claim: Claim, database: Database) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """The request of a line, and the endpoint of its batch."""
+
+    endpoint: str
+    body: dict[str, Any]
+
+
+def find_line(claim: Claim, database: Database) -> BatchLine | None:
     """
-    Return the body of the request of a batch's line; None when the step is no line of a batch.
+    Return the request of a batch's line; None when the step is no line of a batch.
 
     Raises StepFailure when the file was removed.
     """
@@ -42,6 +50,4 @@ def find_body(claim: Claim, database: Database) -> dict[str, Any] | None:
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from None
     if not isinstance(body, dict):
         raise StepFailure(FailureReason.INVALID_REQUEST, "the body is not an object")
-    # The kind of a request follows from its own field: those of other kinds, which its endpoint ignores, are left out.
-    others = {field for kind, field in OWN_FIELDS.items() if kind != endpoint}
-    return {name: value for name, value in body.items() if name not in others}
+    return BatchLine(endpoint, body)

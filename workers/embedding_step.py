@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.inference.requests import EmbedRequest, LongText
+from app.inference.requests import EmbedRequest, LongText, PriorityClass
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers.engine import Engine, OnStop
@@ -35,6 +35,7 @@ def embed(
     task: Literal["query", "document"] | None = "document",
     dimensions: int | None = None,
     long: Literal["chunk", "truncate", "refuse"] = "chunk",
+    priority: PriorityClass = PriorityClass.STANDARD,
 ) -> Success:
     """
     Return the vector of a text, or the vectors of a list of texts in their order. A vector is a list of numbers.
@@ -47,7 +48,7 @@ def embed(
     vectors: list[list[float]] = []
     tokens = 0
     for start in range(0, len(all_texts), _BATCH):
-        request = EmbedRequest(tuple(all_texts[start : start + _BATCH]), LongText(long), task, dimensions)
+        request = EmbedRequest(tuple(all_texts[start : start + _BATCH]), LongText(long), task, dimensions, priority)
         try:
             found = engine.embed(request, max(0.0, until - time.monotonic()), on_stop)
         except TimeoutError:

@@ -1,7 +1,7 @@
 """
 The execution of requests in the form of OpenAI's API: their validation, their translation, and the answer's form.
 
-It serves `openai` steps and direct requests alike.
+It serves `openai` steps, lines of batches and direct requests alike.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from app.inference.batches.endpoints import ENDPOINTS
 from app.inference.openai import answers, embedding, reranking
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.generation import place_of
 from app.inference.openai.reranking import RerankingRequest
+from app.inference.openai.responses import document as responses
+from app.inference.openai.responses.request import ResponseChat, ResponsesRequest
 from app.inference.requests import Generated, PriorityClass
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
@@ -30,7 +33,7 @@ from workers.engine import Engine, OnPiece, OnStop, Ticket
 
 AnyRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | RerankingRequest
 
-#: By the field that only requests of this kind have.
+#: By the field that only requests of this kind have, where the endpoint of a request is not known.
 _KINDS: Mapping[str, type[AnyRequest]] = {
     "messages": ChatRequest,
     "prompt": CompletionRequest,
@@ -41,23 +44,30 @@ _KINDS: Mapping[str, type[AnyRequest]] = {
 _MAX_PROBLEMS = 5
 
 
-def parse(body: Any, model: str) -> AnyRequest:
+def parse(body: Any, model: str, endpoint: str | None = None) -> AnyRequest:
     """
-    Return the request of a body, for a model.
+    Return the request of a body, for a model; that of a response as the chat completion that answers it.
 
     Raises StepFailure when it is no request.
     """
     if not isinstance(body, dict):
         raise _invalid("the request is not an object")
-    kind = next((kind for field, kind in _KINDS.items() if field in body), None)
+    found = (kind for field, kind in _KINDS.items() if field in body)
+    kind = next(found, None) if endpoint is None else ENDPOINTS[endpoint]
     if kind is None:
         raise _invalid(f"the request has none of {', '.join(_KINDS)}")
     try:
-        return kind.model_validate({**body, "model": model})
+        request = kind.model_validate({**body, "model": model})
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)[:_MAX_PROBLEMS]
-        problems = (f"{'.'.join(map(str, place_of(one)))}: {one['msg'].removeprefix('Value error, ')}" for one in found)
+        wrong = error.errors(include_url=False, include_input=False)[:_MAX_PROBLEMS]
+        problems = (f"{'.'.join(map(str, place_of(one)))}: {one['msg'].removeprefix('Value error, ')}" for one in wrong)
         raise _invalid("; ".join(problem.removeprefix(": ") for problem in problems)) from None
+    if not isinstance(request, ResponsesRequest):
+        return request
+    try:  # a line of a batch, whose response cannot be read by its id
+        return request.model_copy(update={"store": False}).translated(())
+    except ValueError as error:
+        raise _invalid(str(error)) from None
 
 
 def start(engine: Engine, request: ChatRequest | CompletionRequest, priority: str, on_piece: OnPiece | None) -> Ticket:
@@ -77,7 +87,7 @@ def success(request: ChatRequest | CompletionRequest, generated: Generated, run_
     return Success(answers.document(request, generated, str(run_id), created), usage)
 
 
-def embed(request: EmbeddingsRequest, engine: Engine, on_stop: OnStop, timeout: timedelta) -> Success:
+def embed(request: EmbeddingsRequest, engine: Engine, priority: str, on_stop: OnStop, timeout: timedelta) -> Success:
     """The outcome of a request for embeddings. Raises StepFailure, and CancelledError when it was stopped."""
     translated = request.translated()
     found = embedding_step.embed(
@@ -88,15 +98,16 @@ def embed(request: EmbeddingsRequest, engine: Engine, on_stop: OnStop, timeout: 
         task=translated.task,
         dimensions=translated.dimensions,
         long=translated.long_text.value,
+        priority=PriorityClass(priority),
     )
     return Success(embedding.document(request, found.output, found.usage.tokens_in), found.usage)
 
 
-def rerank(request: RerankingRequest, engine: Engine, on_stop: OnStop, timeout: timedelta) -> Success:
+def rerank(request: RerankingRequest, engine: Engine, priority: str, on_stop: OnStop, timeout: timedelta) -> Success:
     """The outcome of a request for scores. Raises StepFailure, and CancelledError when it was stopped."""
     seconds = timeout.total_seconds()
     try:
-        found = engine.rerank(request.translated(), seconds, on_stop)
+        found = engine.rerank(replace(request.translated(), priority=PriorityClass(priority)), seconds, on_stop)
     except TimeoutError:
         raise StepFailure(FailureReason.TIMEOUT, f"the documents were not scored within {seconds:g} s") from None
     return Success(reranking.document(request, found.scores, found.tokens_in), TokenUsage(found.tokens_in))
@@ -107,6 +118,7 @@ def execute(
     model: str,
     engine: Engine,
     *,
+    endpoint: str | None = None,
     run_id: UUID,
     priority: str,
     on_stop: OnStop,
@@ -116,14 +128,15 @@ def execute(
 ) -> Success:
     """
     Do a request, and wait for its end. `watch` is given a function that returns the number of tokens written so far.
+    Where its `endpoint` is not known, its kind follows from its fields.
 
     Raises StepFailure, and CancelledError when it was stopped.
     """
-    request, created = parse(body, model), int(clock.now().timestamp())
+    request, created = parse(body, model, endpoint), int(clock.now().timestamp())
     if isinstance(request, EmbeddingsRequest):
-        return embed(request, engine, on_stop, timeout)
+        return embed(request, engine, priority, on_stop, timeout)
     if isinstance(request, RerankingRequest):
-        return rerank(request, engine, on_stop, timeout)
+        return rerank(request, engine, priority, on_stop, timeout)
     ticket = start(engine, request, priority, on_piece)
     on_stop(ticket.cancel)
     seconds = timeout.total_seconds()
@@ -133,7 +146,11 @@ def execute(
     except TimeoutError:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None
-    return success(request, generated, run_id, created)
+    done = success(request, generated, run_id, created)
+    if endpoint is not None and isinstance(request, ResponseChat):
+        of_response = ResponsesRequest.model_validate(request.response)
+        return replace(done, output=responses.answered(of_response, str(run_id), done.output))
+    return done
 
 
 def _invalid(message: str) -> StepFailure:

@@ -171,14 +171,15 @@ def _embed(task: StepTask, step: EmbedFields) -> Success:
         task=step.task,
         dimensions=step.dimensions,
         long=step.long,
+        priority=PriorityClass(task.claim.priority),
     )
 
 
 def _openai(task: StepTask, step: OpenAIFields) -> Success:
     claim, writer = task.claim, task.runtime.tokens
     assert claim.model is not None, "its model is chosen when it becomes ready"
-    line = batch_lines.find_body(claim, task.runtime.runs.database)
-    body = conditions.evaluate(step.request, task.data) if line is None else line
+    line = batch_lines.find_line(claim, task.runtime.runs.database)
+    body = conditions.evaluate(step.request, task.data) if line is None else line.body
     # Nobody waits for the tokens of a batch, which may have more of them than Redis has room for.
     stream = None if writer is None or line is not None else writer.open(claim.run_id, claim.key, claim.attempt)
     if stream is not None:
@@ -188,6 +189,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             body,
             claim.model,
             task.engine,
+            endpoint=None if line is None else line.endpoint,
             run_id=claim.run_id if line is None else claim.step_id,
             priority=claim.priority,
             on_stop=task.holding.on_stop,

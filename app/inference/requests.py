@@ -238,6 +238,7 @@ class EmbedRequest:
     task: Literal["query", "document"] | None = None
     #: Truncates each vector to this dimension and normalises it again: for Matryoshka models.
     dimensions: int | None = None
+    priority: PriorityClass = PriorityClass.STANDARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ class RerankRequest:
 
     query: str
     documents: tuple[str, ...]
+    priority: PriorityClass = PriorityClass.STANDARD
 
 
 @dataclass(frozen=True, slots=True)

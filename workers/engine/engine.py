@@ -23,7 +23,15 @@ import structlog
 
 from app.catalog import header
 from app.grammar import to_gbnf
-from app.inference.requests import Embedded, EmbedRequest, GenerateRequest, LongText, Reranked, RerankRequest
+from app.inference.requests import (
+    Embedded,
+    EmbedRequest,
+    GenerateRequest,
+    LongText,
+    PriorityClass,
+    Reranked,
+    RerankRequest,
+)
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
 from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
@@ -166,7 +174,7 @@ class LlamaEngine:
             tokens = [self.model.tokenize(text, add_special=True, parse_special=False) for text in texts]
         if not all(tokens):
             raise StepFailure(FailureReason.INVALID_REQUEST, f"text {tokens.index([])} is empty")
-        job = self._start_embedding(tokens, request.long_text)
+        job = self._start_embedding(tokens, request.long_text, request.priority)
         if on_stop is not None:
             on_stop(job.cancel)
         found = _wait(job, timeout)
@@ -179,7 +187,7 @@ class LlamaEngine:
                 message = f"{self.model.path.name} is not a reranking model; if it is one, set its pooling to 'rank'"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
             tokens = [self._template.rerank_prompt(request.query, document) for document in request.documents]
-        job = self._start_embedding(tokens, LongText.REFUSE)
+        job = self._start_embedding(tokens, LongText.REFUSE, request.priority)
         if on_stop is not None:
             on_stop(job.cancel)
         scores = _wait(job, timeout)
@@ -305,7 +313,9 @@ class LlamaEngine:
             raise StepFailure(FailureReason.INVALID_REQUEST, message)
         return detector, LazyGrammar(self.model, self._loop.byte_index, grammar, style, request.prefill)
 
-    def _start_embedding(self, tokens: Sequence[Sequence[int]], policy: LongText) -> EmbeddingJob:
+    def _start_embedding(
+        self, tokens: Sequence[Sequence[int]], policy: LongText, priority: PriorityClass
+    ) -> EmbeddingJob:
         if not self.options.vectors:
             message = (
                 f"{self.model.path.name} was loaded without an embedding context; "
@@ -316,7 +326,7 @@ class LlamaEngine:
         job = EmbeddingJob(
             tokens, policy, loop.meter, self.options.batch, self._ensure_embeddings, lambda: loop.end_failure
         )
-        loop.submit_job(job)
+        loop.submit_job(job, priority)
         return job
 
     def _ensure_embeddings(self) -> EmbeddingContext:

@@ -10,15 +10,14 @@ and counts as stalled from then on, so that its lease expires.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from time import perf_counter
 from typing import Any
 
 import structlog
 
-from app.inference.requests import FinishReason
+from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
 from workers.engine.bindings.llama import Context, LlamaModel, Logits
@@ -30,7 +29,7 @@ from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.slots import Slots
 from workers.engine.tasks import EngineTask
-from workers.engine.waiting import WaitingTasks
+from workers.engine.waiting import Job, Jobs, WaitingTasks
 
 _LOG = structlog.get_logger(__name__)
 
@@ -38,9 +37,6 @@ _LOG = structlog.get_logger(__name__)
 _MAX_RESTARTS = 2
 #: Faults without a successful decode in between, after which the engine gives up.
 _MAX_FAULTS = 3
-#: Does one part of other work on the engine's thread and returns whether more is left. The argument is whether
-#: requests are running.
-Job = Callable[[bool], bool]
 
 
 class EngineLoop:
@@ -56,7 +52,7 @@ class EngineLoop:
         #: Prepared by the thread that first requests a grammar, not by this one: a large vocabulary needs 0.5 s.
         self.byte_index = FirstByteIndex(model)
         self._waiting = WaitingTasks(options)
-        self._jobs: deque[Job] = deque()
+        self._jobs = Jobs()
         self._inbox: list[EngineTask] = []
         self._wake = threading.Condition()
         self._sweep_needed = False
@@ -93,13 +89,13 @@ class EngineLoop:
             self._inbox += tasks
             self._wake.notify()
 
-    def submit_job(self, job: Job) -> None:
+    def submit_job(self, job: Job, priority: PriorityClass | None = None) -> None:
         """Run the job on the engine's thread, a part between decodes. Raises StepFailure when the engine has ended."""
         with self._wake:
             if (end_failure := self.end_failure) is not None:
                 raise end_failure
             self._mark_busy()
-            self._jobs.append(job)
+            self._jobs.add(job, priority)
             self._wake.notify()
 
     def submit_paused_job(self, job: Job) -> None:
@@ -295,9 +291,10 @@ class EngineLoop:
         self.meter.failed += 1
 
     def _run_job(self) -> None:
-        job = self._jobs[0]
+        job = self._jobs.first()
         if not job(bool(self.slots.running)):
-            self._jobs.popleft()
+            with self._wake:
+                self._jobs.remove(job)
         self._progress_at = perf_counter()
 
     # ---- a decode -------------------------------------------------------------------------------------------------

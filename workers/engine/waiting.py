@@ -2,14 +2,16 @@
 The waiting queue: tasks without a slot, in order of admission, and the running tasks that may be parked for them.
 
 A parked task waits here too, in order of its submission. Only the engine's thread uses it.
+The jobs, which need no slot, have a queue of their own: embeddings, rerankings, and changes of the engine itself.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 
+from app.inference.requests import RANKS, PriorityClass
 from workers.engine import batch
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
@@ -18,6 +20,9 @@ from workers.engine.tasks import EngineTask
 
 #: Most waiting tasks that are considered for one admission.
 _MAX_CONSIDERED = 256
+
+#: Does the next part of a job. Is given whether texts are being written; returns whether more is left.
+Job = Callable[[bool], bool]
 
 
 class WaitingTasks:
@@ -107,3 +112,41 @@ def _is_deferred(task: EngineTask) -> bool:
         return True
     task.awaited_prefix = None
     return False
+
+
+class Jobs:
+    """
+    The jobs that wait, with the one that runs. The caller holds a lock while it adds or removes one.
+
+    Requests are computed in the order of their classes, and within a class in the order in which they came. One of a
+    higher class is computed between two groups of texts of a lower one. A change of the engine keeps its place: what
+    came before is computed before it, what came after, after it.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[int | None, Job]] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for _, job in list(self._jobs))
+
+    def add(self, job: Job, priority: PriorityClass | None) -> None:
+        """Queue a request by its class, or a change of the engine, which has none."""
+        rank, at = None if priority is None else RANKS[priority], len(self._jobs)
+        while rank is not None and at and (before := self._jobs[at - 1][0]) is not None and before > rank:
+            at -= 1
+        self._jobs.insert(at, (rank, job))
+
+    def first(self) -> Job:
+        """Return the job whose next part is to be done."""
+        return self._jobs[0][1]
+
+    def remove(self, job: Job) -> None:
+        """Remove a job that is done; it need no longer be the first."""
+        self._jobs = [entry for entry in self._jobs if entry[1] is not job]
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._jobs = []

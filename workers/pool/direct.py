@@ -246,11 +246,11 @@ class _Request:
             self._owner.record(self._record_begin)
 
     def _compute(self, request: EmbeddingsRequest | RerankingRequest) -> None:
-        engine = self._owner.engine
+        engine, priority = self._owner.engine, self._request.priority
         if isinstance(request, EmbeddingsRequest):
-            self._finish(lambda: openai_step.embed(request, engine, self._stops_by, _TIMEOUT))
+            self._finish(lambda: openai_step.embed(request, engine, priority, self._stops_by, _TIMEOUT))
         else:
-            self._finish(lambda: openai_step.rerank(request, engine, self._stops_by, _TIMEOUT))
+            self._finish(lambda: openai_step.rerank(request, engine, priority, self._stops_by, _TIMEOUT))
 
     def _finish(self, result: Callable[[], Success]) -> None:
         try:

@@ -20,19 +20,23 @@ from app.catalog.catalog import Catalog
 from app.files import storage
 from app.files.file import FilePurpose, shown_id
 from app.files.storage import FileWriter
-from app.inference.batches import results, store
+from app.inference.batches import models, results, store
 from app.inference.batches.batch import PREFIX, WORKFLOW, BatchState
+from app.inference.batches.models import ModelLines
 from app.inference.batches.rows import StoredBatch
 from app.inference.batches.validation import InputCheck
+from app.inference.routing import fleet
+from app.inference.routing.availability import NOTHING_KNOWN
+from app.inference.routing.choice import NoModelAvailable
 from app.kernel import log
-from app.kernel.errors import ArrieroError, DatabaseUnreachable, FailureReason, InvalidInput, PayloadTooLarge
+from app.kernel.errors import ArrieroError, DatabaseUnreachable, FailureReason, InvalidInput, NotFound, PayloadTooLarge
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.workflows.language import definition as definitions
-from app.workflows.language.definition import Definition
+from app.workflows.language.definition import Definition, RoutedDefinition
 from app.workflows.runs import submission
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import payloads, values
-from app.workflows.runs.submission import Submission
+from app.workflows.runs.submission import Prepared, Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState, StepState
 
 _log = log.get(__name__)
@@ -101,7 +105,7 @@ class Batches:
     def _validate(self, batch: StoredBatch) -> None:
         check = InputCheck(
             batch.endpoint,
-            lambda model: problem_of_model(self.catalog(), model, batch.endpoint),
+            lambda model: models.problem_of_model(self.catalog(), model, batch.endpoint),
             max_lines=self.settings.max_lines,
             max_line_bytes=self.settings.max_line_bytes,
         )
@@ -115,19 +119,22 @@ class Batches:
             self._refuse(batch, check.errors, check.total)
             return
         try:
-            prepared = submission.prepare(self._submission(batch, check.lines), self.runs.policy)
-        except (InvalidInput, PayloadTooLarge) as error:
-            refused = {"code": "invalid_request", "line": None, "message": str(error), "param": None}
+            lines = self._chosen(check)
+            prepared = self._prepared(batch, lines)
+        except (InvalidInput, NotFound, NoModelAvailable, PayloadTooLarge) as error:
+            is_unavailable = isinstance(error, NoModelAvailable)
+            code = "model_not_available" if is_unavailable else "invalid_request"
+            refused = {"code": code, "line": None, "message": str(error), "param": None}
             self._refuse(batch, [refused], check.total)
             return
-        models = list(check.lines)
+        names = list(lines)
         with self.runs.transaction() as transaction:
             before, begun = [BatchState.VALIDATING], BatchState.IN_PROGRESS
-            changes = {"models": models, "total": check.total, "owner": self.owner}
+            changes = {"models": names, "total": check.total, "owner": self.owner}
             if store.move(transaction.work, batch.id, before, begun, **changes) is None:
                 raise BatchLost("it was cancelled, or another process has its lease")
             submission.create(transaction, prepared)
-        _log.info("batch_begun", batch_id=str(batch.id), lines=check.total, models=models)
+        _log.info("batch_begun", batch_id=str(batch.id), lines=check.total, models=names)
 
     def _refuse(self, batch: StoredBatch, errors: list[dict[str, Any]], total: int) -> None:
         with self.runs.database.work() as work:
@@ -135,11 +142,19 @@ class Batches:
             store.move(work, batch.id, [BatchState.VALIDATING], BatchState.FAILED, **changes)
         _log.info("batch_refused", batch_id=str(batch.id), errors=len(errors))
 
-    def _submission(self, batch: StoredBatch, lines: dict[str, Any]) -> Submission:
+    def _chosen(self, check: InputCheck) -> dict[str, ModelLines]:
+        """The requests of each model. Raises NotFound, InvalidInput, NoModelAvailable."""
+        catalog = self.catalog()
+        known = fleet.read(self.runs.database, catalog) if models.has_selectors(check.lines) else NOTHING_KNOWN
+        return models.chosen_lines(check.lines, check.contexts, catalog, known)
+
+    def _prepared(self, batch: StoredBatch, lines: dict[str, ModelLines]) -> Prepared:
         labels = {} if batch.namespace == namespaces.DEFAULT else {namespaces.LABEL: batch.namespace}
         definition = definition_of(list(lines), self.settings.max_parallel)
-        inputs = {map_key(n): kept for n, kept in enumerate(lines.values())}
-        return Submission(definition, inputs, labels=labels, retention=self.settings.keep_runs, id=batch.id)
+        inputs = {map_key(n): of_model.lines for n, of_model in enumerate(lines.values())}
+        chosen = {map_key(n): one.choice(name) for n, (name, one) in enumerate(lines.items()) if one.asked}
+        request = Submission(definition, inputs, labels=labels, retention=self.settings.keep_runs, id=batch.id)
+        return submission.prepare(request, self.runs.policy, route=lambda given: RoutedDefinition(given, chosen))
 
     def _stop(self, batch: StoredBatch) -> None:
         """Stop the run of a batch that is to end."""
@@ -285,18 +300,6 @@ def definition_of(models: Sequence[str], max_parallel: int) -> Definition:
             "outputs": {"done": "true"},
         }
     )
-
-
-def problem_of_model(catalog: Catalog, name: str, endpoint: str) -> str | None:
-    """Return why a model cannot serve an endpoint, or None."""
-    model = catalog.find(name)
-    if model is None:
-        return f"there is no model {name!r}; there are: {', '.join(catalog.names)}"
-    if endpoint == "/v1/embeddings" and not model.serves_embeddings:
-        return f"the model {name!r} serves no embeddings"
-    if endpoint == "/v1/rerank" and "rerank" not in model.use_cases:
-        return f"the model {name!r} is no reranking model: its use_cases do not have rerank"
-    return None
 
 
 def _ending(batch: StoredBatch, run_state: str) -> BatchState:

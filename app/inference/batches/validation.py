@@ -14,8 +14,11 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from app.catalog.serving import selector as selectors
 from app.inference.batches.endpoints import ENDPOINTS
 from app.inference.openai.generation import place_of
+from app.inference.openai.responses.request import ResponsesRequest
+from app.inference.routing import choice
 from app.kernel.security import texts
 
 #: Most characters of a custom_id.
@@ -48,8 +51,10 @@ class InputCheck:
         """`problem_of_model` returns why a model cannot serve the endpoint, or None."""
         self._endpoint, self._request = endpoint, ENDPOINTS[endpoint]
         self._problem_of_model, self._max_lines, self._max_line_bytes = problem_of_model, max_lines, max_line_bytes
-        #: The requests of each model.
+        #: The requests by the model, alias or selector that they name.
         self.lines: dict[str, list[KeptLine]] = {}
+        #: About how many tokens the longest request of each selector needs.
+        self.contexts: dict[str, int] = {}
         #: What is wrong, in the form of OpenAI's API.
         self.errors: list[dict[str, Any]] = []
         self._custom_ids: dict[str, int] = {}
@@ -116,12 +121,16 @@ class InputCheck:
             _refuse("too_many_requests", message)
         custom_id, body = self._parts(parse_line(line))
         try:
-            model = self._request.model_validate(body).model  # type: ignore[attr-defined] # every request has a model
+            request = self._request.model_validate(body)
         except ValidationError as error:
             raise _invalid_body(error) from None
         if body.get("stream"):
             _refuse("invalid_request", "a request of a batch has no stream; leave `stream` out", "body.stream")
+        translated = _translated(request) if isinstance(request, ResponsesRequest) else body
+        model = request.model
         self._require_usable(model)
+        if selectors.is_selector(model):
+            self.contexts[model] = max(self.contexts.get(model, 0), choice.needed_context(translated))
         self._custom_ids[custom_id] = self._number
         kept = (self._number, self._offset - len(line), len(line), custom_id)
         self.lines.setdefault(model, []).append(kept)
@@ -175,6 +184,20 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         _refuse("invalid_json_line", "the line is not a JSON object")
     return found
+
+
+def _translated(request: ResponsesRequest) -> dict[str, Any]:
+    """The chat completion that answers a response. Raises InvalidLine for what no line of a batch can have."""
+    if request.previous_response_id is not None:
+        message = "a request of a batch continues no response; give the whole conversation as `input`"
+        _refuse("invalid_request", message, "body.previous_response_id")
+    if request.background:
+        message = "a batch is in the background as a whole; leave `background` out"
+        _refuse("invalid_request", message, "body.background")
+    try:
+        return request.translated(()).model_dump(mode="json", exclude_unset=True)
+    except ValueError as error:
+        raise InvalidLine("invalid_request", str(error), "body.input") from None
 
 
 def _no_number(name: str) -> NoReturn:

@@ -16,8 +16,10 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types import Batch
+from openai.types.responses import Response
 from sqlalchemy import text
 
+from app.catalog.catalog import Catalog
 from app.files.file import parsed_id
 from app.inference.batches import advance, store
 from app.inference.batches.advance import Batches, BatchLost
@@ -25,6 +27,7 @@ from app.inference.batches.batch import PREFIX, BatchState
 from app.kernel.database import Database
 from app.kernel.sections.files import BatchSettings
 from app.kernel.settings import Settings
+from app.scheduler import needs
 from tests.api.openai.conftest import MODEL, StartPool
 from workers import steps
 from workers.runtime import Runtime
@@ -34,6 +37,11 @@ PATIENCE = 120.0
 URL = "/v1/chat/completions"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
+_CHOSEN = text("SELECT step, cause FROM history WHERE run_id = :id AND event = 'model_chosen'")
+_HOST = text("""
+    INSERT INTO host (name, state, identity, agent_epoch, agent_until, cores, files, problems)
+    VALUES ('here', 'schedulable', 'here', 1, now() + interval '1h', 4, CAST(:files AS jsonb), '[]')
+""")
 _READY = text("SELECT id, attempt FROM step WHERE state = 'ready' ORDER BY queue, item LIMIT 64")
 
 
@@ -210,6 +218,7 @@ def test_invalid_lines_are_named_and_nothing_is_done(client: OpenAI, start_worke
         (line("\ud800"), "invalid_custom_id", "custom_id"),
         (line("u", "/v1/embeddings"), "invalid_url", "url"),
         (line("g").replace("POST", "GET"), "invalid_method", "method"),
+        (line("none").replace(MODEL, "auto:paint"), "model_not_found", "body.model"),
         (line("m").replace(MODEL, "gpt-4o"), "model_not_found", "body.model"),
         (line("b", messages=[]), "invalid_request", "body.messages"),
         (line("s", messages=[{"role": "user", "content": "x"}], stream=True), "invalid_request", "body.stream"),
@@ -239,6 +248,62 @@ def test_files_that_are_empty_or_too_long(
     ended = until(client, create(client, *lines))
     assert ended.errors is not None
     assert [(error.code, error.line) for error in ended.errors.data or []] == [(code, line_number)]
+
+
+def test_aliases_and_selectors_are_decided_once_for_a_batch(
+    client: OpenAI, start_workers: Callable[..., Workers], database: Database
+) -> None:
+    """The lines of one model are one map, whatever names them; the history of the run says how it was chosen."""
+    workers = start_workers()
+    model = workers.runtime.catalog.get(MODEL).model_copy(update={"aliases": ("small",)})
+    workers.runtime.catalogs = Catalog((model,))
+    with database.work() as work:
+        assert work.run(_HOST, {"files": json.dumps([needs.configuration_id(model)])}) == 1
+    names = [MODEL, "small", "auto:chat", "small"]
+    texts = [line(str(n)).replace(MODEL, name) for n, name in enumerate(names)]
+    ended = until(client, create(client, *texts))
+
+    assert (ended.status, ended.model) == ("completed", MODEL), ended.errors
+    done = lines_of(client, ended.output_file_id)
+    assert sorted(one["custom_id"] for one in done) == list("0123")
+    assert {one["response"]["body"]["model"] for one in done} == {MODEL}
+    with database.work() as work:
+        (chosen,) = work.rows(_CHOSEN, {"id": ids_of(ended)})
+    assert (chosen.step, chosen.cause["models"]) == ("lines_0", [MODEL])
+    assert chosen.cause["asked"] == "small, auto:chat"
+    assert chosen.cause["reasons"][0] == f"small is an alias of {MODEL}"
+
+
+def test_a_batch_of_responses(client: OpenAI, start_workers: Callable[..., Workers]) -> None:
+    """Their `input` is no request for embeddings; the answers have the form of responses that are not stored."""
+    start_workers()
+    url = "/v1/responses"
+    texts = [
+        line("text", url, input="Say hello.", max_output_tokens=2),
+        line("items", url, input=[{"role": "user", "content": "Say hello."}], instructions="Be kind."),
+    ]
+    ended = until(client, create(client, *texts, endpoint=url))
+    assert ended.status == "completed", ended.errors
+    done = {one["custom_id"]: one["response"]["body"] for one in lines_of(client, ended.output_file_id)}
+    assert set(done) == {"text", "items"}
+    for body in done.values():
+        answer = Response.model_validate(body)
+        assert (answer.object, answer.model, body["store"]) == ("response", MODEL, False)
+        assert answer.output_text
+    assert (done["text"]["status"], done["text"]["usage"]["output_tokens"]) == ("completed", 2)
+    assert done["items"]["instructions"] == "Be kind."
+
+
+def test_responses_that_no_batch_can_have(client: OpenAI, start_workers: Callable[..., Workers]) -> None:
+    url = "/v1/responses"
+    refused = {"previous_response_id": "resp_1", "stream": True, "background": True, "conversation": "c"}
+    start_workers()
+    texts = [line(name, url, input="a", **{name: value}) for name, value in refused.items()]
+    ended = until(client, create(client, *texts, line("empty", url, input=[]), endpoint=url))
+    assert (ended.status, ended.errors is not None) == ("failed", True)
+    found = {error.line: (error.code, error.param) for error in (ended.errors and ended.errors.data) or ()}
+    params = ["body.previous_response_id", "body.stream", "body.background", "body", "body.input"]
+    assert found == {n: ("invalid_request", param) for n, param in enumerate(params, 1)}
 
 
 def test_requests_that_fail_are_in_the_error_file(
