@@ -109,9 +109,7 @@ async def compress(
         priority="interactive",
         labels=caller.labels({}),
     )
-    limits = await threads.run_for_request(
-        admit_submission, services, caller, caller.namespace_of(submission.definition.labels)
-    )
+    limits = await threads.run_for_request(admit_submission, services, caller, caller.namespace_of(submission.labels))
     accepted = await threads.run_for_request(services.runs.submit, submission)
     headers = {RUN_HEADER: str(accepted.id), **limits}
     gone = asyncio.ensure_future(_gone(request))
