@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 #: Headers of answers that scripts may read.
 _EXPOSED = (
     *("Location", "Retry-After", "X-Arriero-Run", "X-Request-Id", "RateLimit", "RateLimit-Policy"),
+    *("X-Arriero-Cache", "X-Arriero-Similarity", "Age", "X-Arriero-Model", "X-Arriero-Reason", "Preference-Applied"),
+    "WWW-Authenticate",
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
 #: Seconds for which a browser may keep the answer to a preflight.

@@ -83,6 +83,18 @@ def test_a_call_that_takes_longer_is_a_run(client: TestClient) -> None:
     assert answer.json() == {"run": answer.headers["X-Arriero-Run"], "state": "queued"}
 
 
+def test_a_call_counts_against_the_limits_of_its_caller(client: TestClient) -> None:
+    assert client.put("/v1/limits/namespace/default", json={"requests_per_minute": 1}).status_code == 200
+    answers = [
+        client.post("/v1/compress", params={"wait": 0}, json={"model": MODEL, "text": "a", "max_tokens": 1})
+        for _ in range(2)
+    ]
+
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert answers[0].headers["RateLimit"].startswith('"requests";r=0')
+    assert len(client.get("/v1/runs").json()["runs"]) == 1, "a refused call stores nothing"
+
+
 @pytest.mark.parametrize(
     ("body", "where"),
     [

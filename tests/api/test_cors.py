@@ -38,7 +38,8 @@ def test_a_listed_origin_gets_its_preflight_and_its_answers(client: TestClient) 
     answer = client.post("/v1/runs", json=RUN, headers={"Origin": ORIGIN, **PAGE})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (202, ORIGIN)
     assert "Origin" in answer.headers["vary"]
-    assert "X-Arriero-Run" in answer.headers["access-control-expose-headers"]
+    for name in ("X-Arriero-Run", "X-Arriero-Cache", "X-Arriero-Model", "Preference-Applied", "WWW-Authenticate"):
+        assert name in answer.headers["access-control-expose-headers"]
     # A page has to see its errors, too.
     answer = client.get("/v1/runs/none", headers={"Origin": ORIGIN, **PAGE})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (422, ORIGIN)

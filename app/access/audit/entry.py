@@ -15,8 +15,10 @@ from typing import Any
 MAX_SUMMARY, _MAX_TEXT, MAX_ACTOR = 1_000, 200, 200
 #: Most fields or items at each level of a summary, and most levels.
 _MAX_ITEMS, _MAX_DEPTH = 20, 4
+#: Characters of a text in which passwords are looked for: more than are shown, so that none is cut before its end.
+_MAX_LOOKED_AT = _MAX_TEXT + 700
 #: Fields whose values are never shown.
-_SECRET = re.compile(r"secret|passw|token$|api_?key|authorization|credential|private", re.IGNORECASE)
+_SECRET = re.compile(r"secret|passw|token$|(api|access)[_-]?key|authorization|cookie|credential|private", re.IGNORECASE)
 _PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s:/@]{0,100}):[^\s@/]{1,500}@", re.IGNORECASE)
 _HIDDEN = "***"
 
@@ -37,8 +39,9 @@ def storable(text: str, most: int) -> str:
 
 def _shortened(value: Any, depth: int) -> Any:
     if isinstance(value, str):
-        shown = _PASSWORD.sub(rf"\g<before>:{_HIDDEN}@", value[: _MAX_TEXT + 1])
-        return shown if len(shown) <= _MAX_TEXT else f"{shown[:_MAX_TEXT]}… ({len(value)} characters)"
+        shown = _PASSWORD.sub(rf"\g<before>:{_HIDDEN}@", value[:_MAX_LOOKED_AT])
+        is_whole = len(shown) <= _MAX_TEXT and len(value) <= _MAX_LOOKED_AT
+        return shown if is_whole else f"{shown[:_MAX_TEXT]}… ({len(value)} characters)"
     if isinstance(value, Mapping):
         if depth == 0:
             return f"({len(value)} fields)"

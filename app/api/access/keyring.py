@@ -14,6 +14,7 @@ import hmac
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from app.access import key_store, keys
@@ -87,6 +88,8 @@ class Keyring:
         self._forgotten += 1
         self._known.pop(key_id, None)
         self._unknown.pop(key_id, None)
+        # What is being read may be older than the change: requests from now on do not wait for it.
+        self._look_ups.pop(key_id, None)
 
     async def close(self) -> None:
         """Wait for what is being written."""
@@ -108,8 +111,12 @@ class Keyring:
             if len(self._look_ups) >= _MAX_LOOK_UPS and key_id not in self._known:
                 raise Unavailable("too many API keys are being looked up; send this request again")
             task = self._look_ups[key_id] = asyncio.create_task(self._read(key_id))
-            task.add_done_callback(lambda _: self._look_ups.pop(key_id, None))
+            task.add_done_callback(partial(self._end_look_up, key_id))
         return await asyncio.shield(task)
+
+    def _end_look_up(self, key_id: str, task: asyncio.Task[_Entry]) -> None:
+        if self._look_ups.get(key_id) is task:
+            del self._look_ups[key_id]
 
     async def _read(self, key_id: str) -> _Entry:
         entry, forgotten = _Entry(None, self._now()), self._forgotten

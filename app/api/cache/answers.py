@@ -246,7 +246,11 @@ class Answers:
                         return
                     attempt = max(entry.attempt, attempt)
                     kept.append(entry)
-                    if entry.kind is EntryKind.DONE and not await self.store.is_computed(key, str(run_id)):
+                    if (
+                        entry.kind is EntryKind.DONE
+                        and _is_of(entry, call.model)
+                        and not await self.store.is_computed(key, str(run_id))
+                    ):
                         await self._keep(key, str(run_id), kept)  # who computed it has died
                     yield entry
                     if entry.kind in (EntryKind.DONE, EntryKind.FAILED):
@@ -303,6 +307,12 @@ class Answers:
                 _log.warning("cache_leases_not_renewed", error=str(error))
             except Exception:  # noqa: BLE001 the outermost loop of the task: all leases depend on it
                 _log.exception("cache_leases_not_renewed")
+
+
+def _is_of(answer: StreamEntry, model: Model) -> bool:
+    """Whether the model of the key wrote the answer: who computed it had perhaps another one answer."""
+    document = answer.json()
+    return isinstance(document, dict) and document.get("model") == model.name
 
 
 def _lost() -> str:

@@ -11,10 +11,15 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import redis
+
 from app.api.openai.road import Waiting
 from app.inference.cache.key import CacheKey
 from app.inference.token_stream import EntryKind, StreamEntry
-from app.kernel.errors import ArrieroError
+from app.kernel import log
+from app.kernel.errors import ArrieroError, BrokerUnreachable
+
+_log = log.get(__name__)
 
 #: What comes of a computation; an error ends it.
 _Item = StreamEntry | Waiting | ArrieroError | None
@@ -83,6 +88,11 @@ class Flight:
                     self._give(entry)
         except ArrieroError as error:
             self._last = error
+        except (redis.RedisError, OSError) as error:
+            self._last = BrokerUnreachable(f"the broker is unreachable: {error}")
+        except Exception as error:  # noqa: BLE001 the outermost loop of the task: its calls must not wait for ever
+            _log.exception("cached_computation_failed", run_id=self.run_id)
+            self._last = ArrieroError(f"the computation has failed ({type(error).__name__}); the log has the traceback")
         finally:
             await self._end()
             self._give(self._last)

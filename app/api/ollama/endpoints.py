@@ -34,7 +34,7 @@ _AnyIn = OllamaChatIn | OllamaGenerateIn | OllamaEmbedIn
 
 #: Bytes of a body that is parsed on the event loop.
 _SHORT = 32 * 1024
-_STATUSES = (400, 404, 409, 413, 415, 500, 503, 504)
+_STATUSES = (400, 404, 409, 413, 415, 429, 500, 503, 504)
 _HEADERS = {RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"}}
 
 

@@ -13,10 +13,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from app.access.callers import NotAllowed, NotAuthenticated
+from app.access.limits.limits import LimitReached
 from app.api import callers, problems
+from app.api.admission import openai_headers, refusal_headers
 from app.api.bodies import UnsupportedMediaType
 from app.api.openai import errors
-from app.api.openai.errors import ModelNotFound, RequestFailed, TooManyCalls
+from app.api.openai.errors import DeadlineUnmet, ModelNotFound, RequestFailed, TooManyCalls
 from app.kernel.errors import InvalidInput, Unavailable
 
 #: The content of an error in the OpenAPI document.
@@ -66,6 +68,14 @@ class OllamaRoute(APIRoute):
                 return response(415, str(error))
             except InvalidInput as error:
                 return response(400, _text(error.problems))
+            except LimitReached as error:
+                answer = response(429, str(error))
+                answer.headers.update({**openai_headers(error.standings), **refusal_headers(error)})
+                return answer
+            except DeadlineUnmet as error:
+                answer = response(503, str(error))
+                answer.headers["Retry-After"] = str(error.retry_after)
+                return answer
             except (TooManyCalls, Unavailable) as error:
                 return response(503, str(error))
 

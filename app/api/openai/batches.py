@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.access.callers import KeyScope
 from app.api import bodies
+from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
@@ -143,15 +144,19 @@ class BatchListOut(BaseModel):
     "",
     summary="Create a batch",
     dependencies=[requires(KeyScope.SUBMIT)],
-    responses=errors.documented(400, 409, 413, 415, 503),
+    responses=errors.documented(400, 409, 413, 415, 429, 503),
     openapi_extra=bodies.documented_as(BatchIn),
 )
 def create(
-    services: InjectedServices, caller: InjectedCaller, body: Annotated[BatchIn, bodies.of(BatchIn)]
+    services: InjectedServices,
+    caller: InjectedCaller,
+    body: Annotated[BatchIn, bodies.of(BatchIn)],
+    response: Response,
 ) -> BatchOut:
     """
     Begin a batch. Its file is checked first: with an invalid line nothing is done, and the batch is `failed`.
 
+    It counts as one request against the limits of its caller.
     Its requests use slots that nothing more urgent needs, and go on after a crash of any process.
     """
     expiry = body.output_expires_after
@@ -164,6 +169,7 @@ def create(
         None if expiry is None else timedelta(seconds=expiry.seconds),
     )
     max_open = services.settings.batches.max_open
+    response.headers.update(admit_submission(services, caller, caller.namespace_of({})))
     return out(service.create(services.database, services.publisher, request, caller.namespace, max_open))
 
 

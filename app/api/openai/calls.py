@@ -68,11 +68,13 @@ class ModelCall:
         self._admitted: list[CallAdmission] = []
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         self._routed = RoutedCall(services, road, caller, document, model, priority)
-        self._options = options
         self._deadline = deadlines.deadline_of(
             options.prefer if options is not None else None, priority, services.settings.api.wait_timeout
         )
-        asked = policy.policy_of(document, options.cache_control) if options is not None else policy.BYPASS
+        self._answers = options.answers if options is not None else None
+        asked = policy.BYPASS
+        if options is not None and self._answers is not None:
+            asked = policy.policy_of(document, options.cache_control)
         namespace = self.request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
         #: What the response cache does for it.
         self.cached = CachedCall(self.request, self.model, namespace, asked, self.computed)
@@ -172,7 +174,7 @@ class ModelCall:
     async def _found(self) -> Entries:
         await self.decide()
         self.cached.request, self.cached.model = self.request, self.model
-        source = self._options.answers.entries(self.cached) if self._options is not None else self.computed()
+        source = self._answers.entries(self.cached) if self._answers is not None else self.computed()
         async with aclosing(source) as entries:
             async for entry in entries:
                 yield entry

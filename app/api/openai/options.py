@@ -14,7 +14,8 @@ from app.api.cache.answers import Answers
 class CallOptions:
     """The headers of a call, and the cached answers."""
 
-    answers: Answers
+    #: None: nothing is cached.
+    answers: Answers | None
     cache_control: str | None = None
     prefer: str | None = None
 

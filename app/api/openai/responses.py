@@ -23,6 +23,7 @@ from app.api.openai import errors, responses_store
 from app.api.openai.calls import RUN_HEADER, Entries, ModelCall
 from app.api.openai.endpoints import body_of
 from app.api.openai.errors import OpenAIRoute, ResponseNotFound
+from app.api.openai.options import InjectedOptions
 from app.api.openai.road import InjectedRoad, Waiting
 from app.api.services import InjectedServices, Services
 from app.inference.direct import DirectRequest
@@ -63,12 +64,14 @@ async def create(
     services: InjectedServices,
     road: InjectedRoad,
     caller: InjectedCaller,
+    options: InjectedOptions,
     body: Annotated[ResponsesRequest, body_of(ResponsesRequest)],
 ) -> Response:
     """
     The model's answer to the input, after the conversation of `previous_response_id`.
 
     With `background` it returns at once, and the response is read later. With `store: false` it cannot be read again.
+    Each response is a run of its own: none is cached.
     """
     before = await responses_store.conversation_before(services, road, caller, body.previous_response_id)
     try:
@@ -76,7 +79,9 @@ async def create(
     except ValueError as error:
         where = "input" if str(error).startswith(("input", "the conversation")) else ""
         raise InvalidInput([Problem(where, str(error))], "request") from None
-    call = ModelCall(services, road, caller, chat, body.model, body.priority)
+    # One in the background waits for as long as it takes.
+    options = replace(options, answers=None, prefer=None if body.background else options.prefer)
+    call = ModelCall(services, road, caller, chat, body.model, body.priority, options)
     if body.background:
         await call.decide()
         await threads.run_for_request(_submit, services, caller, call.request)

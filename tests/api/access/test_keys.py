@@ -251,6 +251,38 @@ def test_the_last_use_is_written_at_most_once_a_minute(client: TestClient, datab
     assert used().previous_used_at is not None
 
 
+def test_a_request_after_a_revocation_waits_for_no_earlier_look_up(
+    client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, find = made(client), Keyring._find
+    read, may_end = threading.Event(), threading.Event()
+
+    def slow(ring: Keyring, key_id: str) -> StoredSecrets | None:
+        found = find(ring, key_id)
+        if not read.is_set():
+            read.set()
+            assert may_end.wait(60)
+        return found
+
+    async def check() -> None:
+        ring = Keyring(database)
+        monkeypatch.setattr(Keyring, "_find", slow)
+        before = asyncio.create_task(ring.caller_of(key["key"]))
+        assert await asyncio.to_thread(read.wait, 60)
+        with database.work() as work:
+            work.run(text("UPDATE api_key SET revoked_at = now(), revoked_by = 'x'"))
+        ring.forget(key["id"])
+        after = asyncio.create_task(ring.caller_of(key["key"]))
+        await asyncio.sleep(0)
+        may_end.set()
+        assert (await before).name == "k", "it was sent before the revocation"
+        with pytest.raises(NotAuthenticated, match="revoked"):
+            await after
+        await ring.close()
+
+    asyncio.run(check())
+
+
 def test_the_operator_of_the_machine_needs_no_row(database: Database) -> None:
     key = keys.compose("o" * keys.ID_CHARACTERS, "s" * keys.SECRET_CHARACTERS)
 

@@ -57,6 +57,7 @@ def test_reads_calls_of_models_and_submissions_have_no_entry(client: TestClient)
     client.get("/v1/runs")
     client.post("/v1/runs", json={"definition": WORKFLOW})
     client.post("/v1/chat/completions", json={"model": "none", "messages": []})
+    client.post("/v1/compress", json={"model": "none", "text": "private", "max_tokens": 5})
     client.post("/v1/nothing", json={})
     assert entries(client) == []
 
@@ -88,6 +89,13 @@ def test_a_summary_is_bounded_and_without_secrets() -> None:
     shown = entry.summary_of(secret)
     assert all(word not in shown for word in ("k1", "k2", "k3"))
     assert "postgres://u:***@host/x" in shown
+    headers = {
+        "X-API-Key": "k4",
+        "Cookie": "k5",
+        "X-Access-Key": "k6",
+        "url": f"{'t' * 150} https://u:{'k7' * 100}@host",
+    }
+    assert all(word not in entry.summary_of({"headers": headers}) for word in ("k4", "k5", "k6", "k7"))
 
     deep: Any = "x"
     for _ in range(200):

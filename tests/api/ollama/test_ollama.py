@@ -254,3 +254,16 @@ def test_tool_calls_are_objects_in_one_line_before_the_last() -> None:
     assert (called["done"], called["message"]["tool_calls"]) == (False, [expected])
     assert ollama.ChatResponse(**called).message.tool_calls
     assert (last["done"], last["done_reason"], last["eval_count"]) == (True, "stop", 4)
+
+
+def test_a_limit_is_told_in_the_form_of_ollama(api: str, start_pool: StartPool) -> None:
+    start_pool()
+    limits = {"requests_per_minute": 1}
+    assert httpx2.put(f"{api}/v1/limits/namespace/default", json=limits, timeout=PATIENCE).status_code == 200
+    for stream in (False, True):
+        answer = post(api, "chat", messages=HELLO, stream=stream, options={"num_predict": 2})
+    assert answer.status_code == 429
+    assert answer.headers["Content-Type"] == "application/json"
+    assert "1 requests per minute" in answer.json()["error"]
+    assert int(answer.headers["Retry-After"]) > 1
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"

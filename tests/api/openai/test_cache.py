@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 import redis
 import uvicorn
 
+from app.api.cache.flights import Flight
 from app.api.main import serve
+from app.api.openai.road import Waiting
 from app.api.services import Services
 from app.devices.inventory import Devices
 from app.inference import direct, token_stream
@@ -28,6 +31,7 @@ from app.inference.cache.policy import BYPASS, CachePolicy, policy_of
 from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
+from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
@@ -337,6 +341,49 @@ def test_a_follower_finishes_what_a_dead_leader_has_begun(api: str, start_pool: 
     assert status(answer) == "shared"
     assert text(answer) == expected
     until(lambda: valkey.exists(entry))
+
+
+def test_a_follower_keeps_no_answer_of_another_model(api: str, start_pool: StartPool, valkey: redis.Redis) -> None:
+    """Whoever computed it had another model answer, and kept nothing."""
+    start_pool()
+    post(api, **EXACT)
+    [entry] = valkey.keys("arriero:cache:entry:*")
+    digest, kept = entry.rpartition(":")[2], json.loads(valkey.get(entry)[13:])
+    valkey.delete(entry)
+    run, pool_id = "00000000-0000-7000-8000-000000000002", "a-pool"
+    flight, stream = f"arriero:cache:flight:{digest}:interactive", token_stream.key(run, direct.STEP)
+    valkey.set(flight, f"gone:{run}", px=2_500)
+    valkey.set(direct.alive_key(pool_id), "1", ex=120)
+    valkey.xadd(stream, {"begun": pool_id}, id="1-1")
+    with ThreadPoolExecutor(1) as threads:
+        following = asked(threads, api, **EXACT)
+        until(lambda: not valkey.exists(flight))
+        for number, (kind, value) in enumerate(kept[1], 2):
+            told = json.dumps({**json.loads(value), "model": "another"}) if kind == "done" else value
+            valkey.xadd(stream, {kind: told}, id=f"1-{number}")
+        assert status(following.result(PATIENCE)) == "shared"
+    assert not valkey.exists(entry)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(redis.ConnectionError("gone"), "the broker is unreachable: gone"), (KeyError("x"), "has failed (KeyError)")],
+)
+def test_a_computation_that_raises_tells_the_calls_that_wait_for_it(error: Exception, told: str) -> None:
+    async def source() -> AsyncGenerator[StreamEntry | Waiting]:
+        yield Waiting("a while")
+        raise error
+
+    async def noted(_: Flight) -> None:
+        pass
+
+    async def follow() -> None:
+        flight = Flight(key_of("default", MODEL, "", {}, "batch"), "run", source(), noted, noted)
+        async for _ in flight.follow():
+            pass
+
+    with pytest.raises(ArrieroError, match=re.escape(told)):
+        asyncio.run(follow())
 
 
 def test_purge_and_stats(api: str, start_pool: StartPool, valkey: redis.Redis) -> None:

@@ -159,3 +159,18 @@ def test_a_known_wait_is_refused_at_once_for_a_client_with_a_deadline() -> None:
     assert refused.value.retry_after == 10
     assert asyncio.run(entries(CallDeadline(60, is_preferred=True))) == 2
     assert asyncio.run(entries(CallDeadline(30))) == 2, "the setting refuses nothing early"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_has_a_deadline_too(api: str, stream: bool) -> None:
+    content = {"model": MODEL, "input": "Hello.", "stream": stream}
+    answer = httpx2.post(f"{api}/v1/responses", json=content, headers={"Prefer": "wait=1"}, timeout=PATIENCE)
+    assert answer.status_code == 503, answer.text
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_response_in_the_background_waits_for_as_long_as_it_takes(api: str) -> None:
+    content = {"model": MODEL, "input": "Hello.", "background": True}
+    answer = httpx2.post(f"{api}/v1/responses", json=content, headers={"Prefer": "wait=1"}, timeout=PATIENCE)
+    assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+    assert "Preference-Applied" not in answer.headers

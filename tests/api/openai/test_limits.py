@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -229,3 +230,15 @@ def test_a_key_of_a_wrong_type_blocks_nobody(client: httpx2.Client, start_pool: 
 )
 def test_wrong_limits_are_refused(client: httpx2.Client, path: str, body: dict[str, Any]) -> None:
     assert client.put(f"/v1/limits/{path}", json=body).status_code == 422
+
+
+def test_a_batch_counts_as_one_request(client: httpx2.Client) -> None:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": MODEL, "input": "a"}}
+    given = {"file": ("lines.jsonl", json.dumps(line).encode())}
+    file = client.post("/v1/files", files=given, data={"purpose": "batch"}).json()["id"]
+    limit(client, requests_per_minute=1)
+    batch = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    answers = [client.post("/v1/batches", json=batch) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429], answers[0].text
+    assert answers[1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert len(client.get("/v1/batches").json()["data"]) == 1
