@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems, threads
+from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
 from app.catalog.catalog import Catalog
@@ -76,6 +77,7 @@ class CompressIn(CompressionFields):
         413,
         415,
         422,
+        429,
         others={
             200: {
                 "description": "The `text` or the `messages`, and what was done",
@@ -107,8 +109,10 @@ async def compress(
         priority="interactive",
         labels=caller.labels({}),
     )
+    namespace = caller.namespace_of(submission.labels)
+    limits = await threads.run_for_request(admit_submission, services, caller, namespace)
     accepted = await threads.run_for_request(services.runs.submit, submission)
-    headers = {RUN_HEADER: str(accepted.id)}
+    headers = {RUN_HEADER: str(accepted.id), **limits}
     gone = asyncio.ensure_future(_gone(request))
     try:
         state, pause, until = RunState.RUNNING, _FIRST_PAUSE, asyncio.get_running_loop().time() + wait

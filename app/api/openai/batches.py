@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.access.callers import KeyScope
 from app.api import bodies
+from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
@@ -143,7 +144,7 @@ class BatchListOut(BaseModel):
     "",
     summary="Create a batch",
     dependencies=[requires(KeyScope.SUBMIT)],
-    responses=errors.documented(400, 409, 413, 415, 503),
+    responses=errors.documented(400, 409, 413, 415, 429, 503),
     openapi_extra=bodies.documented_as(BatchIn),
 )
 def create(
@@ -164,6 +165,7 @@ def create(
         None if expiry is None else timedelta(seconds=expiry.seconds),
     )
     max_open = services.settings.batches.max_open
+    admit_submission(services, caller, caller.namespace_of({}))
     return out(service.create(services.database, services.publisher, request, caller.namespace, max_open))
 
 
