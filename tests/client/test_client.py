@@ -355,7 +355,7 @@ def test_files_and_batches_speak_the_form_of_openai(script: Script) -> None:
 
 
 def test_the_key_comes_from_the_environment(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARRIERO_API_KEY", "of the environment")
+    monkeypatch.setenv("ARRIERO_API__KEY", "of the environment")
     script.answers = [answer(200, RUN)]
     with Client(f"{script.url}/v1") as client:
         client.get("1")

@@ -57,6 +57,7 @@ def test_reads_calls_of_models_and_submissions_have_no_entry(client: TestClient)
     client.get("/v1/runs")
     client.post("/v1/runs", json={"definition": WORKFLOW})
     client.post("/v1/chat/completions", json={"model": "none", "messages": []})
+    client.post("/v1/compress", json={"model": "none", "text": "a secret plan", "target_ratio": 2})
     client.post("/v1/nothing", json={})
     assert entries(client) == []
 
