@@ -20,6 +20,8 @@ import pytest
 import redis
 import structlog
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import text
 from sqlmodel import SQLModel
 from xdist.scheduler import LoadFileScheduling
@@ -45,6 +47,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Requests of tests come from this machine, as those of a user do. The name that Starlette gives is no address.
 TestClient.__init__ = partialmethod(TestClient.__init__, client=("127.0.0.1", 50000))  # type: ignore[method-assign]
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis_settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("suite")
 
 #: Nothing of the caller's environment may decide how a test ends.
 for name in [name for name in os.environ if name.startswith("ARRIERO_")]:
@@ -89,8 +95,8 @@ def _folder(item: pytest.Item) -> str:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One for each core and one more, because tests wait for processes; fewer where memory is short."""
-    return max(1, min((psutil.cpu_count() or 1) + 1, psutil.virtual_memory().available // WORKER_BYTES))
+    """Two for each core and one more, because tests mostly wait for processes; fewer where memory is short."""
+    return max(1, min(2 * (psutil.cpu_count() or 1) + 1, psutil.virtual_memory().available // WORKER_BYTES))
 
 
 @pytest.hookimpl(trylast=True)

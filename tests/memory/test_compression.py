@@ -182,7 +182,7 @@ def test_a_query_decides_what_stays_also_across_two_facts() -> None:
     ]
     facts = [Turn("Mira is the sister of Anna."), Turn("Mira plays the cello in the evening.")]
     turns = [*small_talk[:20], facts[0], *small_talk[20:60], facts[1], *small_talk[60:]]
-    found = compress(turns, Target(10, query="Which instrument does Anna's sister play?"), count)
+    found = compress(turns, Target(6, query="Which instrument does Anna's sister play?"), count)
 
     assert {facts[0].content, facts[1].content} <= set(found.contents)
     assert not found.missed

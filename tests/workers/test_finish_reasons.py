@@ -70,7 +70,7 @@ def worker(runs: Runs, shared: LlamaEngine, tmp_path: Path) -> Iterator[Worker]:
 
 
 def step(view: views.RunView, key: str) -> Any:
-    return next(step for step in api.out(view).steps if step.key == key)
+    return next(step for step in api.out(view, sees_fleet=True).steps if step.key == key)
 
 
 CUT = """

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from app.inference import token_stream
+from app.inference.requests import TextPiece
 from workers.token_writer import TokenWriter
 
 
@@ -24,7 +25,7 @@ def test_entries_keep_their_order_and_have_consecutive_ids(writer: TokenWriter, 
     stream = writer.open(run_id, "answer", 1)
     stream.begun("pool")
     for number in range(500):
-        stream.text(f"{number} ")
+        stream.piece(TextPiece(f"{number} "))
     stream.done({"x": 1})
     writer.close()
 
@@ -39,10 +40,10 @@ def test_entries_keep_their_order_and_have_consecutive_ids(writer: TokenWriter, 
 def test_a_stale_attempt_writes_nothing_more(writer: TokenWriter, valkey: redis.Redis) -> None:
     run_id = uuid4()
     stale, current = (writer.open(run_id, "answer", attempt) for attempt in (1, 2))
-    stale.text("old")
-    current.text("new")
-    stale.text("late")
-    stale.text("later")
+    stale.piece(TextPiece("old"))
+    current.piece(TextPiece("new"))
+    stale.piece(TextPiece("late"))
+    stale.piece(TextPiece("later"))
     writer.close()
 
     entries = [fields["text"] for _, fields in valkey.xrange(current.key)]
@@ -55,8 +56,8 @@ def test_a_stale_attempt_writes_nothing_more(writer: TokenWriter, valkey: redis.
 def test_a_key_of_another_type_costs_only_its_own_stream(writer: TokenWriter, valkey: redis.Redis) -> None:
     broken, whole = (writer.open(uuid4(), "answer", 1) for _ in range(2))
     valkey.set(broken.key, "x")
-    broken.text("lost")
-    whole.text("kept")
+    broken.piece(TextPiece("lost"))
+    whole.piece(TextPiece("kept"))
     writer.close()
 
     assert [fields for _, fields in valkey.xrange(whole.key)] == [{"text": "kept"}]

@@ -49,7 +49,7 @@ _STYLES = {"here": "green", "server": "green", "damaged": "red", "missing": "red
 
 _PULL = "Download a model's file to this host, and verify it; add a model that the catalogue does not have."
 _REMOVE = "Remove a model that was added, and its downloaded file."
-_VERIFY = "Read a model's file completely, and compare its sha256 with the known one."
+_VERIFY = "Read a model's file completely, and compare its sha256 with the known one; or ask a model's server."
 _SELECT = "Show which model a name, an alias or a selector means now."
 _FOOTPRINT = "Print the memory that a model needs, by device and by source of the figure."
 register(

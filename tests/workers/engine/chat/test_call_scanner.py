@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.requests import ToolCallPiece
@@ -26,6 +26,7 @@ def scanned(text: str, sizes: list[int]) -> list[ToolCallPiece]:
     return found
 
 
+@settings(max_examples=40)
 @given(CALLS, st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from([None, 1]))
 def test_calls_are_found_in_any_pieces(
     given_calls: list[tuple[str, dict[str, object]]], sizes: list[int], indent: int | None

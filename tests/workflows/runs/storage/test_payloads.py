@@ -22,6 +22,7 @@ from sqlalchemy import text
 from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, PayloadTooLarge
+from app.kernel.settings import Settings
 from app.workflows import garbage, registry, retention
 from app.workflows.language import check
 from app.workflows.runs import control, forks, views
@@ -427,7 +428,7 @@ def test_one_run_of_the_job_removes_all_expired_rows(worker: StepWorker, monkeyp
         worker.submit(GIVE.replace("prompt: hi", f"prompt: hi {n}"), v=f"{LONG}{n}")
     control.cancel_all(worker.runs, control.Filter())
     worker.pass_time(hours=24 * 31)
-    runtime: Any = SimpleNamespace(runs=worker.runs)
+    runtime: Any = SimpleNamespace(runs=worker.runs, settings=Settings())
     jobs.run_expire(runtime)
 
     assert [stored(worker.runs.database, what) for what in ("run", "definition", "payload")] == [0, 0, 0]
