@@ -109,7 +109,8 @@ async def compress(
         priority="interactive",
         labels=caller.labels({}),
     )
-    limits = await threads.run_for_request(admit_submission, services, caller, caller.namespace_of(submission.labels))
+    namespace = caller.namespace_of(submission.labels)
+    limits = await threads.run_for_request(admit_submission, services, caller, namespace)
     accepted = await threads.run_for_request(services.runs.submit, submission)
     headers = {RUN_HEADER: str(accepted.id), **limits}
     gone = asyncio.ensure_future(_gone(request))

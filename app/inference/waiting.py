@@ -13,6 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+#: Why a model is not loaded, for those who do not see what others do.
+REFUSED = "no pool of it can be started now"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelQueue:
@@ -54,13 +57,15 @@ class WaitEstimate:
     is_coming: bool
     #: A sentence for people.
     detail: str
+    #: The same without what others do: why no pool can be started names their pools and devices.
+    outline: str
 
 
 def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
     """The wait of a run that waits in the queue; of a new interactive call without one."""
     position = queue.before_new + 1 if run_id is None else queue.runs.get(run_id)
     ahead = (position or 1) - 1
-    is_coming, seconds = True, None
+    is_coming, seconds, outline = True, None, ""
     if queue.slots:
         seconds = (ahead + 1) / queue.slots * queue.duration
         if queue.waiting == 0 and run_id is None:
@@ -72,12 +77,13 @@ def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
     else:
         is_coming = False
         if queue.refusal:
-            state, seconds = queue.refusal, queue.refused_for
+            state, outline, seconds = queue.refusal, REFUSED, queue.refused_for
         else:
             state, seconds = "it is not loaded", queue.load or None
         if seconds is not None:
             seconds += ahead // queue.slots_per_pool * queue.duration
-    return WaitEstimate(position, queue.waiting, seconds, is_coming, _detail(queue, position, state, seconds))
+    detail, outlined = (_detail(queue, position, one, seconds) for one in (state, outline or state))
+    return WaitEstimate(position, queue.waiting, seconds, is_coming, detail, outlined)
 
 
 def _detail(queue: ModelQueue, position: int | None, state: str, seconds: float | None) -> str:

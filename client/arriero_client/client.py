@@ -19,7 +19,7 @@ LOCAL = "http://127.0.0.1:8470"
 #: When requests are sent again.
 RETRIES = Retries()
 #: The variable with the API key.
-KEY_VARIABLE = "ARRIERO_API_KEY"
+KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
 class _Operations(Runs, Capable, Files):
@@ -33,7 +33,7 @@ class Client(_Operations):
     """
     A synchronous client. Safe for threads. Times are in seconds.
 
-    `api_key` is by default that of the variable ARRIERO_API_KEY; servers without keys need none.
+    `api_key` is by default that of the variable ARRIERO_API__KEY; servers without keys need none.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AsyncClient(_Operations):
     """
     A client for asyncio. Times are in seconds.
 
-    `api_key` is by default that of the variable ARRIERO_API_KEY; servers without keys need none.
+    `api_key` is by default that of the variable ARRIERO_API__KEY; servers without keys need none.
     """
 
     def __init__(

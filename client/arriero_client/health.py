@@ -17,7 +17,7 @@ from arriero_client.results import Capabilities, Check, Health, Model, Reasoned
 _PARTS: Mapping[str, str | None] = {
     "embedding": "/v1/embeddings",
     "reasoning": "/v1/chat/completions",
-    "compression": None,
+    "compression": "/v1/compress",
     "consolidation": None,
 }
 #: The question of the check, and the form of its answer.
@@ -67,12 +67,6 @@ class Capable(Models):
         return Health(checks)
 
     @operation
-    def compress_prompt(self, text: str) -> Operation[str]:  # noqa: ARG002 for a server that has it
-        """Shorten a prompt. Raises NotAvailable: no server of this version has it, and it says so itself."""
-        yield from _require(self, "compression")
-        raise AssertionError("a part without a path is never available")
-
-    @operation
     def consolidate(self) -> Operation[str]:
         """Consolidate memories. Raises NotAvailable: no server of this version has it, and it says so itself."""
         yield from _require(self, "consolidation")
@@ -83,6 +77,9 @@ def _check(client: Capable, part: str, model: str) -> Operation[Check]:
     if part == "embedding":
         found = yield from Models.embed.function(client, model, "health")
         return Check(bool(found.vectors and found.vectors[0]), found.latency_s, model)
+    if part == "compression":
+        made = yield from Models.compress_prompt.function(client, model, _QUESTION, max_tokens=64)
+        return Check(made.text == _QUESTION, made.latency_s, model)
     parameters: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     reasoned: Reasoned[Any] = yield from Models.reason.function(client, model, _QUESTION, _SCHEMA, **parameters)
     return Check(reasoned.value in _SCHEMA["enum"], reasoned.answer.latency_s, model)

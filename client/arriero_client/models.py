@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from arriero_client import exchange, streams
 from arriero_client.effects import Clock, ConnectionLost, Emit, Operation, Read, Reply, Request, Together
-from arriero_client.errors import ClientError, ConnectionFailed, InvalidAnswer, ServerFailed
+from arriero_client.errors import ClientError, ConnectionFailed, InvalidAnswer, ServerFailed, TimedOut
 from arriero_client.exchange import Retries
 from arriero_client.operations import operation, stream
 from arriero_client.results import (
     ChatPart,
     ChatResult,
+    Compression,
     EmbeddedBatch,
     Embeddings,
     Model,
@@ -34,6 +35,8 @@ Messages = str | Sequence[Mapping[str, Any]]
 BATCH_SIZE, PARALLEL = 32, 4
 #: Most texts of one request.
 _MAX_TEXTS = 2_048
+#: Most seconds that the server waits for a compression.
+_MAX_WAIT = 600
 
 
 class Models:
@@ -102,6 +105,36 @@ class Models:
             cut = " (it was cut at max_tokens)" if answer.finish_reason == "length" else ""
             raise InvalidAnswer(f"the answer does not have the form of the schema{cut}: {error}", answer.text) from None
         return Reasoned(value, answer)
+
+    @operation
+    def compress_prompt(self, /, model: str, given: Messages, **parameters: Any) -> Operation[Compression]:
+        """
+        Return a text, or a conversation, with fewer tokens of a model, which is not loaded.
+
+        The target is `max_tokens` or `target_ratio`; further parameters are those of `/v1/compress` (docs/memory.md).
+        Raises TimedOut when it takes longer than `model_timeout`, at most 600 s; its run goes on.
+        """
+        began = yield Clock()
+        wait = min(int(self.model_timeout), _MAX_WAIT)
+        name = "text" if isinstance(given, str) else "messages"
+        body = {"model": model, name: given if isinstance(given, str) else [dict(one) for one in given], **parameters}
+        request = Request("POST", f"/v1/compress?wait={wait}", body=body, timeout=self.model_timeout + 10)
+        reply = yield from exchange.send(request, self.retries)
+        found, run_id = exchange.document(reply), reply.headers.get("x-arriero-run")
+        if reply.status == 202:
+            raise TimedOut(f"the compression (run {run_id}) has not ended within {wait} s")
+        tokens = found["tokens"]
+        return Compression(
+            text=found.get("text"),
+            messages=found.get("messages"),
+            tokens_before=tokens["before"],
+            tokens_after=tokens["after"],
+            target_met=found["target_met"],
+            reason=found.get("reason"),
+            report=found,
+            latency_s=(yield Clock()) - began,
+            run_id=run_id,
+        )
 
     @operation
     def embed(

@@ -202,6 +202,25 @@ class EmbeddedBatch:
     latency_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """A text or messages with fewer tokens."""
+
+    #: What was given as a text.
+    text: str | None
+    #: What was given as messages.
+    messages: list[dict[str, Any]] | None
+    tokens_before: int
+    tokens_after: int
+    #: The result has at most the tokens of the target; if not, `reason` says why.
+    target_met: bool
+    reason: str | None
+    #: All that the server reports: docs/memory.md.
+    report: Mapping[str, Any]
+    latency_s: float
+    run_id: str | None = None
+
+
 class Model(_Document):
     """A model that the server serves."""
 

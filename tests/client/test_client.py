@@ -215,16 +215,15 @@ def test_the_asynchronous_client_calls_models(api: str, start_pool: StartPool) -
 
 def test_the_health_of_what_is_there_and_of_what_is_not_yet(client: Client, start_pool: StartPool) -> None:
     start_pool()
-    found = client.check_health(("embedding", "compression"), embedding_model=MODEL)
+    found = client.check_health(("embedding", "consolidation"), embedding_model=MODEL)
     assert found.checks["embedding"].ok
     assert found.checks["embedding"].latency_s
-    missing = found.checks["compression"]
+    missing = found.checks["consolidation"]
     assert not missing.ok
     assert isinstance(missing.error, arriero_client.NotAvailable)
     assert not found.ok
-    for call in (lambda: client.compress_prompt("x"), client.consolidate):
-        with pytest.raises(arriero_client.NotAvailable, match=r"\(version .*\) does not have .* yet"):
-            call()
+    with pytest.raises(arriero_client.NotAvailable, match=r"\(version .*\) does not have .* yet"):
+        client.consolidate()
     with pytest.raises(ValueError, match="cannot be checked; accepted: embedding"):
         client.check_health(("everything",))
     unknown = client.check_health(("reasoning",), reasoning_model="nothing").checks["reasoning"]
@@ -356,7 +355,7 @@ def test_files_and_batches_speak_the_form_of_openai(script: Script) -> None:
 
 
 def test_the_key_comes_from_the_environment(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARRIERO_API_KEY", "of the environment")
+    monkeypatch.setenv("ARRIERO_API__KEY", "of the environment")
     script.answers = [answer(200, RUN)]
     with Client(f"{script.url}/v1") as client:
         client.get("1")

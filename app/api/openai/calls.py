@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -177,7 +178,10 @@ class ModelCall:
         source = self._answers.entries(self.cached) if self._answers is not None else self.computed()
         async with aclosing(source) as entries:
             async for entry in entries:
-                yield entry
+                if self._caller.namespace is not None and isinstance(entry, Waiting) and entry.outline:
+                    yield replace(entry, detail=entry.outline)
+                else:
+                    yield entry
 
     async def computed(self) -> Entries:
         """Send the request to a model, and return what comes. Closing the iterator stops the request."""

@@ -63,7 +63,7 @@ class RoutedCall:
         self._is_open = is_selector
         self.model: Model = chosen.model
         self.reason = chosen.reason
-        self._labels = caller.labels({})
+        self._labels, self._is_outlined = caller.labels({}), caller.namespace is not None
         created = int(clock.now().timestamp())
         request = DirectRequest.new(self.model.name, document, priority, self._labels, created)
         self.request = replace(request, labels=self._labelled())
@@ -119,6 +119,10 @@ class RoutedCall:
             self._turn_to(chosen.model, "", is_new=False)
 
     async def _fleet(self) -> FleetAvailability:
+        found = await self._known()
+        return found.outlined() if self._is_outlined else found
+
+    async def _known(self) -> FleetAvailability:
         reader = self._road.fleet
         if reader.latest is not None and reader.is_fresh(self._catalog):
             return reader.latest

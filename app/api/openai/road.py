@@ -70,6 +70,8 @@ class Waiting:
     detail: str
     #: Expected seconds until it begins; None when that is not known, or depends on the scheduler's decision.
     seconds: float | None = None
+    #: `detail` for a caller of a namespace, where it differs.
+    outline: str = ""
 
 
 class Road:
@@ -158,7 +160,7 @@ class Road:
     async def waiting(self, model: Model, run_id: UUID) -> Waiting:
         """What a run waits for, and for how long."""
         found = await self.estimates.of(model, run_id)
-        return Waiting(found.detail, found.seconds if found.is_coming else None)
+        return Waiting(found.detail, found.seconds if found.is_coming else None, found.outline)
 
     async def follow(self, request: DirectRequest) -> AsyncGenerator[StreamEntry | Waiting]:
         """Yield the entries of a run, from its first one until it has ended. Nothing stops the run."""

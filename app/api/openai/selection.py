@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
-from app.api.callers import requires
+from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
 from app.api.openai.road import InjectedRoad
@@ -56,12 +56,19 @@ class SelectionOut(BaseModel):
 def select(
     services: InjectedServices,
     road: InjectedRoad,
+    caller: InjectedCaller,
     model: Annotated[str, Query(min_length=1, max_length=200, description="a name, an alias or a selector")],
     context: Annotated[int, Query(ge=0, le=16_777_216, description="tokens that the request needs")] = 0,
 ) -> SelectionOut:
-    """The model that a request with this `model` would be sent to now, and why."""
+    """
+    The model that a request with this `model` would be sent to now, and why.
+
+    With a key of a namespace, the reason why a model is unavailable is not told.
+    """
     catalog = services.catalog
     fleet = road.fleet.current(catalog)
+    if caller.namespace is not None:
+        fleet = fleet.outlined()
     try:
         chosen = choice.choose(model, catalog, fleet, context)
     except NotFound:

@@ -7,7 +7,7 @@ Values only. They are read from the database a moment before (`fleet.py`), and a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -57,6 +57,10 @@ _EVICTION = 5.0
 _WARM_LOAD = 0.5
 
 
+#: Why a model is unavailable, for callers who do not see the fleet.
+_OUTLINE = "an operator sees why"
+
+
 @dataclass(frozen=True, slots=True)
 class FleetAvailability:
     """The availability of all models at one moment."""
@@ -66,6 +70,12 @@ class FleetAvailability:
     def of(self, name: str) -> Availability:
         """The availability of a model; of one that is not known, as if it had never been used."""
         return self.models.get(name, Availability())
+
+    def outlined(self) -> FleetAvailability:
+        """The same for callers of a namespace: why a model is unavailable names files and hosts."""
+        return FleetAvailability(
+            {name: replace(one, problem=_OUTLINE) if one.problem else one for name, one in self.models.items()}
+        )
 
 
 #: What is known before anything was read.

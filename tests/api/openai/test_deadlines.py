@@ -55,6 +55,7 @@ def test_what_nobody_knows_is_no_estimate() -> None:
     found = waiting.estimate(queue(refusal="needs 6 GiB, gpu-0 has 4 GiB"), RUNS[0])
     assert (found.seconds, found.is_coming) == (None, False)
     assert found.detail.endswith(f"needs 6 GiB, gpu-0 has 4 GiB; see: arriero fleet why {MODEL}")
+    assert found.outline.endswith(f"no pool of it can be started now; see: arriero fleet why {MODEL}")
 
 
 def test_a_new_call_goes_behind_the_interactive_ones() -> None:

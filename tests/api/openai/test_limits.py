@@ -207,6 +207,12 @@ def test_submissions_count_with_the_headers_of_the_ietf(client: httpx2.Client) -
     assert answers[2].json()["type"] == "urn:arriero:error:limit-reached"
     fork = client.post(f"/v1/runs/{answers[0].json()['id']}/fork", json={"from": "a"})
     assert fork.status_code == 429
+    compression = client.post("/v1/compress", json={"model": "smollm2:135m", "text": "A text.", "target_ratio": 2})
+    assert compression.status_code == 429
+    file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"{}")}).json()["id"]
+    batch = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+    refused = client.post("/v1/batches", json=batch)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
 
 
 def test_a_key_of_a_wrong_type_blocks_nobody(client: httpx2.Client, start_pool: StartPool, valkey: redis.Redis) -> None:
