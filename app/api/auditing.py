@@ -51,7 +51,6 @@ ORDINARY = frozenset(
         ("POST", "/v1/runs/{run_id}/fork"),
         ("POST", "/v1/files"),
         ("POST", "/v1/batches"),
-        ("POST", "/v1/compress"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

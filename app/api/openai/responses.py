@@ -7,7 +7,7 @@ A response is a run like every other call. In the background it goes on without 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -82,18 +82,19 @@ async def create(
     # One in the background waits for as long as it takes.
     options = replace(options, answers=None, prefer=None if body.background else options.prefer)
     call = ModelCall(services, road, caller, chat, body.model, body.priority, options)
+
+    def events() -> ResponseEvents:
+        return ResponseEvents(body, str(call.run_id), call.request.created)
+
     if body.background:
         await call.decide()
         await threads.run_for_request(_submit, services, caller, call.request)
         if body.stream:
-            events = ResponseEvents(body, str(call.run_id), call.request.created)
             return call.streamed(_events(None, road.follow(call.request), events))
         queued = document.outline(body, str(call.run_id), call.request.created, ResponseStatus.QUEUED)
         return problems.AsciiResponse(queued, headers=dict(call.headers))
     if body.stream:
-        first, entries = await call.begun()
-        events = ResponseEvents(body, str(call.run_id), call.request.created)
-        return call.streamed(_events(first, entries, events))
+        return call.streamed(_events(*await call.begun(), events))
     return await call.answer(request, lambda found: document.answered(body, str(call.run_id), found))
 
 
@@ -116,10 +117,12 @@ async def retrieve(
     found = await responses_store.load(services, road, caller, response_id)
     if not stream:
         return problems.AsciiResponse(found.document())
-    events = ResponseEvents(found.request, str(found.run_id), found.created)
-    written = _events(
-        None, road.follow(found.direct_request()), events, -1 if starting_after is None else starting_after
-    )
+    after = -1 if starting_after is None else starting_after
+
+    def events() -> ResponseEvents:
+        return ResponseEvents(found.request, str(found.run_id), found.created)
+
+    written = _events(None, road.follow(found.direct_request()), events, after)
     return StreamingResponse(written, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
@@ -181,24 +184,36 @@ async def input_items(
 
 
 async def _events(
-    first: StreamEntry | Waiting | None, entries: Entries, events: ResponseEvents, after: int = -1
+    first: StreamEntry | Waiting | None, entries: Entries, make: Callable[[], ResponseEvents], after: int = -1
 ) -> AsyncIterator[str]:
-    """The server-sent events of a stream, those after a number."""
+    """
+    The server-sent events of a stream, those after a number.
+
+    Without a first entry the run is known, and the events begin at once; otherwise with the first entry of the model
+    that answers, whose run is that of the response.
+    """
     async with aclosing(entries):
-        for text in _texts(events.begin(), after):
-            yield text
+        events = None
+        if first is None:
+            events = make()
+            for text in _texts(events.begin(), after):
+                yield text
         attempt = 1
         try:
             entry = first if first is not None else await anext(entries, None)
             while entry is not None:
                 if isinstance(entry, Waiting):
                     yield f": {entry.detail}\n\n"
-                elif entry.attempt > attempt and entry.kind is EntryKind.BEGUN and events.has_text:
-                    yield _text(
-                        events.error("worker_lost", "the text begins again; read the response when it has ended")
-                    )
-                    return
-                else:
+                elif events is not None or entry.kind is not EntryKind.BEGUN:
+                    if events is None:
+                        events, attempt = make(), entry.attempt
+                        for text in _texts(events.begin(), after):
+                            yield text
+                    if entry.attempt > attempt and entry.kind is EntryKind.BEGUN and events.has_text:
+                        yield _text(
+                            events.error("worker_lost", "the text begins again; read the response when it has ended")
+                        )
+                        return
                     attempt = entry.attempt
                     for text in _texts(_of_entry(entry, events), after):
                         yield text
@@ -206,7 +221,7 @@ async def _events(
                         return
                 entry = await anext(entries, None)
         except ArrieroError as error:
-            yield _text(events.error(None, str(error)))
+            yield _text((events or make()).error(None, str(error)))
 
 
 def _of_entry(entry: StreamEntry, events: ResponseEvents) -> Iterable[ResponseEvent]:
