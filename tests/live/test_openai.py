@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, generate, until
 
@@ -24,8 +24,8 @@ HELLO = [{"role": "user", "content": "Say hello."}]
 
 
 class Animal(BaseModel):
-    name: str
-    legs: int
+    name: str = Field(max_length=30)
+    legs: int = Field(ge=0, le=999)
 
 
 def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:

@@ -1,18 +1,15 @@
-"""`arriero up` end to end, with a real model: runs, errors, Flower, metrics, and the commands of the README."""
+"""`arriero up` end to end, with a real model: runs, errors, Flower, metrics."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, as_json, generate, until
+from tests.live.conftest import MODEL, ROOT, Live, as_json, generate, until
 
 
 @pytest.fixture(scope="module")
@@ -176,50 +173,6 @@ def test_an_invalid_file_is_reported_with_the_line(live: Live, tmp_path: Path) -
 
     assert "steps[0].needs[0] (line 3): there is no step 'b'" in live.arriero("run", str(file), expect=2).stderr
     assert "(line 3)" in live.arriero("workflows", "check", str(file), expect=2).stderr
-
-
-def readme_commands(program: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```(?:sh|console|bash)\n(.*?)```", text, re.DOTALL)
-    joined = "\n".join(blocks).replace("\\\n", " ")
-    return [line.strip() for line in joined.splitlines() if line.strip().startswith(program)]
-
-
-def test_the_readme_shows_the_api_and_the_command() -> None:
-    assert len(readme_commands("curl")) >= 3
-    assert len(readme_commands("arriero run")) >= 2
-
-
-def test_the_curl_lines_of_the_readme_work_as_printed(live: Live, tmp_path: Path) -> None:
-    """In order and in one shell, as a reader pastes them; only the port differs."""
-    lines = [line.replace("http://127.0.0.1:8470", live.api) for line in readme_commands("curl")]
-    script = "set -euo pipefail\n" + "\n".join(f"{line} --fail-with-body\necho" for line in lines)
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"state"' in done.stdout
-
-
-def readme_blocks() -> list[str]:
-    """The blocks of the README with commands for a running server."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if re.search(r"arriero (run|submit|runs|workflows|fleet) ", block)]
-
-
-@pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.split("\n", 1)[0][:40])
-def test_the_commands_of_the_readme_work_as_printed(with_gemma: Live, block: str) -> None:
-    """Block by block, each in one shell, as a reader pastes them; only the data directory and the port differ."""
-    live = with_gemma
-    here = f'{sys.executable} -m app --data-dir={live.folder} --set=api.url={live.api} "$@"'
-    script = f"set -euo pipefail\narriero() {{ {here}; }}\n{block}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=PATIENCE, check=False
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_settings_are_shown_with_their_origin(live: Live) -> None:
