@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx2
 import openai
 import pytest
 from pydantic import BaseModel
 
+from app.api.openai import responses
+from app.api.openai.road import Waiting
 from app.inference.openai.responses import document
+from app.inference.openai.responses.events import ResponseEvents
+from app.inference.openai.responses.request import ResponsesRequest
+from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel.database import Database
 from app.workflows.runs import views
 from tests.api.openai.conftest import MODEL, StartPool
@@ -464,3 +470,25 @@ def test_it_is_listed_at_once(client: openai.OpenAI, start_pool: StartPool) -> N
         made = client.responses.create(model=MODEL, input="x", max_output_tokens=4)
         assert client.responses.retrieve(made.id).status == "completed"
     assert time.monotonic() - started < PATIENCE
+
+
+def test_a_stream_has_the_id_of_the_run_that_answers() -> None:
+    """A call that waits may fall back to another model, which is another run."""
+    runs = [uuid4(), uuid4()]
+
+    async def entries() -> AsyncGenerator[StreamEntry | Waiting]:
+        yield StreamEntry("1-1", EntryKind.BEGUN, "pool")
+        yield Waiting("falling back")
+        runs.pop(0)
+        yield StreamEntry("1-1", EntryKind.BEGUN, "pool")
+        yield StreamEntry("1-2", EntryKind.TEXT, "Hi")
+
+    def events() -> ResponseEvents:
+        return ResponseEvents(ResponsesRequest(model="m:1", input="x"), str(runs[0]), 0)
+
+    async def read() -> str:
+        return "".join([text async for text in responses._events(Waiting("loading"), entries(), events)])
+
+    last, text = runs[1], asyncio.run(read())
+    assert text.startswith(": loading\n\n: falling back\n\nevent: response.created")
+    assert set(re.findall(r'"resp_(\w+)"', text)) == {last.hex}
