@@ -26,7 +26,9 @@ def _offered(value: Any) -> Any:
     return value
 
 
-def _pattern(value: str) -> str:
+def _pattern(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value  # refused afterwards, by its type
     try:
         regex.compiled(value)
     except regex.PatternRefused as error:
