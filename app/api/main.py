@@ -105,6 +105,7 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     ModelFileUnusable: 409,
     Unavailable: 503,
     LimitReached: 429,
+    compression.TooManyWaiting: 429,
     ArrieroError: 500,
 }
 
@@ -234,6 +235,7 @@ def serve(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.keyring = Keyring(services.database, operator_key.read(services.settings.data_dir))
+    app.state.compressions = compression.WaitingCalls()
     documentation.add(app)
     for router in ROUTERS:
         app.include_router(router)
