@@ -1,5 +1,6 @@
 """
-The cluster of the fault tests: Postgres and Valkey for one test, worker programs as real processes, and `until`.
+The cluster of the fault tests: Postgres and Valkey for one test, worker programs as real processes (forks of
+`zygote.py`), and `until`.
 
 The nodes of pytest-celery control the processes: `Program` and `ServerProgram` have the interface of a Docker
 container. Processes that a test leaves running are ended; a process that survives the cluster fails the test.
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID
 
 import psutil
@@ -44,6 +45,7 @@ from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, Server, ValkeyServer, start_postgres
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.processes.process import Child, end_all
+from app.kernel.processes.spawning import SpawnedProcess
 from app.kernel.sections.fleet import FleetSettings
 from app.kernel.sections.servers import BrokerSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings
@@ -56,6 +58,7 @@ from app.workflows.runs.details import RunView
 from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
+from tests.faults.zygote import Zygote
 from tests.fleet.granting import begun, cpu_report, granted
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +103,13 @@ def show_section(name: str, *lines: str) -> None:
     sys.stdout.write("\n".join([f"---- {name}", *lines, ""]))
 
 
+class Where(NamedTuple):
+    """What starts the programs of a cluster, and the directory of their logs."""
+
+    zygote: Zygote
+    directory: Path
+
+
 class Program:
     """A worker program, with those parts of docker-py's Container that the nodes of pytest-celery use."""
 
@@ -109,22 +119,32 @@ class Program:
         "HostConfig": {"PortBindings": {}},
     }
 
-    def __init__(self, name: str, argv: Sequence[str], environment: dict[str, str], directory: Path) -> None:
-        self.name = self.id = name
-        self._argv, self._environment, self._directory = argv, environment, directory
-        self.child = self._new_child()
+    child: Child | SpawnedProcess
 
-    def _new_child(self) -> Child:
-        log = self._directory / f"{self.name}.log"
+    def __init__(
+        self, name: str, arguments: list[str], prefix: Sequence[str], environment: dict[str, str], where: Where
+    ) -> None:
+        """With a `prefix`, a command that runs it, it is a new process; otherwise a fork."""
+        self.name = self.id = name
+        self._arguments, self._prefix, self._environment, self._where = arguments, prefix, environment, where
+
+    def start(self) -> None:
+        """Start it, with `python -m`."""
+        log = self._where.directory / f"{self.name}.log"
         self._log_start = log.stat().st_size if log.exists() else 0
-        return Child(
+        if not self._prefix:
+            zygote, directory = self._where
+            self.child = zygote.start(self.name, self._arguments, self._environment, directory)
+            return
+        self.child = Child(
             self.name,
-            self._argv,
+            [*self._prefix, sys.executable, "-m", *self._arguments],
             environment=self._environment,
             log_file=log,
-            pid_file=self._directory / f"{self.name}.pid",
+            pid_file=self._where.directory / f"{self.name}.pid",
             directory=ROOT,
         )
+        self.child.start()
 
     @property
     def status(self) -> str:
@@ -149,8 +169,7 @@ class Program:
     def restart(self, timeout: float) -> None:
         """Restart it. A running process gets SIGTERM, and `timeout` seconds to end."""
         self.child.stop(timedelta(seconds=timeout))
-        self.child = self._new_child()
-        self.child.start()
+        self.start()
 
 
 class ServerProgram:
@@ -277,9 +296,13 @@ class Cluster:
     """Postgres and Valkey for one test, the services on them, and the programs that the test starts."""
 
     def __init__(
-        self, directory: Path, postgres: PostgresServer | None = None, valkey: ValkeyServer | None = None
+        self,
+        directory: Path,
+        zygote: Zygote,
+        postgres: PostgresServer | None = None,
+        valkey: ValkeyServer | None = None,
     ) -> None:
-        self.directory = directory
+        self.directory, self._zygote = directory, zygote
         #: The started programs, by name.
         self.nodes: dict[str, CeleryTestWorker] = {}
         self._postgres = postgres or PostgresServer(directory / "postgres")
@@ -364,11 +387,10 @@ class Cluster:
         self, kind: type[LocalWorker], name: str, arguments: Sequence[str], prefix: Sequence[str] = (), **changes: Any
     ) -> CeleryTestWorker:
         environment = environment_of(self.settings.model_copy(update=changes))
-        command = [*prefix, sys.executable, "-m", "workers.programs", *arguments]
-        program = Program(name, command, environment, self.directory)
-        node = CeleryTestWorker(kind(program), app=None)
-        self.nodes[name] = node
-        program.child.start()
+        where = Where(self._zygote, self.directory)
+        program = Program(name, ["workers.programs", *arguments], prefix, environment, where)
+        program.start()
+        self.nodes[name] = node = CeleryTestWorker(kind(program), app=None)
         return node
 
     def clients_of(self, node: CeleryTestWorker) -> int:
@@ -513,13 +535,21 @@ def migrated_postgres(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """The process whose forks are the programs of all clusters."""
+    made = Zygote()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def cluster(tmp_path: Path, migrated_postgres: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, migrated_postgres: Path, zygote: Zygote) -> Iterator[Cluster]:
     """A cluster with running servers, and without programs."""
     directory = tmp_path / "cluster"
     directory.mkdir(mode=0o711)
     shutil.copytree(migrated_postgres, directory / "postgres")
-    made = Cluster(directory)
+    made = Cluster(directory, zygote)
     try:
         made.start()
         yield made

@@ -51,6 +51,7 @@ from tests.faults.fleets import (
     until_done,
     with_models,
 )
+from tests.faults.zygote import Zygote
 
 HOSTS = ("west", "east")
 #: Most seconds to wait for a pool in the wanted activity; then any pool is killed.
@@ -284,7 +285,8 @@ def main(arguments: Sequence[str]) -> None:
     database.upgrade()
     database.close()
     server.stop()
-    cluster = Cluster(directory)
+    zygote = Zygote()
+    cluster = Cluster(directory, zygote)
     try:
         cluster.start()
         with_models(cluster)
@@ -303,6 +305,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.write(f"{found}, {found.switches} switches\n")
     finally:
         cluster.close()
+        zygote.close()
         assert_nothing_left(directory)
         shutil.rmtree(directory)
 

@@ -38,6 +38,7 @@ from tests.faults.fleets import (
     until_done,
     with_models,
 )
+from tests.faults.zygote import Zygote
 
 HOSTS = ("west", "east")
 #: It fits two models.
@@ -123,13 +124,13 @@ def links() -> Iterator[dict[str, Link]]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, migrated_postgres: Path, links: dict[str, Link]) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, migrated_postgres: Path, zygote: Zygote, links: dict[str, Link]) -> Iterator[Cluster]:
     directory = tmp_path / "cluster"
     directory.mkdir(mode=0o711)
     shutil.copytree(migrated_postgres, directory / "postgres")
     postgres, valkey = OpenPostgres(directory / "postgres"), OpenValkey(directory / "valkey")
     postgres.links = valkey.links = list(links.values())
-    made = Cluster(directory, postgres, valkey)
+    made = Cluster(directory, zygote, postgres, valkey)
     try:
         made.start()
         fleet = made.settings.fleet.model_copy(update={"lease": timedelta(seconds=8)})
