@@ -36,6 +36,8 @@ from benchmarks.engine_runs import model_path, text
 from benchmarks.installations import MODEL
 
 TOKENS, CONTEXT, SLOTS = 32, 512, 16
+#: Every answer is computed: the response cache gives none and keeps none.
+UNCACHED = {"Cache-Control": "no-cache, no-store"}
 #: Calls of a measurement, for each number of streams.
 CALLS = 24
 _SERVER = """
@@ -187,7 +189,7 @@ def _client(url: str, *, recorded: bool) -> Any:
         first, tokens = 0.0, 0
         async with httpx2.AsyncClient(timeout=120, trust_env=False, verify=False) as client:
             begun = time.perf_counter()
-            async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+            async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=UNCACHED) as answer:
                 run = answer.headers.get("X-Arriero-Run", "")
                 async for line in answer.aiter_lines():
                     if not line.startswith("data: {"):
