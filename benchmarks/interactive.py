@@ -38,8 +38,8 @@ from benchmarks.installations import MODEL
 TOKENS, CONTEXT, SLOTS = 32, 512, 16
 #: Every answer is computed: the response cache gives none and keeps none.
 UNCACHED = {"Cache-Control": "no-cache, no-store"}
-#: Calls of a measurement, for each number of streams.
-CALLS = 24
+#: Calls of a measurement: for each stream, and at the least.
+CALLS, LEAST_CALLS = 6, 24
 _SERVER = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
@@ -95,10 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(name: str, ask: Any, streams: int, number: int) -> Figures:
-    """Keep `streams` calls going until `CALLS` have ended."""
+    """Keep `streams` calls going until all have ended."""
 
     async def run() -> tuple[list[Any], float]:
-        waiting = iter(range(CALLS))
+        waiting = iter(range(max(LEAST_CALLS, CALLS * streams)))
         results: list[Any] = []
 
         async def one() -> None:
