@@ -108,6 +108,11 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
+    "memory/recall/dense.py",
+    "memory/recall/lexical.py",
+    "memory/recall/rows.py",
+    "memory/recall/service.py",
+    "memory/recall/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
