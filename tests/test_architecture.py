@@ -113,6 +113,11 @@ SHELLS = {
     "memory/conversations/rows.py",
     "memory/conversations/service.py",
     "memory/conversations/store.py",
+    "memory/recall/dense.py",
+    "memory/recall/lexical.py",
+    "memory/recall/rows.py",
+    "memory/recall/service.py",
+    "memory/recall/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
