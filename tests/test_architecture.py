@@ -113,6 +113,11 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
+    "memory/conversations/conversation.py",
+    "memory/conversations/message.py",
+    "memory/conversations/rows.py",
+    "memory/conversations/service.py",
+    "memory/conversations/store.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
