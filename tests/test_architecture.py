@@ -108,6 +108,12 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
+    "memory/blocks/rows.py",
+    "memory/blocks/service.py",
+    "memory/blocks/storage.py",
+    "memory/blocks/tools.py",
+    "memory/personal/rows.py",
+    "memory/personal/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
