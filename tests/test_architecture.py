@@ -123,6 +123,12 @@ SHELLS = {
     "memory/recall/rows.py",
     "memory/recall/service.py",
     "memory/recall/storage.py",
+    "memory/blocks/rows.py",
+    "memory/blocks/service.py",
+    "memory/blocks/storage.py",
+    "memory/blocks/tools.py",
+    "memory/personal/rows.py",
+    "memory/personal/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
