@@ -113,6 +113,7 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
+    "memory/conversations/chat.py",
     "memory/conversations/conversation.py",
     "memory/conversations/message.py",
     "memory/conversations/rows.py",
