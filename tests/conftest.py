@@ -39,6 +39,11 @@ from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 as above
 from app.kernel.processes.process import end_leftovers
 from app.kernel.sections.servers import BrokerSettings
+from app.memory.blocks import rows as block_rows  # noqa: F401 as above
+from app.memory.conversations import rows as conversation_rows  # noqa: F401 as above
+from app.memory.memories import rows as memory_rows  # noqa: F401 as above
+from app.memory.personal import rows as context_rows  # noqa: F401 as above
+from app.memory.recall import rows as recall_rows  # noqa: F401 as above
 from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import rows  # noqa: F401 as above
