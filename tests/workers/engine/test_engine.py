@@ -142,10 +142,10 @@ def test_prefixes_longer_than_a_sliding_window_are_shared_correctly(
     """Gemma's window is 512 tokens: a truncated sequence may lack positions that it attends to."""
     engine = make(gemma_path, slots=3, context=6144, swa_full=swa_full)
     system = "The people of the high mountains have kept llamas for thousands of years. " * 45
-    prompts = [f"{system}\nQuestion {n}: what is the number {n} in words?\nAnswer:" for n in range(3)]
+    prompts = [f"{system}\nQuestion {n}: what is the number {n} in words?\nAnswer:" for n in range(2)]
     first = engine.generate(ask(prompts[0], 8)).result(100)
     assert first.tokens_in > 600
-    later = [engine.generate(ask(prompt, 8)) for prompt in (prompts[1], prompts[2], prompts[0])]
+    later = [engine.generate(ask(prompt, 8)) for prompt in (prompts[1], prompts[0])]
     texts = [first, *(ticket.result(100) for ticket in later)]
     assert not swa_full or all(text.tokens_cached > 600 for text in texts[1:])
     gaps = Gaps(gemma_path, prompts)
