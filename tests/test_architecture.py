@@ -111,6 +111,7 @@ SHELLS = {
     "memory/blocks/rows.py",
     "memory/blocks/service.py",
     "memory/blocks/storage.py",
+    "memory/blocks/templates.py",
     "memory/blocks/tools.py",
     "memory/personal/rows.py",
     "memory/personal/storage.py",

@@ -340,6 +340,12 @@ def attach_in(work: UnitOfWork, block: Block, target: BlockTarget, settings: Blo
     _require_room(work, block.namespace, target, settings)
 
 
+def is_label_taken_in(work: UnitOfWork, namespace: str, target: BlockTarget, label: str) -> bool:
+    """Whether a block with this label is attached to something."""
+    at = {"namespace": namespace, "kind": target.kind, "target": target.name}
+    return work.row(_ATTACHED_HERE, {**at, "label": label}) is not None
+
+
 def _require_room(work: UnitOfWork, namespace: str, target: BlockTarget, settings: BlockSettings) -> None:
     """Raise TooManyBlocks when a target, the attachments of this transaction included, has too many in context."""
     count = work.row(_COUNT_ATTACHED, {"namespace": namespace, "kind": target.kind, "target": target.name})

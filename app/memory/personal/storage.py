@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
-from app.kernel.errors import ArrieroError, Conflict, NotFound
+from app.kernel.errors import Conflict, NotFound
 from app.kernel.sections.context import ContextSettings
 from app.memory.personal.document import (
     PREFIX,
@@ -74,7 +74,7 @@ class DocumentChanged(Conflict):
         )
 
 
-class TooManyDocuments(ArrieroError):
+class TooManyDocuments(Conflict):
     """A user has as many documents as one may have."""
 
 

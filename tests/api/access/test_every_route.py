@@ -53,15 +53,27 @@ NAMED = {
     "/v1/schedules": {"name": ("bnight", "nowhere")},
     "/v1/keys": {"key_id": ("{key}", "0000000000")},
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
+    "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
+    "/v1/block-templates": {"name": ("btemplate", "nowhere")},
 }
 #: Bodies of requests; the others are sent `{}`.
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs/{run_id}/fork"): {"from": "wait"},
     ("POST", "/v1/runs/{run_id}/events"): {"name": "go", "payload": {}},
     ("POST", "/v1/runs"): {"workflow": "bflow"},
+    ("POST", "/v1/blocks"): {"label": "blabel"},
+    ("PATCH", "/v1/blocks/{block_id}"): {"version": 1, "value": "other"},
+    ("POST", "/v1/blocks/{block_id}/rollback"): {"version": 1, "to": 1},
+    ("POST", "/v1/blocks/{block_id}/attach"): {"kind": "namespace"},
+    ("POST", "/v1/blocks/{block_id}/detach"): {"kind": "namespace"},
+    ("PUT", "/v1/block-templates/{name}"): {"blocks": [{"label": "blabel"}]},
+    ("POST", "/v1/block-templates/{name}/apply"): {"attach": [{"kind": "namespace"}]},
 }
 #: What creates or replaces something of the caller under a name that others may have too.
-OWN = {("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")}
+OWN = {
+    *(("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")),
+    ("PUT", "/v1/block-templates/{name}"),
+}
 #: What answers a name that is nowhere with 200, because nothing needs to have it.
 ANY_NAME = {("POST", "/v1/workflows/{name}/pause"), ("POST", "/v1/workflows/{name}/resume")}
 #: Requests without parameters that change something, and their statuses for a caller of namespace a with that body.
@@ -70,6 +82,7 @@ WITHOUT_NAMES = {
     ("POST", "/v1/bulk/cancel"): 200,
     ("POST", "/v1/bulk/retry"): 200,
     ("POST", "/v1/keys"): 422,
+    ("POST", "/v1/blocks"): 201,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
 NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
@@ -218,17 +231,22 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     run = app_client.post("/v1/runs", json=body, headers={**headers, "Idempotency-Key": "once"})
     assert run.status_code == 202, run.text
     made = app_client.post("/v1/keys", json={"name": MARK, "scopes": ["read"]}, headers=headers).json()
+    block = app_client.post("/v1/blocks", json={"label": "blabel", "value": MARK}, headers=headers).json()
+    template = {"blocks": [{"label": "blabel", "value": MARK}]}
+    assert app_client.put("/v1/block-templates/btemplate", json=template, headers=headers).status_code == 200
     return {
         "run": run.json()["id"],
         "step": run.json()["steps"][0]["id"],
         "key": made["id"],
+        "block": block["id"],
         "auth": headers["Authorization"],
     }
 
 
 def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
     """Everything of namespace b, as its own caller sees it."""
-    paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules", "/v1/keys"]
+    paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules"]
+    paths += ["/v1/blocks", "/v1/block-templates", "/v1/keys"]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
@@ -251,6 +269,8 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
         for ours, other in (
             ("bflow", "nowhere"),
             ("bnight", "nowhere"),
+            ("btemplate", "nowhere"),
+            (of_b["block"], f"block_{'0' * 32}"),
             (of_b["run"], UNKNOWN),
             (of_b["key"], "0" * 10),
         ):

@@ -1,0 +1,1 @@
+"""Memory over HTTP: conversations, recall, memories, blocks, the personal context."""
