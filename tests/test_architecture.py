@@ -124,6 +124,7 @@ SHELLS = {
     "memory/recall/rows.py",
     "memory/recall/service.py",
     "memory/recall/storage.py",
+    "memory/blocks/indexing.py",
     "memory/blocks/rows.py",
     "memory/blocks/service.py",
     "memory/blocks/storage.py",
