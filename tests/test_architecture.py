@@ -130,7 +130,12 @@ SHELLS = {
     "memory/blocks/storage.py",
     "memory/blocks/templates.py",
     "memory/blocks/tools.py",
+    "memory/personal/folder.py",
+    "memory/personal/importing.py",
+    "memory/personal/indexing.py",
+    "memory/personal/relevant.py",
     "memory/personal/rows.py",
+    "memory/personal/service.py",
     "memory/personal/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
@@ -237,13 +242,17 @@ def test_alembic_is_no_package() -> None:
 
 def test_task_names_are_their_import_paths() -> None:
     from app.inference.batches.tasks import BATCHES
+    from app.memory.personal.tasks import IMPORT_FOLDER
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
+    from workers.memory import context_folder
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
+    folder = context_folder.run_import_folder
+    assert f"{folder.__module__}.{folder.__name__}" == IMPORT_FOLDER
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES

@@ -20,10 +20,12 @@ from app.fleet.pool import PoolPhase
 from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
+from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
+from workers.memory import context_folder
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -88,6 +90,10 @@ class Application:
         @task(name=DEFRAGMENT)
         def run_defragment() -> None:
             jobs.run_defragment(self.runtime)
+
+        @task(name=IMPORT_FOLDER)
+        def run_import_folder() -> None:
+            context_folder.run_import_folder(self.runtime)
 
     @property
     def runtime(self) -> Runtime:

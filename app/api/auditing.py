@@ -55,6 +55,9 @@ ORDINARY = frozenset(
         ("POST", "/v1/blocks"),
         ("PATCH", "/v1/blocks/{block_id}"),
         ("POST", "/v1/blocks/{block_id}/rollback"),
+        # Its endpoint writes an entry without the document, which its user may ask to be deleted.
+        ("PUT", "/v1/context/{kind}/{name}"),
+        ("POST", "/v1/context/relevant"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

@@ -43,6 +43,7 @@ from app.api.fleet import devices, explanations, fleet, footprints, hosts, model
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import block_templates, blocks
+from app.api.memory import context as personal_context
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -127,6 +128,7 @@ ROUTERS = (
     batches.router,
     blocks.router,
     block_templates.router,
+    personal_context.router,
     runs.router,
     payloads.router,
     events.router,
@@ -161,7 +163,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn, compression.CompressIn),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
-    *(block_templates.TemplateIn, block_templates.ApplyIn),
+    *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 

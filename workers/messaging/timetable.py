@@ -12,6 +12,7 @@ from typing import Any
 from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
+from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 
 #: The task name of `run_sweep`.
@@ -24,6 +25,7 @@ SCHEDULES = "workers.jobs.run_schedules"
 
 def schedule(settings: Settings) -> dict[str, Any]:
     """Return the schedule of beat. A message expires after three intervals (at least 5 s)."""
+    watched = settings.context.folder is not None
     return {
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),
@@ -31,6 +33,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),
+        **({"context_folder": _entry(IMPORT_FOLDER, settings.context.check_every)} if watched else {}),
     }
 
 

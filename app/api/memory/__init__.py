@@ -1,1 +1,1 @@
-"""Memory over HTTP: conversations, recall, memories, blocks, the personal context."""
+"""The resources of memory, a module each."""

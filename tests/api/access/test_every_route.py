@@ -55,6 +55,7 @@ NAMED = {
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
+    "/v1/context": {"kind": ("projects", "projects"), "name": ("bdocument", "nowhere")},
 }
 #: Bodies of requests; the others are sent `{}`.
 BODIES: dict[tuple[str, str], Any] = {
@@ -68,11 +69,14 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/blocks/{block_id}/detach"): {"kind": "namespace"},
     ("PUT", "/v1/block-templates/{name}"): {"blocks": [{"label": "blabel"}]},
     ("POST", "/v1/block-templates/{name}/apply"): {"attach": [{"kind": "namespace"}]},
+    ("PUT", "/v1/context/{kind}/{name}"): {"content": "text"},
+    ("POST", "/v1/context/relevant"): {"query": "onlyofb"},
 }
 #: What creates or replaces something of the caller under a name that others may have too.
 OWN = {
     *(("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")),
     ("PUT", "/v1/block-templates/{name}"),
+    ("PUT", "/v1/context/{kind}/{name}"),
 }
 #: What answers a name that is nowhere with 200, because nothing needs to have it.
 ANY_NAME = {("POST", "/v1/workflows/{name}/pause"), ("POST", "/v1/workflows/{name}/resume")}
@@ -83,6 +87,7 @@ WITHOUT_NAMES = {
     ("POST", "/v1/bulk/retry"): 200,
     ("POST", "/v1/keys"): 422,
     ("POST", "/v1/blocks"): 201,
+    ("POST", "/v1/context/relevant"): 200,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
 NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
@@ -234,6 +239,8 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     block = app_client.post("/v1/blocks", json={"label": "blabel", "value": MARK}, headers=headers).json()
     template = {"blocks": [{"label": "blabel", "value": MARK}]}
     assert app_client.put("/v1/block-templates/btemplate", json=template, headers=headers).status_code == 200
+    document = {"content": MARK}
+    assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
     return {
         "run": run.json()["id"],
         "step": run.json()["steps"][0]["id"],
@@ -246,7 +253,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
 def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
     """Everything of namespace b, as its own caller sees it."""
     paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules"]
-    paths += ["/v1/blocks", "/v1/block-templates", "/v1/keys"]
+    paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/keys"]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
@@ -270,6 +277,7 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             ("bflow", "nowhere"),
             ("bnight", "nowhere"),
             ("btemplate", "nowhere"),
+            ("bdocument", "nowhere"),
             (of_b["block"], f"block_{'0' * 32}"),
             (of_b["run"], UNKNOWN),
             (of_b["key"], "0" * 10),
