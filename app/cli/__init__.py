@@ -96,6 +96,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "batches": LazyCommand(
         "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."
     ),
+    "blocks": LazyCommand(
+        "app.cli.memory.blocks:app", "Memory blocks: labelled texts in prompts, which models can edit."
+    ),
+    "context": LazyCommand("app.cli.memory.context:app", "The personal context: documents of users, for prompts."),
     "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
         "app.cli.fleet.devices:devices",
