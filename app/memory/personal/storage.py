@@ -51,6 +51,7 @@ _DELETE = text("DELETE FROM context_document WHERE id = CAST(:id AS uuid)")
 _DELETE_OF_USER = text("""
     DELETE FROM context_document WHERE namespace = :namespace AND user_name = :user RETURNING id
 """)
+_FORGET_FILES_OF_USER = text("DELETE FROM context_file WHERE namespace = :namespace AND user_name = :user")
 _ALWAYS = text(f"""
     SELECT {_COLUMNS} FROM context_document
     WHERE namespace = :namespace AND user_name = ANY(:users) AND always
@@ -227,8 +228,13 @@ def delete_by_id_in(work: UnitOfWork, namespace: str, document_id: str) -> None:
 
 
 def delete_of_user_in(work: UnitOfWork, namespace: str, user: str) -> list[str]:
-    """Delete all documents of a user. Returns their ids."""
+    """
+    Delete all documents of a user, and what is known of the user's files. Returns the ids of the documents.
+
+    Files that are still in the watched folder are imported again.
+    """
     deleted = [_shown_id(row.id) for row in work.rows(_DELETE_OF_USER, {"namespace": namespace, "user": user})]
+    work.execute(_FORGET_FILES_OF_USER, {"namespace": namespace, "user": user})
     indexing.forget_in(work, namespace, deleted)
     return deleted
 
