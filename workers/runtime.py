@@ -32,6 +32,7 @@ from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.memory.counting import TokenCounts
 from workers.messaging.step_events import StepEvents
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
@@ -89,6 +90,8 @@ class Runtime:
     tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+    #: Tokens of stored messages by the model of this process, in a pool.
+    token_counts: TokenCounts = field(default_factory=TokenCounts)
     #: Count tokens for steps that need no pool.
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
     #: What Flower shows of the steps; silent until the worker is attached.
