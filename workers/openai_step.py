@@ -143,8 +143,9 @@ def execute(
     assemble: Callable[[ChatRequest], AssembledPrompt],
 ) -> Success:
     """
-    Do a request, and wait for its end. `assemble` puts a prompt together. `watch` is given a function that returns the number of tokens written so far.
-    Where its `endpoint` is not known, its kind follows from its fields.
+    Do a request, and wait for its end. `watch` is given a function that returns the number of tokens written so far.
+    `assemble` puts the prompt of a conversation together. Where its `endpoint` is not known, its kind follows from its
+    fields.
 
     Raises StepFailure, and CancelledError when it was stopped.
     """

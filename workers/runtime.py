@@ -33,6 +33,7 @@ from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
+from workers.memory.sources import PromptSources
 from workers.messaging.step_events import StepEvents
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
@@ -92,6 +93,8 @@ class Runtime:
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
     #: Tokens of stored messages by the model of this process, in a pool.
     token_counts: TokenCounts = field(default_factory=TokenCounts)
+    #: What prompts have beside their conversations, in a pool.
+    prompt_sources: PromptSources = field(default_factory=PromptSources)
     #: Count tokens for steps that need no pool.
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
     #: What Flower shows of the steps; silent until the worker is attached.

@@ -32,7 +32,7 @@ from app.memory.summaries import store as summary_store
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers.engine import Engine
-from workers.memory import sources, summary_runs
+from workers.memory import summary_runs
 from workers.memory.sources import Sought
 from workers.runtime import Runtime
 
@@ -197,39 +197,40 @@ def assemble(runtime: Runtime, engine: Engine, task: AssemblyTask, request: Gene
     overhead = runtime.token_counts.overhead(engine)
     contents = [message.content for message in new]
     request_tokens = min(sum(engine.count_texts(contents)) + overhead * len(new), base)
-    found = sources.find(
-        runtime,
-        Sought(
-            task.namespace,
-            user,
-            None if conversation is None else conversation.id,
-            _query(task, new),
-            task.options,
-        ),
-        engine,
+    sought = Sought(
+        task.namespace, user, None if conversation is None else conversation.id, _query(task, new), task.options
     )
+    before = None if conversation is None else begins_at if window is None else window.first_seq
+    if window is None and history:
+        before = history[0][0].seq
+    database, gathered = runtime.runs.database, runtime.prompt_sources
+    found = gathered.find(database, engine, sought, before)
     counted = [CountedMessage(message.seq, tokens, message.role is MessageRole.USER) for message, tokens in history]
-    available = frozenset(found) | ({PromptPart.SUMMARY} if conversation is not None else frozenset())
     known = Known(
         base - request_tokens,
         request_tokens,
-        found.get(PromptPart.BLOCKS, ()),
-        found.get(PromptPart.PERSONAL, ()),
-        found.get(PromptPart.RECALLED, ()),
+        found.parts.get(PromptPart.BLOCKS, ()),
+        found.parts.get(PromptPart.PERSONAL, ()),
+        found.parts.get(PromptPart.RECALLED, ()),
         summaries,
         counted,
         bool(counted) and counted[0].seq > begins_at,
         begins_at,
         window,
-        available,
+        frozenset(found.parts) | ({PromptPart.SUMMARY} if conversation is not None else frozenset()),
     )
     budgets = task.options.model_dump(include={part.value for part in PromptPart})
     planned, prompt, tokens = _fitted(engine, request, known, room, budgets, system, history, new)
+    if PromptPart.RECALLED in found.parts and before is not None and planned.window.first_seq != before:
+        # What has just left the window can be recalled, too.
+        known = replace(known, recalled=gathered.recalled(database, engine, sought, planned.window.first_seq))
+        planned, prompt, tokens = _fitted(engine, request, known, room, budgets, system, history, new)
     report = {
         **({} if conversation is None else {"conversation": task.conversation}),
         "context": {"window": engine.window, "answer": answer, "prompt": tokens},
         "counted": "exactly" if engine.counts_exactly else "estimated",
         **planned.report(),
+        **({"problems": list(found.problems)} if found.problems else {}),
     }
     return AssembledPrompt(task, prompt, planned, report, conversation, runtime)
 

@@ -37,8 +37,8 @@ class TokenCounts:
         for message, count in zip(new, engine.count_texts([_text(message) for message in new]), strict=True):
             known[message.id] = count
         with self._lock:
-            for id_, count in known.items():
-                self._known[id_] = count or 0
+            for id_, own in known.items():
+                self._known[id_] = own or 0
                 self._known.move_to_end(id_)
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)

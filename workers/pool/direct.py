@@ -229,14 +229,13 @@ class _Request:
         self._generate(parsed, None)
 
     def _assemble(self, parsed: ChatRequest) -> None:
+        if self._stopped is not None:
+            self._end(self._cancelled())
+            return
         try:
-            if self._stopped is not None:
-                raise CancelledError
             runtime, namespace = self._owner.runtime, self._request.submission().labels.get(namespaces.LABEL)
             of = assembly.of_chat(parsed, namespace or namespaces.DEFAULT, self.run_id, direct.STEP)
             self._generate(parsed, assembly.assemble(runtime, self._owner.engine, of, parsed.translated()))
-        except CancelledError:
-            self._end(self._cancelled())
         except Exception as error:  # noqa: BLE001 as in `begin`
             self._end(steps.failure_of(error))
 

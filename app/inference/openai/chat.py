@@ -181,8 +181,8 @@ class ChatRequest(GenerationRequest):
     modalities: list[Literal["text"]] | None = None
     #: An extension, as responses have it: `auto` leaves out the oldest messages that do not fit the context.
     truncation: Literal["auto", "disabled"] | None = None
-    #: Extensions. The conversation that the messages continue, whose long-term memory is used, and what of both goes into
-    #: the prompt.
+    #: Extensions: the conversation that the messages continue, whose long-term memory is used, and what of both goes
+    #: into the prompt.
     conversation_id: Annotated[PlainText, Field(min_length=1, max_length=200)] | None = None
     user: Annotated[PlainText, Field(max_length=200)] | None = None
     memory: MemoryOptions | None = None

@@ -113,8 +113,11 @@ def plan(known: Known, room: int, given: Mapping[str, int | None]) -> AssemblyPl
     if left < budgets.blocks + budgets.reserved:
         share = left / max(budgets.blocks + budgets.reserved, 1)
         budgets = Budgets(
-            *(int(one * share) for one in (budgets.blocks, budgets.summary, budgets.personal, budgets.recalled)),
-            recent=budgets.recent,
+            int(budgets.blocks * share),
+            int(budgets.summary * share),
+            int(budgets.personal * share),
+            int(budgets.recalled * share),
+            budgets.recent,
         )
     blocks, omitted = parts.chosen(PromptPart.BLOCKS, known.blocks, budgets.blocks)
     recent_room = left - sum(one.tokens for one in blocks) - budgets.reserved

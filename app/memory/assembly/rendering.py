@@ -14,7 +14,8 @@ from dataclasses import replace
 from app.inference.requests import ChatMessage
 from app.memory.assembly.parts import Candidate
 
-_BLOCKS = "Memory blocks:"
+#: Around all memory blocks, as their own rendering has it.
+BLOCKS_OPEN, BLOCKS_CLOSE = "<memory_blocks>\n", "\n</memory_blocks>"
 _SUMMARY = "Summary of the conversation so far:"
 _PERSONAL = "About the user:"
 _RECALLED = "From earlier:"
@@ -25,7 +26,7 @@ def system_text(given: Sequence[str], blocks: Sequence[Candidate], summary: Cand
     """Return the one system message; empty without one."""
     found = [text for text in given if text]
     if blocks:
-        found.append("\n\n".join([_BLOCKS, *(one.text for one in blocks)]))
+        found.append(BLOCKS_OPEN + "\n".join(one.text for one in blocks) + BLOCKS_CLOSE)
     if summary is not None:
         found.append(f"{_SUMMARY}\n{summary.text}")
     return "\n\n".join(found)

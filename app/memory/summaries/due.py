@@ -1,8 +1,8 @@
 """
 When a summary is due, and the run that makes it.
 
-It is made in the background before the window is full, so that nobody waits for it. A window gets two tries: one when it
-is fairly full, one when it is nearly full. If both fail, the window moves without a summary.
+It is made in the background before the window is full, so that nobody waits for it. A window gets two tries: one when
+it is fairly full, one when it is nearly full. If both fail, the window moves without a summary.
 """
 
 from __future__ import annotations
