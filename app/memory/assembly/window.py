@@ -64,9 +64,12 @@ def fitted(
     """
     end = messages[-1].seq + 1 if messages else 1 if before is None else before.first_seq
     if before is not None and (not messages or messages[0].seq <= before.first_seq):
-        used = sum(one.tokens for one in messages if one.seq >= before.first_seq)
+        kept = [one for one in messages if one.seq >= before.first_seq]
+        used = sum(one.tokens for one in kept)
         could_have_more = bool(messages) and messages[0].seq < before.first_seq
-        if used <= room and not (could_have_more and used < _TOO_SMALL * room):
+        # It began behind a turn that was too long, and this is its answer.
+        is_inside_turn = could_have_more and bool(kept) and not kept[0].begins_turn
+        if used <= room and not is_inside_turn and not (could_have_more and used < _TOO_SMALL * room):
             return PromptWindow(before.first_seq, used, before.summarised_upto, before.tokens_before)
     elif before is None and not has_earlier:
         used = sum(one.tokens for one in messages)
@@ -118,11 +121,11 @@ def cut(messages: Sequence[CountedMessage], keep: int, after: int) -> int | None
     """
     left, found = 0, None
     for one in reversed(messages):
-        if one.seq <= after + 1:
+        if one.seq <= after:
             break
         left += one.tokens
         if left > keep and found is not None:
             break
         if one.begins_turn:
             found = one.seq - 1
-    return found
+    return found if found is not None and found > after and left > keep else None

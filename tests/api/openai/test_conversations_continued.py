@@ -96,9 +96,7 @@ def test_a_call_that_fails_leaves_nothing_in_its_conversation(
     assert said(service, conversation) == []
 
 
-def test_a_wrong_conversation_is_refused_before_a_run(
-    api: str, start_pool: StartPool, service: Conversations
-) -> None:
+def test_a_wrong_conversation_is_refused_before_a_run(api: str, start_pool: StartPool, service: Conversations) -> None:
     start_pool()
     foreign = shown_conversation(service.create(NewConversation("other")).id)
     unknown = f"conv_{UUID(int=7).hex}"
@@ -132,7 +130,9 @@ def test_the_run_says_what_was_left_out_and_why(
     api: str, start_pool: StartPool, database: Database, service: Conversations
 ) -> None:
     start_pool()
-    old = [NewMessage(MessageRole.USER if n % 2 == 0 else MessageRole.ASSISTANT, f"{n} " + "x" * 400) for n in range(200)]
+    old = [
+        NewMessage(MessageRole.USER if n % 2 == 0 else MessageRole.ASSISTANT, f"{n} " + "x" * 400) for n in range(200)
+    ]
     conversation = shown_conversation(service.create(NewConversation(namespaces.DEFAULT), old).id)
     report = assembly_of(database, ask(api, "And now?", conversation))
     recent = report["parts"]["recent"]
