@@ -8,21 +8,23 @@ Who locks a run and a conversation in one transaction locks the run first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 from app.files.file import parsed_id, shown_id
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.sections.memory import ConversationSettings
-from app.memory.conversations import store
+from app.memory.conversations import lists, store
 from app.memory.conversations.conversation import (
     CONVERSATION_PREFIX,
     ConversationFull,
     NewConversation,
     StoredConversation,
 )
-from app.memory.conversations.message import NewMessage, StoredMessage
+from app.memory.conversations.lists import ConversationFilter, ConversationPage
+from app.memory.conversations.message import MESSAGE_PREFIX, NewMessage, StoredMessage
 from app.memory.conversations.store import END
 
 
@@ -92,6 +94,75 @@ class Conversations:
             self.get_in(work, id_, None)
             raise ConversationFull(shown_conversation(id_), self.settings.max_messages)
         return stored
+
+    def page(
+        self, wanted: ConversationFilter, *, after: UUID | None = None, limit: int = 20, newest_first: bool = True
+    ) -> ConversationPage:
+        """Return conversations in the order of their creation, after one of them."""
+        with self._database.work() as work:
+            return lists.page(work, wanted, after=after, limit=limit, newest_first=newest_first)
+
+    def update(
+        self, id_: UUID | None, namespace: str | None, given: Mapping[str, Any], shown: str = ""
+    ) -> StoredConversation:
+        """Change those of `title`, `metadata`, `model` and `retention` that are given. Raises NotFound."""
+        with self._database.work() as work:
+            found = self.get_in(work, id_, namespace, shown, lock=True)
+            changed = store.update(work, found.id, given)
+            assert changed is not None, "it is locked"
+            return changed
+
+    def fork(
+        self,
+        id_: UUID | None,
+        namespace: str | None,
+        last: int | None = None,
+        *,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        shown: str = "",
+    ) -> StoredConversation:
+        """
+        Return a new conversation with the messages up to the place `last`, or all of them.
+
+        It has the user, the model and the retention of the first one. Raises NotFound, InvalidInput.
+        """
+        with self._database.work() as work:
+            found = self.get_in(work, id_, namespace, shown, lock=True)
+            last = found.next_seq - 1 if last is None else last
+            if last >= found.next_seq:
+                accepted = f"at most {found.next_seq - 1}, the last message"
+                raise InvalidInput([Problem("at", f"there is no message {last}", accepted)], "request")
+            new = NewConversation(
+                found.namespace,
+                found.user,
+                found.title if title is None else title,
+                found.metadata if metadata is None else metadata,
+                found.model,
+                found.retention,
+            )
+            made = store.insert(work, new, found.id, last)
+            return store.copy(work, found.id, last, made.id)
+
+    def message(self, conversation_id: UUID, id_: UUID | None, shown: str = "") -> StoredMessage:
+        """Return a message of a conversation. Raises NotFound."""
+        with self._database.work() as work:
+            return self.message_in(work, conversation_id, id_, shown)
+
+    def message_in(self, work: UnitOfWork, conversation_id: UUID, id_: UUID | None, shown: str = "") -> StoredMessage:
+        """As `message`, in a transaction."""
+        found = None if id_ is None else store.find_message(work, id_)
+        if found is None or found.conversation_id != conversation_id:
+            raise NotFound("message", shown or ("" if id_ is None else shown_id(id_, MESSAGE_PREFIX)))
+        return found
+
+    def remove_message(self, id_: UUID, message_id: UUID | None, shown: str = "") -> StoredConversation:
+        """Delete one message; its place stays empty. Raises NotFound."""
+        with self._database.work() as work:
+            self.get_in(work, id_, None, lock=True)
+            found = self.message_in(work, id_, message_id, shown)
+            store.remove_message(work, id_, found.seq)
+            return self.get_in(work, id_, None)
 
     def _require_sizes(self, messages: Sequence[NewMessage]) -> None:
         limit = self.settings.max_message_bytes
