@@ -43,6 +43,7 @@ ELSEWHERE = {
     "/v1/files": "openai/test_files_of_namespaces.py",
     "/v1/batches": "openai/test_files_of_namespaces.py",
     "/v1/cache": "openai/test_cache.py",
+    "/v1/conversations": "memory/test_conversations.py",
     "/api/": "ollama/test_ollama.py, which has no paths of namespaces",
 }
 #: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
