@@ -24,8 +24,15 @@ from app.memory.conversations.conversation import (
     StoredConversation,
 )
 from app.memory.conversations.lists import ConversationFilter, ConversationPage
-from app.memory.conversations.message import MESSAGE_PREFIX, NewMessage, StoredMessage
+from app.memory.conversations.message import MESSAGE_PREFIX, MessageRole, NewMessage, StoredMessage
 from app.memory.conversations.store import END
+from app.memory.recall import storage as passages
+from app.memory.recall.passages import NewPassage, SourceKind
+
+#: Roles whose messages are not said but given.
+_INSTRUCTIONS = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
+#: Messages of a fork that are written at a time.
+_PART = 500
 
 
 class Conversations:
@@ -93,7 +100,14 @@ class Conversations:
         if stored is None:
             self.get_in(work, id_, None)
             raise ConversationFull(shown_conversation(id_), self.settings.max_messages)
+        found = self.get_in(work, id_, None)
+        passages.put_in(work, passages_of(found, stored))
         return stored
+
+    def link_run(self, id_: UUID, run_id: UUID) -> None:
+        """Note that a run holds texts of a conversation, also if it appends nothing: a deletion takes it along."""
+        with self._database.work() as work:
+            store.link_runs(work, id_, {run_id})
 
     def page(
         self, wanted: ConversationFilter, *, after: UUID | None = None, limit: int = 20, newest_first: bool = True
@@ -141,8 +155,12 @@ class Conversations:
                 found.model,
                 found.retention,
             )
-            made = store.insert(work, new, found.id, last)
-            return store.copy(work, found.id, last, made.id)
+            made = store.copy(work, found.id, last, store.insert(work, new, found.id, last).id)
+            first = 1
+            while copied := store.read(work, made.id, first=first, limit=_PART):
+                passages.put_in(work, passages_of(made, copied))
+                first = copied[-1].seq + 1
+            return made
 
     def message(self, conversation_id: UUID, id_: UUID | None, shown: str = "") -> StoredMessage:
         """Return a message of a conversation. Raises NotFound."""
@@ -159,9 +177,11 @@ class Conversations:
     def remove_message(self, id_: UUID, message_id: UUID | None, shown: str = "") -> StoredConversation:
         """Delete one message; its place stays empty. Raises NotFound."""
         with self._database.work() as work:
-            self.get_in(work, id_, None, lock=True)
+            conversation = self.get_in(work, id_, None, lock=True)
             found = self.message_in(work, id_, message_id, shown)
             store.remove_message(work, id_, found.seq)
+            shown_ids = [shown_id(found.id, MESSAGE_PREFIX)]
+            passages.remove_in(work, conversation.namespace, SourceKind.MESSAGE, shown_ids)
             return self.get_in(work, id_, None)
 
     def _require_sizes(self, messages: Sequence[NewMessage]) -> None:
@@ -178,6 +198,26 @@ class Conversations:
                     ],
                     "request",
                 )
+
+
+def passages_of(conversation: StoredConversation, messages: Sequence[StoredMessage]) -> list[NewPassage]:
+    """Return what of the messages can be recalled: what users, models and tools have said, not instructions."""
+    return [
+        NewPassage(
+            conversation.namespace,
+            SourceKind.MESSAGE,
+            shown_id(message.id, MESSAGE_PREFIX),
+            message.content,
+            user=conversation.user,
+            conversation=shown_conversation(conversation.id),
+            position=message.seq,
+            role=message.role.value,
+            speaker=message.speaker,
+            at=message.created_at,
+        )
+        for message in messages
+        if message.content and message.role not in _INSTRUCTIONS
+    ]
 
 
 def shown_conversation(id_: UUID) -> str:

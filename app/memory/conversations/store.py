@@ -7,7 +7,7 @@ Appending locks the row of the conversation until the commit: the numbers of mes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -45,6 +45,11 @@ _APPEND = text("""
                                       run_id, step_key, created_at)
     VALUES (:conversation_id, :seq, :id, :role, :content, :speaker, CAST(:calls AS json), :call_id, :model, :tokens,
             :run_id, :step_key, :created_at)
+""")
+_LINK = text("""
+    INSERT INTO conversation_run (conversation_id, run_id)
+    SELECT id, run_id FROM conversation, unnest(CAST(:run_ids AS uuid[])) AS run_id WHERE id = :id
+    ON CONFLICT DO NOTHING
 """)
 _READ = f"""
     SELECT {MESSAGE_COLUMNS} FROM conversation_message
@@ -125,7 +130,14 @@ def append(work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage], limit: i
     stored = [_placed(message, id_, taken.first + at, taken.updated_at) for at, message in enumerate(messages)]
     values = [_values(placed, new.written_calls) for placed, new in zip(stored, messages, strict=True)]
     work.execute(_APPEND, values)
+    link_runs(work, id_, {message.run_id for message in messages if message.run_id is not None})
     return stored
+
+
+def link_runs(work: UnitOfWork, id_: UUID, run_ids: Collection[UUID]) -> None:
+    """Note that runs hold texts of a conversation: whoever deletes it deletes them."""
+    if run_ids:
+        work.execute(_LINK, {"id": id_, "run_ids": sorted(run_ids)})
 
 
 def read(
