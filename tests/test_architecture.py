@@ -245,11 +245,14 @@ def test_task_names_are_their_import_paths() -> None:
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
+    from workers.memory import expiry
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
+    expire = expiry.run_conversation_expiry
+    assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 

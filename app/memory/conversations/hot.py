@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
+import redis
 from sqlalchemy import text
 
 from app.kernel import log
-from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.errors import BrokerUnreachable
 from app.kernel.sections.memory import ConversationSettings
@@ -79,10 +80,17 @@ def hot_key(id_: UUID) -> str:
     return f"arriero:conversation:{id_.hex}"
 
 
+class RedisConnections(Protocol):
+    """Gives connections to Redis: the publisher of a process, or another one."""
+
+    def connection(self) -> AbstractContextManager[redis.Redis]:
+        """Yield a connection. Raises BrokerUnreachable."""
+
+
 class HotConversations:
     """The last messages and the counters of conversations."""
 
-    def __init__(self, database: Database, publisher: CeleryPublisher, settings: ConversationSettings) -> None:
+    def __init__(self, database: Database, publisher: RedisConnections, settings: ConversationSettings) -> None:
         self._database, self._publisher = database, publisher
         #: The settings of this moment; replaced when they change.
         self.settings = settings
