@@ -1,1 +1,1 @@
-"""What pools do for conversations: prompts are put together, turns are appended, summaries are written."""
+"""What workers do for memory: prompts are put together, turns appended, summaries written; what expires is deleted."""
