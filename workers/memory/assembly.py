@@ -40,6 +40,8 @@ _log = log.get(__name__)
 
 #: Messages that are read at a time, and most system messages at the beginning of a conversation.
 _PAGE, _MAX_SYSTEM = 100, 8
+#: The last messages that are looked for in Redis, and a place behind every message.
+_HOT, _END = 64, conversation_store.END
 #: How far beyond the room messages are read: where the window moves, its old ones are counted too.
 _BEYOND = 1.5
 #: The share of the window that is left for an answer without a limit of its own, and the most tokens for that.
@@ -181,17 +183,11 @@ def assemble(runtime: Runtime, engine: Engine, task: AssemblyTask, request: Gene
     new = [message for message in request.messages if message.role != "system"]
     if not new:
         raise StepFailure(FailureReason.INVALID_REQUEST, "the request has no message beside system messages")
-    with runtime.runs.database.work() as work:
-        conversation = None if task.conversation is None else _conversation(work, runtime, task)
-        user = _user(conversation, task)
-        system, begins_at = ([], 1) if conversation is None else _system(work, conversation)
-        window = (
-            None
-            if conversation is None
-            else summary_store.window(work, conversation.id, conversation.revision, task.model)
-        )
-        history = [] if conversation is None else _read(work, runtime, engine, conversation, window, begins_at, room)
-        summaries = _summaries(work, engine, conversation, window)
+    conversation, window, summaries = _known(runtime, engine, task)
+    user = _user(conversation, task)
+    messages = _Messages(runtime, engine, conversation)
+    system, begins_at = messages.system()
+    history = messages.last(window, begins_at, room)
     system += own_system
     base = engine.count(replace(request, messages=(*_as_system(system), *new)))
     overhead = runtime.token_counts.overhead(engine)
@@ -306,50 +302,75 @@ def _user(conversation: StoredConversation | None, task: AssemblyTask) -> str | 
     return task.user if own is None else own
 
 
-def _system(work: UnitOfWork, conversation: StoredConversation) -> tuple[list[str], int]:
-    """The system messages with which a conversation begins, and the place after them."""
-    found: list[str] = []
-    place = 1
-    for message in conversation_store.read(work, conversation.id, limit=_MAX_SYSTEM):
-        if message.role not in _LEADING:
-            break
-        found.append(message.content)
-        place = message.seq + 1
-    return found, place
+class _Messages:
+    """Reads the messages of a conversation: the last ones from Redis, where they are."""
+
+    def __init__(self, runtime: Runtime, engine: Engine, conversation: StoredConversation | None) -> None:
+        self._runtime, self._engine, self._conversation = runtime, engine, conversation
+        self._hot = () if conversation is None or runtime.hot is None else runtime.hot.recent(conversation, _HOT)
+
+    def system(self) -> tuple[list[str], int]:
+        """Return the system messages with which the conversation begins, and the place after them."""
+        found: list[str] = []
+        place = 1
+        for message in self._read(1, _END, _MAX_SYSTEM, newest_first=False):
+            if message.role not in _LEADING:
+                break
+            found.append(message.content)
+            place = message.seq + 1
+        return found, place
+
+    def last(self, window: PromptWindow | None, begins_at: int, room: int) -> list[tuple[StoredMessage, int]]:
+        """Return the last messages in order with their tokens: as many as fit, or all since the last window began."""
+        if self._conversation is None:
+            return []
+        first = begins_at if window is None else max(window.first_seq, begins_at)
+        end, total = self._conversation.next_seq, 0
+        found: list[tuple[StoredMessage, int]] = []
+        while end > begins_at and total <= room * _BEYOND:
+            page = self._read(begins_at, end, _PAGE, newest_first=True)
+            if not page:
+                break
+            for message, tokens in zip(page, self._runtime.token_counts.of(self._engine, page), strict=True):
+                found.append((message, tokens))
+                total += tokens
+            end = page[-1].seq
+            if end <= first:
+                break
+        return found[::-1]
+
+    def _read(self, first: int, end: int, limit: int, *, newest_first: bool) -> list[StoredMessage]:
+        if self._conversation is None:
+            return []
+        hot = [message for message in self._hot if first <= message.seq < end]
+        is_whole = len(self._hot) == self._conversation.messages
+        if newest_first and hot:
+            return hot[::-1][:limit]
+        if is_whole:
+            return hot[:limit]
+        with self._runtime.runs.database.work() as work:
+            return conversation_store.read(
+                work, self._conversation.id, first=first, end=end, limit=limit, newest_first=newest_first
+            )
 
 
-def _read(
-    work: UnitOfWork,
-    runtime: Runtime,
-    engine: Engine,
-    conversation: StoredConversation,
-    window: PromptWindow | None,
-    begins_at: int,
-    room: int,
-) -> list[tuple[StoredMessage, int]]:
-    """The last messages in order with their tokens: as many as fit, or all since the last window began."""
-    first = begins_at if window is None else max(window.first_seq, begins_at)
-    end, total = conversation.next_seq, 0
-    found: list[tuple[StoredMessage, int]] = []
-    while end > begins_at and total <= room * _BEYOND:
-        page = conversation_store.read(work, conversation.id, first=begins_at, end=end, limit=_PAGE, newest_first=True)
-        if not page:
-            break
-        for message, tokens in zip(page, runtime.token_counts.of(engine, page), strict=True):
-            found.append((message, tokens))
-            total += tokens
-        end = page[-1].seq
-        if end <= first:
-            break
-    return found[::-1]
+def _known(
+    runtime: Runtime, engine: Engine, task: AssemblyTask
+) -> tuple[StoredConversation | None, PromptWindow | None, tuple[Candidate, ...]]:
+    """The conversation, the window of its last prompt, and its summaries. The run is noted as one of its runs."""
+    if task.conversation is None:
+        return None, None, ()
+    with runtime.runs.database.work() as work:
+        found = _conversation(work, runtime, task)
+        conversation_store.link_runs(work, found.id, {task.run_id})
+        window = summary_store.window(work, found.id, found.revision, task.model)
+        return found, window, _summaries(work, engine, found, window)
 
 
 def _summaries(
-    work: UnitOfWork, engine: Engine, conversation: StoredConversation | None, window: PromptWindow | None
+    work: UnitOfWork, engine: Engine, conversation: StoredConversation, window: PromptWindow | None
 ) -> tuple[Candidate, ...]:
     """The latest summary, and the one of the window before."""
-    if conversation is None:
-        return ()
     found = summary_store.latest(work, conversation.id, conversation.revision)
     before = 0 if window is None else window.summarised_upto
     if before and not any(one.upto_seq == before for one in found):

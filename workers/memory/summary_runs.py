@@ -10,7 +10,7 @@ from app.kernel import log
 from app.kernel.errors import ArrieroError
 from app.memory.assembly.plan import AssemblyPlan
 from app.memory.conversations.conversation import StoredConversation
-from app.memory.conversations.service import shown_conversation
+from app.memory.conversations.service import Conversations, shown_conversation
 from app.memory.summaries import due
 from app.memory.summaries.summary import SUMMARY_PREFIX
 from app.workflows.runs.submission import Submission
@@ -41,6 +41,9 @@ def submit_if_due(
         is_routed=True,
     )
     try:
+        conversations = Conversations(runtime.runs.database, runtime.settings.conversations)
+        assert submission.id is not None, "it is that of the try"
+        conversations.link_run(conversation.id, submission.id)
         return runtime.runs.submit(submission).id
     except ArrieroError as error:
         _log.warning("summary_not_submitted", conversation=shown, error=str(error))

@@ -10,7 +10,6 @@ from uuid import UUID
 import httpx2
 import openai
 import pytest
-
 from sqlalchemy import text
 
 from app.access import namespaces
@@ -20,7 +19,7 @@ from app.memory.conversations.conversation import NewConversation
 from app.memory.conversations.message import MessageRole, NewMessage, StoredMessage
 from app.memory.conversations.service import Conversations, parsed_conversation, shown_conversation
 from app.workflows.runs import views
-from tests.api.openai.conftest import MODEL, StartPool
+from tests.api.openai.conftest import StartPool
 from tests.api.openai.test_chat_completions import PATIENCE, body, run_of, until_state
 
 _DELETE = text("DELETE FROM conversation WHERE id = :id")

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.inference.requests import Generated, GenerateRequest
+from app.inference.requests import GenerateRequest
 from app.kernel.database import Database
 from app.kernel.settings import Settings
 from app.memory.conversations.conversation import NewConversation
