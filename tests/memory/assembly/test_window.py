@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -30,7 +31,7 @@ def test_a_full_window_moves_far_and_then_stays() -> None:
         if window.moved:
             moves.append(turns)
     assert len(moves) == len(range(51, 200, 26)), moves
-    assert all(later - earlier > 20 for earlier, later in zip(moves, moves[1:], strict=False))
+    assert all(later - earlier > 20 for earlier, later in itertools.pairwise(moves))
 
 
 def test_a_full_window_moves_to_the_end_of_the_summary() -> None:
