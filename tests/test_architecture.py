@@ -51,6 +51,7 @@ SHELLS = {
     "workflows/runs/submission.py",
     "workflows/runs/views.py",
     "workflows/runs/waits.py",
+    "workflows/erasure.py",
     "workflows/retention.py",
     "workflows/garbage.py",
     "workflows/registry.py",
@@ -114,8 +115,14 @@ SHELLS = {
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
     "memory/conversations/chat.py",
+    "memory/deletion.py",
+    "memory/deletion_stores.py",
     "memory/conversations/conversation.py",
+    "memory/conversations/items.py",
+    "memory/conversations/hot.py",
+    "memory/conversations/lists.py",
     "memory/conversations/message.py",
+    "memory/conversations/retention.py",
     "memory/conversations/rows.py",
     "memory/conversations/service.py",
     "memory/conversations/store.py",
@@ -247,6 +254,7 @@ def test_task_names_are_their_import_paths() -> None:
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
     from workers.memory import context_folder
+    from workers.memory import expiry
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
@@ -254,6 +262,8 @@ def test_task_names_are_their_import_paths() -> None:
     folder = context_folder.run_import_folder
     assert f"{folder.__module__}.{folder.__name__}" == IMPORT_FOLDER
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
+    expire = expiry.run_conversation_expiry
+    assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 

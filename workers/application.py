@@ -26,6 +26,7 @@ from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
 from workers.memory import context_folder
+from workers.memory import expiry
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -82,6 +83,10 @@ class Application:
         @task(name=BATCHES)
         def run_batches() -> None:
             batch_jobs.run_batches(self.runtime)
+
+        @task(name=timetable.EXPIRE_CONVERSATIONS)
+        def run_conversation_expiry() -> None:
+            expiry.run_conversation_expiry(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

@@ -38,7 +38,7 @@ MAX_KEPT = 1_000
 _MAX_BODY = 16 * 1024
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches;
-#: edits of memory blocks, whose versions have their authors.
+#: what is said in conversations; edits of memory blocks, whose versions have their authors.
 ORDINARY = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -58,6 +58,10 @@ ORDINARY = frozenset(
         # Its endpoint writes an entry without the document, which its user may ask to be deleted.
         ("PUT", "/v1/context/{kind}/{name}"),
         ("POST", "/v1/context/relevant"),
+        ("POST", "/v1/conversations"),
+        ("POST", "/v1/conversations/{conversation_id}/items"),
+        ("POST", "/v1/conversations/{conversation_id}/messages"),
+        ("POST", "/v1/conversations/{conversation_id}/fork"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

@@ -44,6 +44,8 @@ from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import block_templates, blocks
 from app.api.memory import context as personal_context
+from app.api.memory import conversations, deletion, messages, retention, search
+from app.api.memory.documents import ConversationForkIn, ConversationIn, ConversationPatch, ItemsIn, MessagesIn
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -129,6 +131,12 @@ ROUTERS = (
     blocks.router,
     block_templates.router,
     personal_context.router,
+    search.router,
+    conversations.router,
+    messages.router,
+    deletion.conversations_router,
+    deletion.users_router,
+    retention.router,
     runs.router,
     payloads.router,
     events.router,
@@ -164,6 +172,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
+    *(ConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 

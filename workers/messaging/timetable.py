@@ -19,6 +19,8 @@ from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 SWEEP = "workers.jobs.run_sweep"
 #: The task name of `run_expire`.
 EXPIRE = "workers.jobs.run_expire"
+#: The task name of `run_conversation_expiry`.
+EXPIRE_CONVERSATIONS = "workers.memory.expiry.run_conversation_expiry"
 #: The task name of `run_schedules`.
 SCHEDULES = "workers.jobs.run_schedules"
 
@@ -29,6 +31,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
     return {
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),
+        "expire_conversations": _entry(EXPIRE_CONVERSATIONS, settings.conversations.expire_every),
         "batches": _entry(BATCHES, settings.batches.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),

@@ -29,6 +29,7 @@ from app.workflows.language.step_work import (
     StepWork,
     Template,
 )
+from app.workflows.language.summarize import SummarizeFields
 
 #: The branch of a wait that timed out.
 TIMED_OUT = "timed_out"
@@ -159,6 +160,7 @@ MapBody = Annotated[
     | EmbedFields
     | OpenAIFields
     | CompressFields
+    | SummarizeFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -197,6 +199,10 @@ class OpenAIStep(StepPart, OpenAIFields):
 
 class CompressStep(StepPart, CompressFields):
     """A compress step."""
+
+
+class SummarizeStep(StepPart, SummarizeFields):
+    """A summarize step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -348,6 +354,7 @@ AnyStep = (
     | EmbedStep
     | OpenAIStep
     | CompressStep
+    | SummarizeStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -360,12 +367,12 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
+    *("generate", "embed", "openai", "compress", "summarize", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, SummarizeFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields | SummarizeFields
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -158,5 +159,6 @@ def end(
             "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
             "finish_reason": usage.finish_reason,
             "cost": usage.cost,
+            "assembly": None if usage.assembly is None else json.dumps(usage.assembly),
         },
     )

@@ -43,6 +43,8 @@ ELSEWHERE = {
     "/v1/files": "openai/test_files_of_namespaces.py",
     "/v1/batches": "openai/test_files_of_namespaces.py",
     "/v1/cache": "openai/test_cache.py",
+    "/v1/conversations": "memory/test_conversations.py",
+    "/v1/users": "memory/test_deletion.py",
     "/api/": "ollama/test_ollama.py, which has no paths of namespaces",
 }
 #: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
@@ -52,6 +54,7 @@ NAMED = {
     "/v1/workflows": {"name": ("bflow", "nowhere")},
     "/v1/schedules": {"name": ("bnight", "nowhere")},
     "/v1/keys": {"key_id": ("{key}", "0000000000")},
+    "/v1/namespaces": {"name": ("b", "nowhere")},
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
@@ -281,6 +284,7 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             (of_b["block"], f"block_{'0' * 32}"),
             (of_b["run"], UNKNOWN),
             (of_b["key"], "0" * 10),
+            ("namespace 'b'", "namespace 'nowhere'"),
         ):
             theirs = theirs.replace(ours, other)
         expected = 200 if what in ANY_NAME else 404

@@ -1,0 +1,7 @@
+"""An API that listens; see tests/api/openai/conftest.py."""
+
+from __future__ import annotations
+
+from tests.api.openai.conftest import api, settings, start_pool
+
+__all__ = ["api", "settings", "start_pool"]
