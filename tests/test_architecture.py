@@ -74,6 +74,8 @@ SHELLS = {
     "inference/batches/service.py",
     "inference/batches/store.py",
     "inference/direct.py",
+    "memory/memories/cursors.py",
+    "memory/memories/extraction.py",
     "memory/memories/forgetting.py",
     "memory/memories/memory.py",
     "memory/memories/rows.py",
@@ -223,13 +225,16 @@ def test_alembic_is_no_package() -> None:
 
 def test_task_names_are_their_import_paths() -> None:
     from app.inference.batches.tasks import BATCHES
+    from app.memory.memories.tasks import EXTRACTION
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
+    from workers.memory import extraction
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
+    assert f"{extraction.run_extraction.__module__}.{extraction.run_extraction.__name__}" == EXTRACTION
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES

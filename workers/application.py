@@ -20,10 +20,12 @@ from app.fleet.pool import PoolPhase
 from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
+from app.memory.memories.tasks import EXTRACTION
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
+from workers.memory import extraction
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -80,6 +82,10 @@ class Application:
         @task(name=BATCHES)
         def run_batches() -> None:
             batch_jobs.run_batches(self.runtime)
+
+        @task(name=EXTRACTION)
+        def run_extraction() -> None:
+            extraction.run_extraction(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

@@ -37,6 +37,7 @@ from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
     conversations: ConversationSettings = ConversationSettings()
+    memories: MemorySettings = MemorySettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

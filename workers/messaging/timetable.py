@@ -12,6 +12,7 @@ from typing import Any
 from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
+from app.memory.memories.tasks import EXTRACTION
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 
 #: The task name of `run_sweep`.
@@ -28,6 +29,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),
         "batches": _entry(BATCHES, settings.batches.check_every),
+        "memories": _entry(EXTRACTION, settings.memories.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),

@@ -20,7 +20,7 @@ from app.kernel.database import UnitOfWork
 from app.memory.memories.kinds import MemoryEvent, MemoryKind, MemoryOrigin, text_hash
 from app.memory.memories.memory import Memory, MemoryHistoryEntry, MemorySource, NewMemory
 
-_COLUMNS = """
+COLUMNS = """
     id, namespace, user_name AS "user", conversation_id, kind, text, importance, confidence, valid_from, invalid_at,
     superseded_by, created_at, last_used_at, uses
 """
@@ -30,10 +30,10 @@ _INSERT = text(f"""
     VALUES (:id, :namespace, :user, :conversation_id, :kind, :text, :hash, :importance, :confidence,
             COALESCE(CAST(:valid_from AS timestamptz), now()), 0)
     ON CONFLICT (namespace, COALESCE(user_name, ''), text_hash) WHERE invalid_at IS NULL DO NOTHING
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """)
 _OF_TEXT = text(f"""
-    SELECT {_COLUMNS} FROM memory
+    SELECT {COLUMNS} FROM memory
     WHERE namespace = :namespace AND COALESCE(user_name, '') = COALESCE(CAST(:user AS text), '') AND text_hash = :hash
       AND invalid_at IS NULL
     FOR UPDATE
@@ -53,13 +53,13 @@ _INSERT_EVENT = text("""
 _EVENTS = text("""
     SELECT memory_id, event, at, author, note, detail FROM memory_event WHERE memory_id = ANY(:ids) ORDER BY id
 """)
-_GET = text(f"SELECT {_COLUMNS} FROM memory WHERE id = :id")
-_LOCK = text(f"SELECT {_COLUMNS} FROM memory WHERE id = :id FOR UPDATE")
-_GET_ALL = text(f"SELECT {_COLUMNS} FROM memory WHERE id = ANY(:ids) ORDER BY id")
+_GET = text(f"SELECT {COLUMNS} FROM memory WHERE id = :id")
+_LOCK = text(f"SELECT {COLUMNS} FROM memory WHERE id = :id FOR UPDATE")
+_GET_ALL = text(f"SELECT {COLUMNS} FROM memory WHERE id = ANY(:ids) ORDER BY id")
 _END = text(f"""
-    UPDATE memory SET invalid_at = :at, superseded_by = :by WHERE id = :id AND invalid_at IS NULL RETURNING {_COLUMNS}
+    UPDATE memory SET invalid_at = :at, superseded_by = :by WHERE id = :id AND invalid_at IS NULL RETURNING {COLUMNS}
 """)
-_SET_KIND = text(f"UPDATE memory SET kind = :kind WHERE id = :id RETURNING {_COLUMNS}")
+_SET_KIND = text(f"UPDATE memory SET kind = :kind WHERE id = :id RETURNING {COLUMNS}")
 _USED = text("UPDATE memory SET last_used_at = now(), uses = uses + 1 WHERE id = ANY(:ids)")
 _KIND_BEFORE = text("""
     SELECT detail FROM memory_event WHERE memory_id = :id AND event = 'marked' ORDER BY id DESC LIMIT 1
@@ -162,7 +162,7 @@ def page(work: UnitOfWork, of: MemoryFilter, after: UUID | None, limit: int) -> 
         conditions.append("valid_from <= now() AND (invalid_at IS NULL OR invalid_at > now())")
     if after is not None:
         conditions.append("id < :after")
-    statement = text(f"SELECT {_COLUMNS} FROM memory WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit")
+    statement = text(f"SELECT {COLUMNS} FROM memory WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit")
     values: dict[str, Any] = {
         "namespace": of.namespace,
         "user": of.user,

@@ -1,0 +1,1 @@
+"""What workers do for memory: scheduled jobs, and steps."""
