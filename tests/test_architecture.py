@@ -115,11 +115,23 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
+    "memory/conversations/chat.py",
     "memory/conversations/conversation.py",
     "memory/conversations/message.py",
     "memory/conversations/rows.py",
     "memory/conversations/service.py",
     "memory/conversations/store.py",
+    "memory/recall/dense.py",
+    "memory/recall/lexical.py",
+    "memory/recall/rows.py",
+    "memory/recall/service.py",
+    "memory/recall/storage.py",
+    "memory/blocks/rows.py",
+    "memory/blocks/service.py",
+    "memory/blocks/storage.py",
+    "memory/blocks/tools.py",
+    "memory/personal/rows.py",
+    "memory/personal/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {

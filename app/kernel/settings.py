@@ -32,8 +32,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.access import AccessSettings, AuditSettings, LimitSettings
+from app.kernel.sections.blocks import BlockSettings
 from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
@@ -96,6 +98,8 @@ class Settings(BaseSettings):
     batches: BatchSettings = BatchSettings()
     conversations: ConversationSettings = ConversationSettings()
     memories: MemorySettings = MemorySettings()
+    blocks: BlockSettings = BlockSettings()
+    context: ContextSettings = ContextSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from app.access import namespaces
 from app.catalog.catalog import Catalog
+from app.files.file import parsed_id
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
@@ -37,9 +38,12 @@ from app.memory.conversations.conversation import StoredConversation
 from app.memory.conversations.message import StoredMessage
 from app.memory.memories import cursors, gate, prompt, service, store
 from app.memory.memories.cursors import EndedExtraction, ExtractionState
-from app.memory.memories.gate import GateDecision, GateMessage, GateReason, KnownMemory
+from app.memory.memories.gate import GateDecision, GateMessage, GateReason, KnownMemory, ProposedMemory
 from app.memory.memories.kinds import MemoryOrigin
-from app.memory.memories.memory import Memory, MemorySource, NewMemory
+from app.memory.memories.memory import PREFIX, Memory, MemorySource, NewMemory
+from app.memory.recall.passages import SourceKind
+from app.memory.recall.query import MAX_QUERY, RecallMode, RecallQuery
+from app.memory.recall.service import Recall
 from app.workflows import retention
 from app.workflows.runs import submission
 from app.workflows.runs.service import Runs
@@ -51,8 +55,8 @@ _log = log.get(__name__)
 
 #: Messages that were read before and are shown again, as context.
 _CONTEXT = 2
-#: Known memories that a proposal is compared with.
-_COMPARED = 200
+#: Known memories that a proposal is compared with: the newest, whether they hold or not, and the most similar.
+_RECENT, _SIMILAR = 100, 12
 #: Failures after which a part is skipped, and the delay after the first one; each further delay is four times as long.
 _ATTEMPTS, _DELAY, _LONGEST_DELAY = 3, timedelta(minutes=1), timedelta(hours=6)
 #: Failures for which the part is to blame, or the model.
@@ -128,7 +132,8 @@ class Extraction:
             if window is None:
                 cursors.pass_over(work, id_)
                 return
-            known = _numbered(cursors.known(work, conversation.namespace, conversation.user, _COMPARED), window)
+        said = "\n".join(message.content for message in window.shown)
+        known = self._similar(conversation, [said])[: prompt.MAX_KNOWN]
         prepared = submission.prepare(
             self._submission(model or self.settings.model, conversation, window, known),
             self.runs.policy,
@@ -163,20 +168,50 @@ class Extraction:
             id=ids.new_id(),
         )
 
+    def _similar(self, conversation: StoredConversation, given: Sequence[str]) -> list[Memory]:
+        """The memories of the conversation's user that hold and have most words in common with texts."""
+        recall = Recall(self.runs.database)
+        found: dict[UUID, None] = {}
+        for one in given:
+            query = RecallQuery(
+                one[:MAX_QUERY],
+                conversation.namespace,
+                conversation.user,
+                mode=RecallMode.LEXICAL,
+                limit=_SIMILAR,
+                sources=(SourceKind.MEMORY,),
+                neighbours=False,
+            )
+            for passage in recall.search(query).passages:
+                if (parsed := parsed_id(passage.source_id, PREFIX)) is not None:
+                    found[parsed] = None
+        with self.runs.database.work() as work:
+            memories = {memory.id: memory for memory in store.all_of(work, list(found))}
+        return [memories[id_] for id_ in found if id_ in memories]
+
     def _finish(self, id_: UUID, run_id: UUID) -> None:
+        with self.runs.database.work() as work:
+            run = cursors.run_of(work, run_id)
+            conversation = conversation_store.find(work, id_)
+            proposed: list[ProposedMemory] | None = None
+            if run is not None and run.state == RunState.SUCCEEDED:
+                answer = values.outputs(work, run_id, [prompt.STEP], _MAX_OUTPUT)[prompt.STEP]["output"]
+                proposed = prompt.proposals(answer)
+        similar = (
+            [] if not proposed or conversation is None else self._similar(conversation, [one.text for one in proposed])
+        )
         with self.runs.transaction() as transaction:
             work = transaction.work
             reading = cursors.find(work, id_, lock=True)
             if reading is None or reading.run_id != run_id:
                 return
             conversation = conversation_store.find(work, id_)
-            run = cursors.run_of(work, run_id)
             if conversation is None:
                 cursors.drop(work, id_)
-            elif run is None or run.state != RunState.SUCCEEDED:
+            elif run is None or proposed is None:
                 self._retry(work, reading, run)
             else:
-                self._write(work, conversation, run_id, run)
+                self._write(work, conversation, run_id, run, proposed, similar)
         try:
             retention.remove_ended_run(self.runs.database, run_id)
         except RowsLocked:
@@ -192,23 +227,31 @@ class Extraction:
         else:
             cursors.retry(work, reading.conversation_id, ended, message, _delay(reading.failures))
 
-    def _write(self, work: UnitOfWork, conversation: StoredConversation, run_id: UUID, run: EndedExtraction) -> None:
-        """Write the memories of a run that pass the gate."""
+    def _write(
+        self,
+        work: UnitOfWork,
+        conversation: StoredConversation,
+        run_id: UUID,
+        run: EndedExtraction,
+        proposed: Sequence[ProposedMemory],
+        similar: Sequence[Memory],
+    ) -> None:
+        """Write the proposals of a run that pass the gate."""
         given = values.inputs(work, run_id)
-        answer = values.outputs(work, run_id, [prompt.STEP], _MAX_OUTPUT)[prompt.STEP]["output"]
         found = [conversation_store.find_message(work, UUID(one)) for one in given["messages"]]
         messages = {number: one for number, one in enumerate(found, start=1) if one is not None}
-        numbered = {memory.id: memory for memory in store.all_of(work, [UUID(one) for one in given["known"]])}
-        known = [numbered.get(UUID(one)) for one in given["known"]]
-        others = cursors.known(work, conversation.namespace, conversation.user, _COMPARED)
-        compared = [*(one for one in known if one is not None), *(one for one in others if one.id not in numbered)]
+        shown = [UUID(one) for one in given["known"]]
+        recent = cursors.known(work, conversation.namespace, conversation.user, _RECENT)
+        fresh = store.all_of(work, {*shown, *(one.id for one in similar), *(one.id for one in recent)})
+        compared = {memory.id: memory for memory in fresh}
+        known = [compared.get(one) for one in shown]
         numbers = {memory.id: number for number, memory in enumerate(known) if memory is not None}
         decisions = gate.decide(
-            prompt.proposals(answer),
+            proposed,
             [_gate_message(number, one, one.content) for number, one in messages.items()],
             [
                 KnownMemory(numbers.get(memory.id, -2 - at), memory.text, holds=memory.invalid_at is None)
-                for at, memory in enumerate(compared)
+                for at, memory in enumerate(fresh)
             ],
         )
         written, refused = 0, list[dict[str, Any]]()
@@ -222,7 +265,7 @@ class Extraction:
                 written += 1
             else:
                 same = next(
-                    (one for at, one in enumerate(compared) if decision.same_as == numbers.get(one.id, -2 - at)), None
+                    (one for at, one in enumerate(fresh) if decision.same_as == numbers.get(one.id, -2 - at)), None
                 )
                 refused.append(_refusal(decision, conversation, run_id, reason, detail, same))
         cursors.refuse(work, refused)
@@ -261,18 +304,6 @@ def _window(work: UnitOfWork, reading: ExtractionState) -> _Window | None:
 
 def _gate_message(number: int, message: StoredMessage, content: str) -> GateMessage:
     return GateMessage(number, message.role.value, content, message.speaker or "")
-
-
-def _numbered(known: Sequence[Memory], window: _Window) -> list[Memory]:
-    """The known memories that hold and have most words in common with the messages: those that the model sees."""
-    said = gate.content_words("\n".join(message.content for message in window.shown))
-    scored = [
-        (len(said & gate.content_words(memory.text)), place, memory)
-        for place, memory in enumerate(known)
-        if memory.invalid_at is None
-    ]
-    best = sorted(scored, key=lambda one: (-one[0], one[1]))[: prompt.MAX_KNOWN]
-    return [memory for _, _, memory in best]
 
 
 def _new_memory(

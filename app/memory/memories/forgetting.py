@@ -43,6 +43,10 @@ _BY_ID = {
     "memories": text("SELECT count(*) AS found FROM memory WHERE id = ANY(:ids)"),
     "sources": text("SELECT count(*) AS found FROM memory_source WHERE memory_id = ANY(:ids)"),
     "history": text("SELECT count(*) AS found FROM memory_event WHERE memory_id = ANY(:ids)"),
+    "passages and vectors": text("""
+        SELECT count(*) AS found FROM passage
+        WHERE namespace = ANY(:namespaces) AND source = 'memory' AND source_id = ANY(:shown)
+    """),
 }
 _CONTAINS = "EXISTS (SELECT 1 FROM unnest(CAST(:texts AS text[])) AS one WHERE strpos(lower({column}), one) > 0)"
 _BY_TEXT = {
@@ -57,7 +61,16 @@ _BY_TEXT = {
           AND {_CONTAINS.format(column="text")}
     """),
 }
+# Of the passages of memories only: those of messages are a conversation's, and are reported as such.
+_BY_TEXT["passages and vectors"] = text(f"""
+    SELECT count(*) AS found FROM passage
+    WHERE namespace = :namespace AND owner = COALESCE(CAST(:user AS text), '') AND source = 'memory'
+      AND {_CONTAINS.format(column="text")}
+""")
 _OF_USER_LEFT = {
+    "passages and vectors": text("""
+        SELECT count(*) AS found FROM passage WHERE namespace = :namespace AND owner = :user AND source = 'memory'
+    """),
     "memories": text("SELECT count(*) AS found FROM memory WHERE namespace = :namespace AND user_name = :user"),
     "refused memories": text(
         "SELECT count(*) AS found FROM memory_refusal WHERE namespace = :namespace AND user_name = :user"
@@ -117,7 +130,12 @@ def forget_in(work: UnitOfWork, memories: Collection[Memory]) -> Forgotten:
     """Delete memories, in a transaction of the caller, and search for them."""
     _delete(work, memories)
     ids = sorted(memory.id for memory in memories)
-    searched = [_count(work, where, "id", statement, {"ids": ids}) for where, statement in _BY_ID.items()]
+    named = {
+        "ids": ids,
+        "shown": [shown(one) for one in ids],
+        "namespaces": sorted({memory.namespace for memory in memories}),
+    }
+    searched = [_count(work, where, "id", statement, named) for where, statement in _BY_ID.items()]
     scopes = sorted({(memory.namespace, memory.user or "") for memory in memories})
     for where, statement in _BY_TEXT.items():
         found = 0
@@ -164,6 +182,7 @@ def _delete(work: UnitOfWork, memories: Collection[Memory]) -> None:
             "shown": [shown(memory.id) for memory in of],
         }
         work.execute(_DELETE_REFUSALS, values)
+    store.remove_passages(work, memories)
     work.execute(_DELETE, {"ids": sorted(memory.id for memory in memories)})
 
 
