@@ -78,6 +78,7 @@ SHELLS = {
     "memory/memories/extraction.py",
     "memory/memories/forgetting.py",
     "memory/memories/memory.py",
+    "memory/memories/options.py",
     "memory/memories/rows.py",
     "memory/memories/service.py",
     "memory/memories/store.py",

@@ -37,7 +37,8 @@ MAX_KEPT = 1_000
 #: Bytes of a body that are looked at for the summary.
 _MAX_BODY = 16 * 1024
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-#: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches.
+#: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files, batches and
+#: memories, whose texts must not outlive them here.
 ORDINARY = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -51,6 +52,10 @@ ORDINARY = frozenset(
         ("POST", "/v1/runs/{run_id}/fork"),
         ("POST", "/v1/files"),
         ("POST", "/v1/batches"),
+        ("POST", "/v1/memories"),
+        ("POST", "/v1/memories/{memory_id}/invalidate"),
+        ("POST", "/v1/memories/{memory_id}/supersede"),
+        ("POST", "/v1/memories/{memory_id}/breakthrough"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

@@ -42,6 +42,7 @@ from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
+from app.api.memory import extraction, memories
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -145,6 +146,8 @@ ROUTERS = (
     audit.router,
     dead_letters.router,
     keys.router,
+    extraction.router,
+    memories.router,
     health.router,
 )
 

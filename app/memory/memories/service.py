@@ -8,7 +8,7 @@ any.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -17,9 +17,12 @@ from app.files.file import parsed_id, shown_id
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
 from app.kernel.security import texts
+from app.memory.conversations import store as conversation_store
+from app.memory.conversations.conversation import CONVERSATION_PREFIX
+from app.memory.conversations.message import MESSAGE_PREFIX
 from app.memory.memories import store
-from app.memory.memories.kinds import MAX_AUTHOR, MAX_NOTE, MemoryEvent, MemoryKind
-from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, NewMemory, checked
+from app.memory.memories.kinds import MAX_AUTHOR, MAX_NOTE, MAX_SOURCES, MemoryEvent, MemoryKind, MemoryOrigin
+from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, MemorySource, NewMemory, checked
 from app.memory.memories.store import MemoryFilter
 
 #: Most memories of a chain that a history shows.
@@ -59,7 +62,13 @@ def shown(id_: UUID) -> str:
 
 
 def remember(
-    database: Database, new: NewMemory, namespace: str, author: str, *, supersedes: str | None = None
+    database: Database,
+    new: NewMemory,
+    namespace: str,
+    author: str,
+    *,
+    supersedes: str | None = None,
+    note: str = "",
 ) -> Remembered:
     """
     Write a memory; one that says the same is returned instead. With `supersedes`, that one ends where this one begins.
@@ -67,7 +76,7 @@ def remember(
     Raises InvalidInput, NotFound and Conflict.
     """
     with database.work() as work:
-        return remember_in(work, new, namespace, author, supersedes=supersedes)
+        return remember_in(work, new, namespace, author, supersedes=supersedes, note=note)
 
 
 def remember_in(
@@ -175,6 +184,31 @@ def mark(
         if marked.invalid_at is None:
             store.put_passage(work, marked)
         return marked
+
+
+def message_sources(database: Database, messages: Sequence[str], namespace: str) -> list[MemorySource]:
+    """Return messages as sources. Raises InvalidInput for one that is not there, or of another namespace."""
+    found = []
+    with database.work() as work:
+        for place, given in enumerate(messages[:MAX_SOURCES]):
+            parsed = parsed_id(given, MESSAGE_PREFIX)
+            message = None if parsed is None else conversation_store.find_message(work, parsed)
+            of = None if message is None else conversation_store.find(work, message.conversation_id)
+            if message is None or of is None or of.namespace != namespace:
+                problem = Problem(f"messages[{place}]", f"no message {given[:100]!r}", "the id of a message: msg_…")
+                raise InvalidInput([problem], "memory")
+            found.append(MemorySource(MemoryOrigin.MESSAGE, message.role.value, message.conversation_id, message.id))
+    return found
+
+
+def require_conversation(database: Database, given: str, namespace: str) -> UUID:
+    """Return the id of a conversation of a namespace. Raises NotFound."""
+    parsed = parsed_id(given, CONVERSATION_PREFIX)
+    with database.work() as work:
+        found = None if parsed is None else conversation_store.find(work, parsed)
+    if found is None or found.namespace != namespace:
+        raise NotFound("conversation", texts.printable(given, 100))
+    return found.id
 
 
 def note_used_in(work: UnitOfWork, memory_ids: Collection[UUID]) -> None:
