@@ -75,8 +75,11 @@ SHELLS = {
     "inference/batches/service.py",
     "inference/batches/store.py",
     "inference/direct.py",
+    "memory/memories/cursors.py",
+    "memory/memories/extraction.py",
     "memory/memories/forgetting.py",
     "memory/memories/memory.py",
+    "memory/memories/options.py",
     "memory/memories/rows.py",
     "memory/memories/service.py",
     "memory/memories/store.py",
@@ -255,12 +258,18 @@ def test_task_names_are_their_import_paths() -> None:
     from workers import batch_jobs, jobs, steps
     from workers.memory import context_folder
     from workers.memory import expiry
+    from app.memory.memories.tasks import EXTRACTION
+    from app.scheduler.tasks import RECONCILE
+    from app.workflows.runs.messages import RUN_STEP
+    from workers import batch_jobs, jobs, steps
+    from workers.memory import extraction
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
     folder = context_folder.run_import_folder
     assert f"{folder.__module__}.{folder.__name__}" == IMPORT_FOLDER
+    assert f"{extraction.run_extraction.__module__}.{extraction.run_extraction.__name__}" == EXTRACTION
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     expire = expiry.run_conversation_expiry
     assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS

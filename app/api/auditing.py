@@ -39,6 +39,8 @@ _MAX_BODY = 16 * 1024
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches;
 #: what is said in conversations; edits of memory blocks, whose versions have their authors.
+#: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files, batches and
+#: memories, whose texts must not outlive them here.
 ORDINARY = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -62,6 +64,10 @@ ORDINARY = frozenset(
         ("POST", "/v1/conversations/{conversation_id}/items"),
         ("POST", "/v1/conversations/{conversation_id}/messages"),
         ("POST", "/v1/conversations/{conversation_id}/fork"),
+        ("POST", "/v1/memories"),
+        ("POST", "/v1/memories/{memory_id}/invalidate"),
+        ("POST", "/v1/memories/{memory_id}/supersede"),
+        ("POST", "/v1/memories/{memory_id}/breakthrough"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

@@ -46,6 +46,7 @@ from app.api.memory import block_templates, blocks
 from app.api.memory import context as personal_context
 from app.api.memory import conversations, deletion, messages, retention, search
 from app.api.memory.documents import ConversationForkIn, ConversationIn, ConversationPatch, ItemsIn, MessagesIn
+from app.api.memory import extraction, memories
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -158,6 +159,8 @@ ROUTERS = (
     audit.router,
     dead_letters.router,
     keys.router,
+    extraction.router,
+    memories.router,
     health.router,
 )
 

@@ -39,6 +39,7 @@ from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
     conversations: ConversationSettings = ConversationSettings()
+    memories: MemorySettings = MemorySettings()
     blocks: BlockSettings = BlockSettings()
     context: ContextSettings = ContextSettings()
 

@@ -13,6 +13,7 @@ from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
 from app.memory.personal.tasks import IMPORT_FOLDER
+from app.memory.memories.tasks import EXTRACTION
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 
 #: The task name of `run_sweep`.
@@ -33,6 +34,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "expire": _entry(EXPIRE, settings.runs.expire_every),
         "expire_conversations": _entry(EXPIRE_CONVERSATIONS, settings.conversations.expire_every),
         "batches": _entry(BATCHES, settings.batches.check_every),
+        "memories": _entry(EXTRACTION, settings.memories.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),
