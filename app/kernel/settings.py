@@ -37,6 +37,7 @@ from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
+    recall: RecallSettings = RecallSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

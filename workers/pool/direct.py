@@ -241,7 +241,7 @@ class _Request:
 
     def _on_piece(self, piece: TextPiece) -> None:
         self._stream.piece(piece)
-        if not self._written:
+        if not self._written and self._request.is_recorded:
             self._written = True
             self._owner.record(self._record_begin)
 
@@ -268,7 +268,8 @@ class _Request:
             self._stream.done(outcome.output)
         elif outcome.reason is not FailureReason.WORKER_STOPPED:
             self._stream.failed(outcome.reason, outcome.message)
-        self._owner.record(lambda: self._record_end(outcome))
+        if self._request.is_recorded:
+            self._owner.record(lambda: self._record_end(outcome))
         self._owner.ended(self)
 
     def _record_begin(self) -> None:
