@@ -22,7 +22,7 @@ import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -121,7 +121,8 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
         work.run(text("TRUNCATE passage, passage_vector, passage_pending, recall_model RESTART IDENTITY"))
         work.run(
             text(
-                "INSERT INTO recall_model (name, state, dimensions, ready_at) VALUES (:name, 'ready', :dimensions, now())"
+                "INSERT INTO recall_model (name, state, dimensions, ready_at) "
+                "VALUES (:name, 'ready', :dimensions, now())"
             ),
             {"name": MODEL, "dimensions": DIMENSIONS},
         )
@@ -142,7 +143,8 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
                         user = name
                     low += most
                 passage = NewPassage(
-                    NAMESPACE, SourceKind.MESSAGE, f"msg_{number}", " ".join(synthetic.words(int(topics[number - first]))),
+                    NAMESPACE, SourceKind.MESSAGE, f"msg_{number}",
+                    " ".join(synthetic.words(int(topics[number - first]))),
                     user, f"conv_{number // 40}", number % 40,
                 )  # fmt: skip
                 lexemes, length = lexemes_of(passage, passage.text)
@@ -161,7 +163,10 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
                 )
                 rows.write("\t".join(map(str, values)) + "\n")
             with connection.cursor() as cursor:
-                columns = "id, namespace, owner, conversation, source, source_id, part, thread, place, text, role, at, length, lexemes"
+                columns = (
+                    "id, namespace, owner, conversation, source, source_id, part, thread, place, text, role, at, "
+                    "length, lexemes"
+                )
                 with cursor.copy(f"COPY passage ({columns}) FROM STDIN") as copy:
                     copy.write(rows.getvalue())
                 with cursor.copy(
@@ -203,6 +208,18 @@ def nearest(vectors: Vectors, queries: npt.NDArray[Any], count: int) -> list[set
     return [set(map(int, row)) for row in ids]
 
 
+class _GivenVectors:
+    """The vector of the next query."""
+
+    vector: tuple[float, ...] = ()
+
+    def __call__(self, _: str, __: Sequence[str], /) -> QueryVectors:
+        return QueryVectors({MODEL: self.vector})
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def measure(database: Database, synthetic: Synthetic, vectors: Vectors, rounds: int) -> dict[str, Any]:
     """The times and the recall of queries."""
     numbers = synthetic.random.integers(0, len(vectors), rounds)
@@ -218,8 +235,8 @@ def measure(database: Database, synthetic: Synthetic, vectors: Vectors, rounds: 
     for number in numbers:
         own = texts[int(number) + 1]
         said.append(" ".join([*synthetic.random.choice(own[-4:], 2), *synthetic.frequent(3)]))
-    now: list[tuple[float, ...]] = [()]
-    recall = Recall(database, lambda _, __: QueryVectors({MODEL: now[0]}))
+    given = _GivenVectors()
+    recall = Recall(database, given)
     exact = nearest(vectors, queries, 10)
     figures: dict[str, Any] = {}
     middle = START + timedelta(seconds=30 * len(vectors) * 0.9)
@@ -234,7 +251,7 @@ def measure(database: Database, synthetic: Synthetic, vectors: Vectors, rounds: 
         times, hits, found_own = [], 0, 0
         methods: dict[str, int] = {}
         for index in range(-5, rounds):
-            now[0] = tuple(queries[index].tolist())
+            given.vector = tuple(queries[index].tolist())
             query = RecallQuery(said[index], NAMESPACE, limit=10, **more)
             began = time.perf_counter()
             answer = recall.search(query)
@@ -285,7 +302,8 @@ def main() -> None:
                 connection.execute(text("SET maintenance_work_mem = '512MB'"))
                 connection.execute(
                     text(
-                        "CREATE INDEX ix_passage_lexemes ON passage USING gin (lexemes) WITH (gin_pending_list_limit = 1024)"
+                        "CREATE INDEX ix_passage_lexemes ON passage USING gin (lexemes) "
+                        "WITH (gin_pending_list_limit = 1024)"
                     )
                 )
                 connection.execute(text("RESET maintenance_work_mem"))

@@ -74,6 +74,11 @@ SHELLS = {
     "inference/batches/service.py",
     "inference/batches/store.py",
     "inference/direct.py",
+    "memory/memories/forgetting.py",
+    "memory/memories/memory.py",
+    "memory/memories/rows.py",
+    "memory/memories/service.py",
+    "memory/memories/store.py",
     "inference/queues.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",
@@ -108,11 +113,26 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
+    "memory/conversations/chat.py",
+    "memory/conversations/conversation.py",
+    "memory/conversations/message.py",
+    "memory/conversations/rows.py",
+    "memory/conversations/service.py",
+    "memory/conversations/store.py",
     "memory/recall/dense.py",
     "memory/recall/lexical.py",
+    "memory/recall/query_vectors.py",
     "memory/recall/rows.py",
     "memory/recall/service.py",
     "memory/recall/storage.py",
+    "memory/recall/vector_index.py",
+    "memory/recall/vectors.py",
+    "memory/blocks/rows.py",
+    "memory/blocks/service.py",
+    "memory/blocks/storage.py",
+    "memory/blocks/tools.py",
+    "memory/personal/rows.py",
+    "memory/personal/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
 WORLD = {
@@ -221,12 +241,14 @@ def test_task_names_are_their_import_paths() -> None:
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
+    from workers.memory import jobs as memory_jobs
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
+    assert f"{memory_jobs.run_recall.__module__}.{memory_jobs.run_recall.__name__}" == timetable.RECALL
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 
 

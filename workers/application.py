@@ -24,6 +24,7 @@ from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
+from workers.memory import jobs as memory_jobs
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -80,6 +81,10 @@ class Application:
         @task(name=BATCHES)
         def run_batches() -> None:
             batch_jobs.run_batches(self.runtime)
+
+        @task(name=timetable.RECALL)
+        def run_recall() -> None:
+            memory_jobs.run_recall(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

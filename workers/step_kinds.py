@@ -25,6 +25,7 @@ from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.steps import (
     CallFields,
     EmbedFields,
@@ -50,6 +51,7 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
+from workers.memory import embeddings, recall_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
 
@@ -215,6 +217,23 @@ def _compress(task: StepTask, step: CompressFields) -> Success | Called:
     )
 
 
+def _recall(task: StepTask, step: RecallFields) -> Success:
+    return recall_step.recall(step, task.data, task.claim.namespace, task.runtime.recall)
+
+
+def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
+    assert task.claim.model is not None, "its model is chosen when it becomes ready"
+    return embeddings.embed_passages(
+        task.runtime.runs.database,
+        task.engine,
+        task.claim.model,
+        step.most,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        priority=PriorityClass(task.claim.priority),
+    )
+
+
 @contextmanager
 def _failures_in(stream: TokenStream) -> Iterator[None]:
     """Write a failure of the block to the stream, unless the step is requeued."""
@@ -292,6 +311,8 @@ _KINDS: Mapping[type[Any], _Kind] = {
     EmbedFields: _embed,
     OpenAIFields: _openai,
     CompressFields: _compress,
+    RecallFields: _recall,
+    EmbedPassagesFields: _embed_passages,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

@@ -187,4 +187,5 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
     BATCHES: _is_nothing,
+    timetable.RECALL: _is_nothing,
 }

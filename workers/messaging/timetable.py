@@ -20,6 +20,8 @@ SWEEP = "workers.jobs.run_sweep"
 EXPIRE = "workers.jobs.run_expire"
 #: The task name of `run_schedules`.
 SCHEDULES = "workers.jobs.run_schedules"
+#: The task name of `run_recall`.
+RECALL = "workers.memory.jobs.run_recall"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
@@ -28,6 +30,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "sweep": _entry(SWEEP, settings.runs.sweep_every),
         "expire": _entry(EXPIRE, settings.runs.expire_every),
         "batches": _entry(BATCHES, settings.batches.check_every),
+        "recall": _entry(RECALL, settings.recall.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),

@@ -2,8 +2,8 @@
 The vectors of passages: which are missing, and storing them.
 
 New passages are in a queue, which the transaction that wrote them has filled. A model that is new gets vectors of all
-older passages too, in the order of their ids; how far it has come is stored with each batch. A batch is one transaction,
-so a process that dies loses the vectors of one batch, which are made again.
+older passages too, in the order of their ids; how far it has come is stored with each batch. A batch is one
+transaction, so a process that dies loses the vectors of one batch, which are made again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _OLDER = text("""
 # A passage that was removed meanwhile is not there any more; one that is, stays until the commit.
 _STORE = text("""
     WITH there AS MATERIALIZED (
-        SELECT passage.id, given.vector FROM jsonb_to_recordset(CAST(:vectors AS jsonb)) AS given(id bigint, vector text)
+        SELECT passage.id, given.vector
+        FROM jsonb_to_recordset(CAST(:vectors AS jsonb)) AS given(id bigint, vector text)
         JOIN passage ON passage.id = given.id FOR KEY SHARE OF passage
     ), done AS (
         DELETE FROM passage_pending WHERE passage_id = ANY(:ids)

@@ -16,6 +16,7 @@ from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.step_work import (
     HEADER,
     ID,
@@ -159,6 +160,7 @@ MapBody = Annotated[
     | EmbedFields
     | OpenAIFields
     | CompressFields
+    | RecallFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -197,6 +199,14 @@ class OpenAIStep(StepPart, OpenAIFields):
 
 class CompressStep(StepPart, CompressFields):
     """A compress step."""
+
+
+class RecallStep(StepPart, RecallFields):
+    """A recall step."""
+
+
+class EmbedPassagesStep(StepPart, EmbedPassagesFields):
+    """An embed_passages step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -348,6 +358,8 @@ AnyStep = (
     | EmbedStep
     | OpenAIStep
     | CompressStep
+    | RecallStep
+    | EmbedPassagesStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -360,12 +372,12 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
+    *("generate", "embed", "openai", "compress", "recall", "embed_passages", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, EmbedPassagesFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields | EmbedPassagesFields
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:

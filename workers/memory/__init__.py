@@ -1,0 +1,1 @@
+"""What pools and control workers do for memory."""
