@@ -124,6 +124,7 @@ SHELLS = {
     "memory/recall/query_vectors.py",
     "memory/recall/rows.py",
     "memory/recall/service.py",
+    "memory/recall/status.py",
     "memory/recall/storage.py",
     "memory/recall/vector_index.py",
     "memory/recall/vectors.py",

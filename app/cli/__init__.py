@@ -89,6 +89,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.compress:compress",
         "Print a text or a conversation with fewer tokens, counted by a model's tokenizer.",
     ),
+    "recall": LazyCommand(
+        "app.cli.memory.recall:recall",
+        "Find what was said: messages, memories, blocks and documents, by words and by meaning.",
+    ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),

@@ -63,8 +63,8 @@ def embed_passages(
         left = timedelta(seconds=max(0.0, until - time.monotonic()))
         try:
             made, used = _made(engine, batch.passages, on_stop, left, priority)
-        except StepFailure as failure:
-            if failure.reason in (FailureReason.TIMEOUT, FailureReason.WORKER_STOPPED):
+        except StepFailure as error:
+            if error.reason in (FailureReason.TIMEOUT, FailureReason.WORKER_STOPPED):
                 raise
             made, used = _made_one_by_one(database, engine, batch, on_stop, left, priority)
         done += len(batch.passages)
@@ -98,8 +98,8 @@ def _made_one_by_one(
     for passage in batch.passages:
         try:
             one, used = _made(engine, (passage,), on_stop, left, priority)
-        except StepFailure as failure:
-            failed[passage.id] = failure
+        except StepFailure as error:
+            failed[passage.id] = error
         else:
             made |= one
             tokens += used

@@ -27,6 +27,8 @@ from app.api.services import Services
 from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.sections.access import AccessSettings
+from app.memory.recall import storage as recall
+from app.memory.recall.passages import NewPassage, SourceKind
 
 #: What FastAPI serves without a route of its own kind: the document, and the files of its page.
 PLAIN = {"/openapi.json", "/docs/assets"}
@@ -59,6 +61,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs/{run_id}/fork"): {"from": "wait"},
     ("POST", "/v1/runs/{run_id}/events"): {"name": "go", "payload": {}},
     ("POST", "/v1/runs"): {"workflow": "bflow"},
+    ("POST", "/v1/recall"): {"query": "secret", "scope": "all"},
 }
 #: What creates or replaces something of the caller under a name that others may have too.
 OWN = {("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")}
@@ -70,6 +73,7 @@ WITHOUT_NAMES = {
     ("POST", "/v1/bulk/cancel"): 200,
     ("POST", "/v1/bulk/retry"): 200,
     ("POST", "/v1/keys"): 422,
+    ("POST", "/v1/recall"): 200,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
 NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
@@ -218,6 +222,9 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     run = app_client.post("/v1/runs", json=body, headers={**headers, "Idempotency-Key": "once"})
     assert run.status_code == 202, run.text
     made = app_client.post("/v1/keys", json={"name": MARK, "scopes": ["read"]}, headers=headers).json()
+    with database.work() as work:
+        source_id = run.json()["id"]  # what must not be seen
+        recall.put_in(work, [NewPassage("b", SourceKind.MESSAGE, source_id, f"a secret: {MARK}")])
     return {
         "run": run.json()["id"],
         "step": run.json()["steps"][0]["id"],
