@@ -78,7 +78,7 @@ def recall(
     console().print(printed) if found["passages"] else notes().print("nothing was found")
     for leg, name in (("lexical", "words"), ("dense", "meaning")):
         reason = found[leg]["reason"]
-        if reason and not (reason == "not asked for"):
+        if reason and reason != "not asked for":
             how = "also said" if found[leg]["used"] else "not searched"
             notes().print(f"by {name}: {how}: {escape(printable(reason))}")
 
