@@ -52,6 +52,7 @@ class Recalling:
     @operation
     def recall(
         self,
+        /,
         query: str,
         *,
         user: str | None = None,
@@ -79,7 +80,8 @@ class Recalling:
     @operation
     def recall_status(self) -> Operation[dict[str, Any]]:
         """Return what can be recalled, and how far the vectors are behind."""
-        return (yield from exchange.send_json(Request("GET", "/v1/recall/status"), self.retries))
+        found: dict[str, Any] = yield from exchange.send_json(Request("GET", "/v1/recall/status"), self.retries)
+        return found
 
 
 def _passage(one: dict[str, Any]) -> Recollection:
