@@ -131,10 +131,14 @@ SHELLS = {
     "memory/conversations/store.py",
     "memory/recall/dense.py",
     "memory/recall/lexical.py",
+    "memory/recall/query_vectors.py",
     "memory/recall/rows.py",
     "memory/recall/service.py",
+    "memory/recall/status.py",
     "memory/recall/storage.py",
     "memory/blocks/indexing.py",
+    "memory/recall/vector_index.py",
+    "memory/recall/vectors.py",
     "memory/blocks/rows.py",
     "memory/blocks/service.py",
     "memory/blocks/storage.py",
@@ -263,6 +267,7 @@ def test_task_names_are_their_import_paths() -> None:
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
     from workers.memory import extraction
+    from workers.memory import jobs as memory_jobs
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
@@ -274,6 +279,7 @@ def test_task_names_are_their_import_paths() -> None:
     expire = expiry.run_conversation_expiry
     assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
+    assert f"{memory_jobs.run_recall.__module__}.{memory_jobs.run_recall.__name__}" == timetable.RECALL
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 
 

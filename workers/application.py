@@ -29,6 +29,7 @@ from workers.engine import Engine
 from workers.memory import context_folder
 from workers.memory import expiry
 from workers.memory import extraction
+from workers.memory import jobs as memory_jobs
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -92,6 +93,9 @@ class Application:
         @task(name=EXTRACTION)
         def run_extraction() -> None:
             extraction.run_extraction(self.runtime)
+        @task(name=timetable.RECALL)
+        def run_recall() -> None:
+            memory_jobs.run_recall(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

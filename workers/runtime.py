@@ -24,6 +24,8 @@ from app.kernel.live.notices import ChangeListener
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.memory.conversations.hot import HotConversations
+from app.memory.recall.query_vectors import QueryEmbedder
+from app.memory.recall.service import Recall
 from app.scheduler.residencies import Residencies
 from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
@@ -104,8 +106,14 @@ class Runtime:
     events: StepEvents = field(default_factory=StepEvents)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
+    #: Finds what was said; by its words alone until the worker has started.
+    recall: Recall = field(init=False)
     #: For how long clients want models to stay loaded; None in a pool.
     residencies: Residencies | None = None
+
+    def __post_init__(self) -> None:
+        """Without a broker, recall has no vectors of queries."""
+        self.recall = Recall(self.runs.database)
 
     @property
     def catalog(self) -> Catalog:
@@ -139,6 +147,7 @@ class Runtime:
         if self.listener is not None:
             self.listener.close()
         self.leases.close()
+        self.recall.close()
         self.token_reports.close()
         self.tokenizers.close()
         self.activity.close()
@@ -191,5 +200,7 @@ def start(
         residencies=Residencies(redis_url) if engine is None else None,
         hot=None if engine is None else HotConversations(resources.database, broker, settings.conversations),
     )
+    embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)
+    runtime.recall = Recall(resources.database, embed)
     runtime.follow_settings(redis_url)
     return runtime

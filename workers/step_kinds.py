@@ -27,6 +27,7 @@ from app.workflows.language import definition as definitions
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.steps import (
     CallFields,
     EmbedFields,
@@ -55,6 +56,7 @@ from workers.engine import Engine, OnPiece
 from workers.leases import Holding
 from workers.memory import assembly, summarize_step
 from workers.memory.assembly import AssembledPrompt
+from workers.memory import embeddings, recall_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
 
@@ -281,6 +283,23 @@ def _compress(task: StepTask, step: CompressFields) -> Success | Called:
     )
 
 
+def _recall(task: StepTask, step: RecallFields) -> Success:
+    return recall_step.recall(step, task.data, task.claim.namespace, task.runtime.recall)
+
+
+def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
+    assert task.claim.model is not None, "its model is chosen when it becomes ready"
+    return embeddings.embed_passages(
+        task.runtime.runs.database,
+        task.engine,
+        task.claim.model,
+        step.most,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        priority=PriorityClass(task.claim.priority),
+    )
+
+
 @contextmanager
 def _failures_in(stream: TokenStream) -> Iterator[None]:
     """Write a failure of the block to the stream, unless the step is requeued."""
@@ -359,6 +378,8 @@ _KINDS: Mapping[type[Any], _Kind] = {
     OpenAIFields: _openai,
     CompressFields: _compress,
     SummarizeFields: _summarize,
+    RecallFields: _recall,
+    EmbedPassagesFields: _embed_passages,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

@@ -48,6 +48,7 @@ ORDINARY = frozenset(
         ("POST", "/v1/embeddings"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/compress"),
+        ("POST", "/v1/recall"),
         ("POST", "/v1/responses"),
         ("POST", "/v1/runs"),
         ("POST", "/v1/runs/{run_id}/events"),

@@ -98,6 +98,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "forget": LazyCommand(
         "app.cli.memory.memories:forget", "Delete memories for real, and show that a search finds them no more."
+    "recall": LazyCommand(
+        "app.cli.memory.recall:recall",
+        "Find what was said: messages, memories, blocks and documents, by words and by meaning.",
     ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),

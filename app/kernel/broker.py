@@ -19,6 +19,7 @@ Redis keys. Celery and RedBeat create all but the last six:
     arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
     arriero:residencies         how long clients want models loaded (`app/scheduler/residencies.py`)
     arriero:conversation:*      the last messages of conversations (`app/memory/conversations/hot.py`)
+    arriero:recall:wanted:*     embedding models that queries needed (`app/memory/recall/query_vectors.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

@@ -41,6 +41,7 @@ from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
+from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     memories: MemorySettings = MemorySettings()
     blocks: BlockSettings = BlockSettings()
     context: ContextSettings = ContextSettings()
+    recall: RecallSettings = RecallSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

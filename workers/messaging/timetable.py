@@ -24,6 +24,8 @@ EXPIRE = "workers.jobs.run_expire"
 EXPIRE_CONVERSATIONS = "workers.memory.expiry.run_conversation_expiry"
 #: The task name of `run_schedules`.
 SCHEDULES = "workers.jobs.run_schedules"
+#: The task name of `run_recall`.
+RECALL = "workers.memory.jobs.run_recall"
 
 
 def schedule(settings: Settings) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "expire_conversations": _entry(EXPIRE_CONVERSATIONS, settings.conversations.expire_every),
         "batches": _entry(BATCHES, settings.batches.check_every),
         "memories": _entry(EXTRACTION, settings.memories.check_every),
+        "recall": _entry(RECALL, settings.recall.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),

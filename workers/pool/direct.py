@@ -269,7 +269,7 @@ class _Request:
 
     def _on_piece(self, piece: TextPiece) -> None:
         self._stream.piece(piece)
-        if not self._written:
+        if not self._written and self._request.is_recorded:
             self._written = True
             self._owner.record(self._record_begin)
 
@@ -314,6 +314,9 @@ class _Request:
         self._answer(outcome)
         if follows is not None:
             follows(outcome)
+        if self._request.is_recorded:
+            self._owner.record(lambda: self._record_end(outcome))
+        self._owner.ended(self)
 
     def _record_begin(self) -> None:
         """Write the run, and hold the lease of its step from now on."""

@@ -31,6 +31,7 @@ from app.workflows.language import shape_errors, source
 from app.workflows.language.compression import CompressFields, CompressionFields
 from app.workflows.language.definition import Definition
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.recall import EmbedPassagesFields
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
@@ -309,7 +310,7 @@ def _model_problems(
         if entry is None:
             known = deployment.models.names
             yield Problem(place, f"the catalogue has no model {name!r}", shape_errors.nearest(name, known))
-        elif isinstance(work, EmbedFields) and not entry.serves_embeddings:
+        elif isinstance(work, EmbedFields | EmbedPassagesFields) and not entry.serves_embeddings:
             able = [model.name for model in deployment.models if model.serves_embeddings]
             message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
             yield Problem(place, message, shape_errors.nearest(name, able) if able else "a model for embeddings")

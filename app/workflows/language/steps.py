@@ -16,6 +16,7 @@ from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.step_work import (
     HEADER,
     ID,
@@ -161,6 +162,7 @@ MapBody = Annotated[
     | OpenAIFields
     | CompressFields
     | SummarizeFields
+    | RecallFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -203,6 +205,12 @@ class CompressStep(StepPart, CompressFields):
 
 class SummarizeStep(StepPart, SummarizeFields):
     """A summarize step."""
+class RecallStep(StepPart, RecallFields):
+    """A recall step."""
+
+
+class EmbedPassagesStep(StepPart, EmbedPassagesFields):
+    """An embed_passages step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -355,6 +363,8 @@ AnyStep = (
     | OpenAIStep
     | CompressStep
     | SummarizeStep
+    | RecallStep
+    | EmbedPassagesStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -373,6 +383,12 @@ KINDS = (
 #: The kinds of work that use a model.
 MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, SummarizeFields)
 ModelWork = GenerateFields | EmbedFields | OpenAIFields | SummarizeFields
+    *("generate", "embed", "openai", "compress", "recall", "embed_passages", "transform", "http", "workflow"),
+    *("map", "switch", "wait", "join", "noop"),
+)
+#: The kinds of work that use a model.
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, EmbedPassagesFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields | EmbedPassagesFields
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:

@@ -29,6 +29,8 @@ from app.kernel.database import Database
 from app.kernel.sections.access import AccessSettings
 from app.memory.conversations.conversation import NewConversation
 from app.memory.conversations.service import Conversations, shown_conversation
+from app.memory.recall import storage as recall
+from app.memory.recall.passages import NewPassage, SourceKind
 
 #: What FastAPI serves without a route of its own kind: the document, and the files of its page.
 PLAIN = {"/openapi.json", "/docs/assets"}
@@ -87,6 +89,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/memories/{memory_id}/supersede"): {"text": "What a says instead"},
     ("PUT", "/v1/memories/extraction"): {"enabled": False},
     ("PUT", "/v1/memories/extraction/{conversation_id}"): {"enabled": True},
+    ("POST", "/v1/recall"): {"query": "secret", "scope": "all"},
 }
 #: What creates or replaces something of the caller under a name that others may have too.
 OWN = {
@@ -107,6 +110,7 @@ WITHOUT_NAMES = {
     ("POST", "/v1/memories"): 201,
     ("POST", "/v1/memories/forget"): 200,
     ("PUT", "/v1/memories/extraction"): 200,
+    ("POST", "/v1/recall"): 200,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
 NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
@@ -261,6 +265,9 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     assert app_client.put("/v1/block-templates/btemplate", json=template, headers=headers).status_code == 200
     document = {"content": MARK}
     assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
+    with database.work() as work:
+        source_id = run.json()["id"]  # what must not be seen
+        recall.put_in(work, [NewPassage("b", SourceKind.MESSAGE, source_id, f"a secret: {MARK}")])
     return {
         "run": run.json()["id"],
         "step": run.json()["steps"][0]["id"],
