@@ -39,6 +39,7 @@ from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.tools import ToolSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
 from app.kernel.units import durations
@@ -87,6 +88,7 @@ class Settings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
+    tools: ToolSettings = ToolSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     audit: AuditSettings = AuditSettings()

@@ -55,6 +55,10 @@ class Engine(Protocol):
     #: Requests that are processed at the same time.
     slots: int
 
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model can be given tools: its chat template, or its profile, says how it writes calls."""
+
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
     ) -> Ticket:
