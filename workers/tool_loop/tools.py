@@ -17,6 +17,8 @@ from workers.tool_loop.record import OfferedTool
 MAX_TOOLS = 64
 #: Most characters of a description that comes from elsewhere.
 _DESCRIPTION = 4_000
+#: The longest texts and lists in arguments whose schema allows longer ones than a grammar can count.
+_TEXT, _ITEMS = 1_024, 64
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -83,13 +85,41 @@ def _checked(tool: OfferedTool) -> tuple[OfferedTool, str]:
         raise _refused("; ".join(map(str, problems[:3])))
     if tool.parameters.get("type") != "object":
         raise _refused(f"the parameters of {tool.name} are not of the type 'object'")
+    why = _unenforceable(tool.parameters)
+    if why is None:
+        return tool, ""
+    short = _shortened(tool.parameters)
+    if _unenforceable(short) is None:
+        return replace(tool, enforced=short), ""
+    warning = f"the arguments of {tool.name} are checked after the model has written them, not while: {why}"
+    properties = {
+        name: schema if _unenforceable(schema) is None else {key: schema[key] for key in ("type",) if key in schema}
+        for name, schema in short.get("properties", {}).items()
+    }
+    loose = {"type": "object", "properties": properties, "required": list(short.get("required", ()))}
+    return replace(tool, enforced=loose if _unenforceable(loose) is None else {"type": "object"}), warning
+
+
+def _unenforceable(schema: Mapping[str, Any]) -> str | None:
+    """Why a grammar cannot enforce a schema; None where it can."""
     try:
-        grammar.to_gbnf(tool.parameters)
+        grammar.to_gbnf(schema)
     except InvalidInput as error:
-        why = str(error.problems[0])
-        warning = f"the arguments of {tool.name} are checked after the model has written them, not while: {why}"
-        return replace(tool, enforced={"type": "object"}), warning
-    return tool, ""
+        return str(error.problems[0])
+    return None
+
+
+def _shortened(schema: Any) -> Any:
+    """The schema with texts and lists so short that a grammar can count them: what conforms to it conforms to both."""
+    if isinstance(schema, list):
+        return [_shortened(inner) for inner in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: _shortened(inner) for key, inner in schema.items()}
+    for key, least, most in (("maxLength", "minLength", _TEXT), ("maxItems", "minItems", _ITEMS)):
+        if isinstance(found.get(key), int) and found[key] > most >= found.get(least, 0):
+            found[key] = most
+    return found
 
 
 def _refused(message: str) -> StepFailure:

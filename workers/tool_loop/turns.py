@@ -8,11 +8,12 @@ a call, or the answer (`forced`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from app.inference.requests import ChatMessage, Generated, GenerateRequest, PriorityClass, Sampling, Tool
+from app.inference.requests import ChatMessage, FinishReason, Generated, GenerateRequest, PriorityClass, Sampling, Tool
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.language.agent import AgentFields
 from workers.engine.chat import calls
@@ -60,7 +61,7 @@ def request_of(
         }
         for at, properties in enumerate(alternatives)
     ]
-    return replace(common, messages=_described(messages, tools), schema={"anyOf": forms})
+    return replace(common, messages=_described(messages, tools), schema={"anyOf": forms}, keeps_cut=True)
 
 
 def written(generated: Generated, *, forced: bool, schema: Any) -> dict[str, Any]:
@@ -69,6 +70,8 @@ def written(generated: Generated, *, forced: bool, schema: Any) -> dict[str, Any
     if not forced:
         found = [{"name": call.name, "arguments": dict(call.arguments)} for call in generated.tool_calls]
         return {"text": generated.text, "tool_calls": found, "finish_reason": finish}
+    if generated.finish is FinishReason.LENGTH and not _is_whole(generated.text):
+        return {"text": _beginning(generated.text), "tool_calls": [], "finish_reason": finish}
     value = json.loads(generated.text)
     if "answer" not in value:
         found = [{"name": value["tool"], "arguments": value["arguments"]}]
@@ -77,6 +80,22 @@ def written(generated: Generated, *, forced: bool, schema: Any) -> dict[str, Any
     text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
     about: dict[str, Any] = {"text": text, "tool_calls": [], "finish_reason": finish}
     return about if schema is None else {**about, "value": answer}
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _beginning(text: str) -> str:
+    """The beginning of an answer that was cut. Raises StepFailure for a call, which cannot be done in part."""
+    found = re.match(r'\s*\{\s*"answer"\s*:\s*"((?:[^"\\]|\\[^u]|\\u[0-9a-fA-F]{4})*)', text)
+    if found is None:
+        raise StepFailure(FailureReason.TRUNCATED, "the turn was cut at max_tokens before its call was complete")
+    return str(json.loads(f'"{found[1]}"'))
 
 
 def is_forced(agent: AgentFields, *, native: bool) -> bool:
