@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from app.kernel.errors import FailureReason, LeaseLost, StepFailure
+from app.kernel.settings import Settings
 from app.workflows.language import check
 from app.workflows.language.agent import AgentCall, AgentFields, AgentTurn
 from app.workflows.language.http_fields import HttpFields
@@ -95,7 +96,7 @@ class StepWorker:
             answer = answers.get(key, f"the text of {claim.key}")
             found = answer(claim) if callable(answer) else answer
             return found if isinstance(found, Success | Failure) else Success(found)
-        runtime: Any = SimpleNamespace(runs=self.runs, engine=None)
+        runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=Settings())
         try:
             return step_kinds.execute(step_kinds.StepTask(claim, Holding(claim), runtime))
         except StepFailure as error:

@@ -61,7 +61,7 @@ def test_agent(pools: Pools) -> None:
         workflows.text(StarterKind.AGENT, "helper").replace("turns: 3", "turns: 2").replace("tokens: 400", "tokens: 48")
     )
     tool = "name: order, description: Looks up an order, http: {url: 'https://a.example'}"
-    text = text.replace("workflow: document-digest ", f"{{{tool}}} #")
+    text = text.replace("- workflow: document-digest ", f"- {{{tool}}} #")
     run = pools.work(pools.worker.submit(text.replace("limits:", "tool_retry: {max_attempts: 1}\n    limits:")))
 
     assert run.state == "succeeded", run.error

@@ -24,7 +24,7 @@ from app.workflows.state_machine.outcomes import Continued, Failure, NewItem, Su
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
-from workers.tool_loop import decision, reading, sources, tools, turns
+from workers.tool_loop import conversation, decision, reading, sources, tools, turns
 from workers.tool_loop.decision import AgentEnd, AgentFailure, DoAgain, DoCalls, DoTurn
 from workers.tool_loop.record import Opening, Record
 
@@ -81,6 +81,7 @@ def proceed(task: AgentTask, agent: AgentStep) -> Continued | Success | Failure:
             message = f"the agent was stopped by the bound {bound!r}, and the step has `on_limit: fail`"
             return Failure(FailureReason.CHILD_FAILED, message, record.text)
         case AgentEnd() as end:
+            _remember(task, agent, record, end)
             return Success(_output(agent, record, end))
 
 
@@ -125,7 +126,15 @@ def _opening(task: AgentTask, agent: AgentStep) -> Opening:
     describe = {name: partial(source, task) for name, source in sources.DESCRIBE.items()}
     offered, warnings = tools.offered(agent, describe)
     user = None if agent.user is None else templates.render(agent.user, task.data)
-    return Opening(_messages(task, agent), offered, warnings, user)
+    shown = None if agent.conversation is None else templates.render(agent.conversation, task.data).strip()
+    said = _messages(task, agent)
+    if shown is not None:
+        earlier = conversation.before(
+            task.runtime.runs.database, task.runtime.settings.conversations, shown, task.claim.namespace
+        )
+        system = [message for message in said if message.role == "system"]
+        said = [*system, *earlier, *(message for message in said if message.role != "system")]
+    return Opening(said, offered, warnings, user, shown)
 
 
 def _messages(task: AgentTask, agent: AgentFields) -> list[ChatMessage]:
@@ -133,6 +142,27 @@ def _messages(task: AgentTask, agent: AgentFields) -> list[ChatMessage]:
         return prompts.messages_of(agent.messages, task.data)
     found = [] if agent.system is None else [ChatMessage("system", templates.render(agent.system, task.data))]
     return [*found, ChatMessage("user", templates.render(agent.prompt, task.data))]
+
+
+def _remember(task: AgentTask, agent: AgentFields, record: Record, end: AgentEnd) -> None:
+    """Append the prompt and the answer to the conversation of the agent. Raises StepFailure."""
+    shown = record.opening.conversation
+    if shown is None:
+        return
+    said = [message for message in _messages(task, agent) if message.role != "system"]
+    if end.text:
+        said.append(ChatMessage("assistant", end.text))
+    claim = task.claim
+    conversation.append(
+        task.runtime.runs.database,
+        task.runtime.settings.conversations,
+        shown,
+        claim.namespace,
+        said,
+        model=agent.model,
+        run_id=claim.run_id,
+        key=claim.key,
+    )
 
 
 def _output(agent: AgentFields, record: Record, end: AgentEnd) -> dict[str, Any]:

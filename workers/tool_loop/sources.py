@@ -10,7 +10,7 @@ from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from app.workflows import registry
 from app.workflows.http import calls
 from app.workflows.language.agent import AgentTool
-from workers.tool_loop import mcp_tools, python_tools, tools
+from workers.tool_loop import mcp_tools, memory_tools, python_tools, tools
 from workers.tool_loop.mcp_tools import McpServer
 from workers.tool_loop.tools import ToolDescription
 
@@ -63,4 +63,5 @@ DESCRIBE: Mapping[str, Callable[[AgentTask, AgentTool], Sequence[ToolDescription
     "workflow": _of_workflow,
     "python": _of_python,
     "mcp": _of_mcp,
+    "memory": lambda _, tool: memory_tools.describe(tool.memory),
 }

@@ -10,13 +10,14 @@ from typing import Any
 
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.http import calls as http_calls
-from app.workflows.language.agent import ARGUMENTS, AgentCall, AgentTool
+from app.workflows.language.agent import ARGUMENTS, AgentCall, AgentFields, AgentTool
 from app.workflows.language.steps import CallFields
 from app.workflows.state_machine.outcomes import Called, Success
 from workers import outbound
-from workers.tool_loop import http_requests, mcp_tools, python_tools, reading, sources, tools
+from workers.tool_loop import http_requests, mcp_tools, memory_tools, python_tools, reading, sources, tools
 from workers.tool_loop.agent_step import AgentTask
-from workers.tool_loop.record import OfferedTool, cut
+from workers.tool_loop.memory_tools import MemoryAccess
+from workers.tool_loop.record import OfferedTool, Record, cut
 
 #: Methods whose arguments are the query where the request does not say where they go.
 _QUERY_METHODS = ("GET", "HEAD", "DELETE")
@@ -48,7 +49,10 @@ def call(task: AgentTask, work: AgentCall, call_workflow: CallWorkflow) -> Succe
     if tool.workflow is not None:
         fields = CallFields(kind="workflow", workflow=tool.workflow, version=tool.version)
         return replace(call_workflow(task, fields), inputs=arguments, deadline=timeout)
-    text = _result(task, offered[name], tool, arguments, timeout)
+    if tool.memory:
+        text = _of_memory(task, agent, record, name, arguments)
+    else:
+        text = _result(task, offered[name], tool, arguments, timeout)
     return Success(cut(text, agent.limits.result_characters))
 
 
@@ -69,6 +73,22 @@ def _result(
             return mcp_tools.call(server, offered.name, arguments, call_id, http, on_stop=on_stop, timeout=timeout)
         case source:
             raise AssertionError(f"the source {source} has no calls")
+
+
+def _of_memory(task: AgentTask, agent: AgentFields, record: Record, name: str, arguments: Mapping[str, Any]) -> str:
+    claim, settings = task.claim, task.runtime.settings
+    access = MemoryAccess(
+        task.runtime.runs.database,
+        claim.namespace,
+        record.opening.user,
+        record.opening.conversation,
+        settings.conversations,
+        settings.blocks,
+        agent.model or "",
+        str(claim.run_id),
+        claim.key,
+    )
+    return memory_tools.call(access, name, arguments)
 
 
 def _http(task: AgentTask, tool: AgentTool, arguments: Mapping[str, Any], call_id: str, timeout: timedelta) -> str:
