@@ -17,6 +17,7 @@ CONCEPTS = (
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
     "workflows/runs/admission.py",
+    "workflows/runs/agents.py",
     "workflows/runs/calls.py",
     "workflows/runs/changes/cancellation.py",
     "workflows/runs/changes/change.py",
@@ -38,6 +39,7 @@ SHELLS = {
     "workflows/runs/recovery/owners.py",
     "workflows/runs/recovery/sweep.py",
     "workflows/runs/service.py",
+    "workflows/runs/storage/agent_items.py",
     "workflows/runs/storage/history.py",
     "workflows/runs/storage/items.py",
     "workflows/runs/storage/pauses.py",

@@ -24,14 +24,16 @@ from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
+from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
+from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.steps import (
+    AgentStep,
     CallFields,
     EmbedFields,
-    HttpFields,
     JoinStep,
     MapStep,
     NoopFields,
@@ -59,6 +61,7 @@ from workers.memory.assembly import AssembledPrompt
 from workers.memory import embeddings, recall_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
+from workers.tool_loop import agent_step, http_requests, tool_calls
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -312,26 +315,9 @@ def _failures_in(stream: TokenStream) -> Iterator[None]:
 
 
 def _http(task: StepTask, step: HttpFields) -> Success:
-    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
-    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
-    filled = calls.render_texts(parts, task.data, secrets)
-    body = calls.json_body(filled["json"]) if step.has_json else None
-    if step.body is not None:
-        body = calls.text_body(filled["body"])
-    call = calls.HttpCall(
-        filled["url"],
-        step.method,
-        filled["headers"],
-        filled["query"],
-        body,
-        step.expect,
-        task.timeout,
-        step.max_bytes,
-        step.follow_redirects,
-        f"{task.claim.run_id}/{task.claim.key}",
-        step.idempotency_header,
-        tuple(secrets.values()),
-    )
+    secrets = task.runtime.secrets.reveal(calls.secret_names(http_requests.texts_of(step)))
+    key = f"{task.claim.run_id}/{task.claim.key}"
+    call = http_requests.call_of(step, task.data, secrets, timeout=task.timeout, key=key)
     response = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
     return Success(response.output())
 
@@ -384,4 +370,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     MapStep: _map,
     CallFields: _call,
     WaitStep: _wait,
+    AgentStep: agent_step.proceed,
+    AgentTurn: agent_step.take_turn,
+    AgentCall: lambda task, work: tool_calls.call(task, work, _call),
 }

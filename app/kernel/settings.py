@@ -44,6 +44,7 @@ from app.kernel.sections.memory import ConversationSettings
 from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.tools import ToolSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
 from app.kernel.units import durations
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
+    tools: ToolSettings = ToolSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     audit: AuditSettings = AuditSettings()
