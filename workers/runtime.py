@@ -12,6 +12,7 @@ from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.live import LiveCatalog
+from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, ids
@@ -97,6 +98,8 @@ class Runtime:
     listener: ChangeListener | None = None
     #: For how long clients want models to stay loaded; None in a pool.
     residencies: Residencies | None = None
+    #: Counts refined outputs; None in a pool.
+    refinements: RefinementCounters | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -134,6 +137,8 @@ class Runtime:
         self.agents.close()
         if self.residencies is not None:
             self.residencies.close()
+        if self.refinements is not None:
+            self.refinements.close()
         if self.engine is not None:
             self.engine.close()
         if self.tokens is not None:
@@ -178,6 +183,7 @@ def start(
         reports,
         None if engine is None else TokenWriter(redis_url),
         residencies=Residencies(redis_url) if engine is None else None,
+        refinements=RefinementCounters(redis_url) if engine is None else None,
     )
     runtime.follow_settings(redis_url)
     return runtime

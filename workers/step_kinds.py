@@ -24,7 +24,9 @@ from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language.compression import CompressFields
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.steps import (
     CallFields,
     EmbedFields,
@@ -36,6 +38,7 @@ from app.workflows.language.steps import (
     TransformFields,
     WaitStep,
 )
+from app.workflows.language.verification import VerifyFields
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import (
     Called,
@@ -50,6 +53,7 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
+from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
 
@@ -215,6 +219,23 @@ def _compress(task: StepTask, step: CompressFields) -> Success | Called:
     )
 
 
+def _refine(task: StepTask, step: RefineFields | EnsembleFields) -> Called:
+    call = refinement_step.refine if isinstance(step, RefineFields) else refinement_step.ensemble
+    isolation = task.runtime.settings.verification.code_tests
+    return call(step, task.data, task.claim.default_model, task.runtime.runs.route, isolation)
+
+
+def _verify(task: StepTask, step: VerifyFields) -> Success:
+    runtime, run_id = task.runtime, task.claim.run_id
+    context = refinement_step.VerifyContext(
+        lambda keys: refinement_step.find_used(runtime.runs.database, run_id, keys),
+        lambda kind, report: None if runtime.refinements is None else runtime.refinements.count(kind, report),
+        runtime.settings.verification.code_tests,
+        task.holding.on_stop,
+    )
+    return refinement_step.verify(step, task.data, context)
+
+
 @contextmanager
 def _failures_in(stream: TokenStream) -> Iterator[None]:
     """Write a failure of the block to the stream, unless the step is requeued."""
@@ -292,6 +313,9 @@ _KINDS: Mapping[type[Any], _Kind] = {
     EmbedFields: _embed,
     OpenAIFields: _openai,
     CompressFields: _compress,
+    RefineFields: _refine,
+    EnsembleFields: _refine,
+    VerifyFields: _verify,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

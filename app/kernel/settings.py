@@ -39,6 +39,7 @@ from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.verification import VerificationSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
 from app.kernel.units import durations
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
+    verification: VerificationSettings = VerificationSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

@@ -15,7 +15,9 @@ from pydantic import Field, JsonValue, model_validator
 from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.compression import CompressFields
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.step_work import (
     HEADER,
     ID,
@@ -29,6 +31,7 @@ from app.workflows.language.step_work import (
     StepWork,
     Template,
 )
+from app.workflows.language.verification import VerifyFields
 
 #: The branch of a wait that timed out.
 TIMED_OUT = "timed_out"
@@ -159,6 +162,9 @@ MapBody = Annotated[
     | EmbedFields
     | OpenAIFields
     | CompressFields
+    | RefineFields
+    | EnsembleFields
+    | VerifyFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -197,6 +203,18 @@ class OpenAIStep(StepPart, OpenAIFields):
 
 class CompressStep(StepPart, CompressFields):
     """A compress step."""
+
+
+class RefineStep(StepPart, RefineFields):
+    """A refine step."""
+
+
+class EnsembleStep(StepPart, EnsembleFields):
+    """An ensemble step."""
+
+
+class VerifyStep(StepPart, VerifyFields):
+    """A verify step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -348,6 +366,9 @@ AnyStep = (
     | EmbedStep
     | OpenAIStep
     | CompressStep
+    | RefineStep
+    | EnsembleStep
+    | VerifyStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -360,11 +381,13 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
+    *("generate", "embed", "openai", "compress", "refine", "ensemble", "verify", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
 MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
+#: The kinds of work that call a workflow whose steps use models.
+DRAFT_KINDS = (RefineFields, EnsembleFields)
 ModelWork = GenerateFields | EmbedFields | OpenAIFields
 
 
