@@ -12,6 +12,7 @@ from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.live import LiveCatalog
+from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, ids
@@ -110,6 +111,8 @@ class Runtime:
     recall: Recall = field(init=False)
     #: For how long clients want models to stay loaded; None in a pool.
     residencies: Residencies | None = None
+    #: Counts refined outputs; None in a pool.
+    refinements: RefinementCounters | None = None
 
     def __post_init__(self) -> None:
         """Without a broker, recall has no vectors of queries."""
@@ -154,6 +157,8 @@ class Runtime:
         self.agents.close()
         if self.residencies is not None:
             self.residencies.close()
+        if self.refinements is not None:
+            self.refinements.close()
         if self.engine is not None:
             self.engine.close()
         if self.tokens is not None:
@@ -199,6 +204,7 @@ def start(
         None if engine is None else TokenWriter(redis_url),
         residencies=Residencies(redis_url) if engine is None else None,
         hot=None if engine is None else HotConversations(resources.database, broker, settings.conversations),
+        refinements=RefinementCounters(redis_url) if engine is None else None,
     )
     embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)
     runtime.recall = Recall(resources.database, embed)

@@ -26,10 +26,12 @@ from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.compression import CompressFields
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.steps import (
     AgentStep,
     CallFields,
@@ -42,6 +44,7 @@ from app.workflows.language.steps import (
     WaitStep,
 )
 from app.workflows.language.summarize import SummarizeFields
+from app.workflows.language.verification import VerifyFields
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import (
     Called,
@@ -59,6 +62,7 @@ from workers.leases import Holding
 from workers.memory import assembly, summarize_step
 from workers.memory.assembly import AssembledPrompt
 from workers.memory import embeddings, recall_step
+from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
 from workers.tool_loop import agent_step, http_requests, tool_calls
@@ -301,6 +305,21 @@ def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
         timeout=task.timeout,
         priority=PriorityClass(task.claim.priority),
     )
+def _refine(task: StepTask, step: RefineFields | EnsembleFields) -> Called:
+    call = refinement_step.refine if isinstance(step, RefineFields) else refinement_step.ensemble
+    isolation = task.runtime.settings.verification.code_tests
+    return call(step, task.data, task.claim.default_model, task.runtime.runs.route, isolation)
+
+
+def _verify(task: StepTask, step: VerifyFields) -> Success:
+    runtime, run_id = task.runtime, task.claim.run_id
+    context = refinement_step.VerifyContext(
+        lambda keys: refinement_step.find_used(runtime.runs.database, run_id, keys),
+        lambda kind, report: None if runtime.refinements is None else runtime.refinements.count(kind, report),
+        runtime.settings.verification.code_tests,
+        task.holding.on_stop,
+    )
+    return refinement_step.verify(step, task.data, context)
 
 
 @contextmanager
@@ -366,6 +385,9 @@ _KINDS: Mapping[type[Any], _Kind] = {
     SummarizeFields: _summarize,
     RecallFields: _recall,
     EmbedPassagesFields: _embed_passages,
+    RefineFields: _refine,
+    EnsembleFields: _refine,
+    VerifyFields: _verify,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

@@ -37,6 +37,7 @@ from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
+    DRAFT_KINDS,
     MODEL_KINDS,
     TIMED_OUT,
     AnyStep,
@@ -48,6 +49,7 @@ from app.workflows.language.steps import (
     WaitStep,
     branches_of,
 )
+from app.workflows.language.verification import SchemaVerifier, VerifyFields
 
 #: Maximum number of reported problems of one document.
 MAX_PROBLEMS = 200
@@ -246,6 +248,7 @@ def _work_problems(
     if isinstance(work, HttpFields):
         problems += calls.check_headers(work.headers, f"{where}.headers")
         problems += calls.check_url(work.url, f"{where}.url", deployment.egress if deployment is not None else None)
+    scope = replace(scope, extra=(*scope.extra, *work.own_names()))
     for place, expression, result_type in work.expressions():
         if place == "jmespath":
             problems += transforms.check_jmespath(expression, f"{where}.{place}", scope)
@@ -289,6 +292,23 @@ def _agent_problems(
     for place, schema in schemas:
         inner = f"{where}.{place}"
         yield from json_schema.problems(schema, inner, allowance) or _grammar_problems(schema, inner)
+    if isinstance(work, DRAFT_KINDS):
+        for place, draft in work.drafts():
+            problems += _model_problems(definition, draft, f"{where}.{place}", deployment)
+            problems += _form_problems(draft, f"{where}.{place}", allowance)
+            for named, model in work.models():
+                other = draft.model_copy(update={"model": model, "fallback": None})
+                at = partial(_moved, f"{where}.{place}.model", f"{where}.{named}")
+                problems += map(at, _model_problems(definition, other, f"{where}.{place}", deployment))
+    if isinstance(work, (*DRAFT_KINDS, VerifyFields)):
+        for i, verifier in enumerate(work.verifiers):
+            if isinstance(verifier, SchemaVerifier):
+                problems += json_schema.problems(verifier.schema_, f"{where}.verifiers[{i}].schema", allowance)
+    return problems
+
+
+def _moved(before: str, after: str, problem: Problem) -> Problem:
+    return replace(problem, where=after) if problem.where == before else problem
 
 
 def _form_problems(work: GenerateFields, where: str, allowance: Allowance) -> Iterator[Problem]:

@@ -16,9 +16,11 @@ from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.agent import AgentFields
 from app.workflows.language.compression import CompressFields
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.step_work import (
     ID,
     NAME,
@@ -32,6 +34,7 @@ from app.workflows.language.step_work import (
     Template,
 )
 from app.workflows.language.summarize import SummarizeFields
+from app.workflows.language.verification import VerifyFields
 
 #: The branch of a wait that timed out.
 TIMED_OUT = "timed_out"
@@ -123,6 +126,9 @@ MapBody = Annotated[
     | CompressFields
     | SummarizeFields
     | RecallFields
+    | RefineFields
+    | EnsembleFields
+    | VerifyFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -171,6 +177,16 @@ class RecallStep(StepPart, RecallFields):
 
 class EmbedPassagesStep(StepPart, EmbedPassagesFields):
     """An embed_passages step."""
+class RefineStep(StepPart, RefineFields):
+    """A refine step."""
+
+
+class EnsembleStep(StepPart, EnsembleFields):
+    """An ensemble step."""
+
+
+class VerifyStep(StepPart, VerifyFields):
+    """A verify step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -329,6 +345,9 @@ AnyStep = (
     | SummarizeStep
     | RecallStep
     | EmbedPassagesStep
+    | RefineStep
+    | EnsembleStep
+    | VerifyStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -363,6 +382,14 @@ MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, AgentFields)
 ModelWork = GenerateFields | EmbedFields | OpenAIFields | AgentFields
 #: The kinds of steps whose work is done by items. The models of their work are those of the items.
 FANNED_KINDS = (MapStep, AgentStep)
+    *("generate", "embed", "openai", "compress", "refine", "ensemble", "verify", "transform", "http", "workflow"),
+    *("map", "switch", "wait", "join", "noop"),
+)
+#: The kinds of work that use a model.
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
+#: The kinds of work that call a workflow whose steps use models.
+DRAFT_KINDS = (RefineFields, EnsembleFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:

@@ -55,6 +55,8 @@ class Claim:
     workflow: str = ""
     #: The namespace of its run.
     namespace: str = namespaces.DEFAULT
+    #: The model of its workflow for steps without one.
+    default_model: str | None = None
 
 
 def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim:
@@ -92,6 +94,7 @@ def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim
         refused,
         row.workflow,
         row.namespace,
+        graph.definition.defaults.model,
     )
 
 
@@ -119,6 +122,7 @@ def follow(change: RunChange, key: str, owner: str) -> Claim:
         refused=refused,
         workflow=change.locked.workflow,
         namespace=change.locked.namespace,
+        default_model=change.graph.definition.defaults.model,
     )
 
 
