@@ -86,6 +86,7 @@ SHELLS = {
     "memory/memories/service.py",
     "memory/memories/store.py",
     "inference/queues.py",
+    "inference/refinement_counters.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",
     "catalog/live.py",
@@ -258,17 +259,12 @@ def test_alembic_is_no_package() -> None:
 
 def test_task_names_are_their_import_paths() -> None:
     from app.inference.batches.tasks import BATCHES
+    from app.memory.memories.tasks import EXTRACTION
     from app.memory.personal.tasks import IMPORT_FOLDER
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
-    from workers.memory import context_folder
-    from workers.memory import expiry
-    from app.memory.memories.tasks import EXTRACTION
-    from app.scheduler.tasks import RECONCILE
-    from app.workflows.runs.messages import RUN_STEP
-    from workers import batch_jobs, jobs, steps
-    from workers.memory import extraction
+    from workers.memory import context_folder, expiry, extraction
     from workers.memory import jobs as memory_jobs
     from workers.messaging import timetable
 

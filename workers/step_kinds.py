@@ -28,9 +28,9 @@ from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
-from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.refine import RefineFields
 from app.workflows.language.steps import (
     AgentStep,
@@ -59,9 +59,8 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
-from workers.memory import assembly, summarize_step
+from workers.memory import assembly, embeddings, recall_step, summarize_step
 from workers.memory.assembly import AssembledPrompt
-from workers.memory import embeddings, recall_step
 from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
@@ -305,6 +304,8 @@ def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
         timeout=task.timeout,
         priority=PriorityClass(task.claim.priority),
     )
+
+
 def _refine(task: StepTask, step: RefineFields | EnsembleFields) -> Called:
     call = refinement_step.refine if isinstance(step, RefineFields) else refinement_step.ensemble
     isolation = task.runtime.settings.verification.code_tests

@@ -39,8 +39,7 @@ _MAX_BODY = 16 * 1024
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches;
 #: what is said in conversations; edits of memory blocks, whose versions have their authors.
-#: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files, batches and
-#: memories, whose texts must not outlive them here.
+#: The texts of conversations, memories and documents must not outlive them here.
 ORDINARY = frozenset(
     {
         ("POST", "/v1/chat/completions"),

@@ -42,12 +42,20 @@ from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
-from app.api.memory import block_templates, blocks
+from app.api.memory import (
+    block_templates,
+    blocks,
+    conversations,
+    deletion,
+    extraction,
+    memories,
+    messages,
+    recall,
+    retention,
+    search,
+)
 from app.api.memory import context as personal_context
-from app.api.memory import conversations, deletion, messages, retention, search
 from app.api.memory.documents import ConversationForkIn, ConversationIn, ConversationPatch, ItemsIn, MessagesIn
-from app.api.memory import extraction, memories
-from app.api.memory import recall
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn

@@ -98,6 +98,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "forget": LazyCommand(
         "app.cli.memory.memories:forget", "Delete memories for real, and show that a search finds them no more."
+    ),
     "recall": LazyCommand(
         "app.cli.memory.recall:recall",
         "Find what was said: messages, memories, blocks and documents, by words and by meaning.",

@@ -24,8 +24,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files, Blocks):
-class _Operations(Runs, Capable, Files, Recalling):
+class _Operations(Runs, Capable, Files, Blocks, Recalling):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:

@@ -68,6 +68,8 @@ class Engine(Protocol):
 
     def count_texts(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of each text, without a chat template."""
+
+    @property
     def calls_tools(self) -> bool:
         """Whether the model can be given tools: its chat template, or its profile, says how it writes calls."""
 

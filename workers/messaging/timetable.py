@@ -12,8 +12,8 @@ from typing import Any
 from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
-from app.memory.personal.tasks import IMPORT_FOLDER
 from app.memory.memories.tasks import EXTRACTION
+from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 
 #: The task name of `run_sweep`.

@@ -299,7 +299,8 @@ class _Request:
             outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
         else:
             self._answer(outcome)
-        self._owner.record(lambda: self._record_end(outcome))
+        if self._request.is_recorded:
+            self._owner.record(lambda: self._record_end(outcome))
         self._owner.ended(self)
 
     def _answer(self, outcome: Success | Failure) -> None:
@@ -314,9 +315,6 @@ class _Request:
         self._answer(outcome)
         if follows is not None:
             follows(outcome)
-        if self._request.is_recorded:
-            self._owner.record(lambda: self._record_end(outcome))
-        self._owner.ended(self)
 
     def _record_begin(self) -> None:
         """Write the run, and hold the lease of its step from now on."""

@@ -31,9 +31,11 @@ from app.workflows.language import shape_errors, source
 from app.workflows.language.agent import ARGUMENTS, AgentFields
 from app.workflows.language.compression import CompressFields, CompressionFields
 from app.workflows.language.definition import Definition
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
-from app.workflows.language.recall import EmbedPassagesFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.recall import EmbedPassagesFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
@@ -264,7 +266,30 @@ def _work_problems(
         problems += _form_problems(work, where, allowance)
     if isinstance(work, AgentFields):
         problems += _agent_problems(work, where, scope, deployment, allowance)
+    if isinstance(work, DRAFT_KINDS):
+        problems += _draft_problems(definition, work, where, deployment, allowance)
+    if isinstance(work, (*DRAFT_KINDS, VerifyFields)):
+        for i, verifier in enumerate(work.verifiers):
+            if isinstance(verifier, SchemaVerifier):
+                problems += json_schema.problems(verifier.schema_, f"{where}.verifiers[{i}].schema", allowance)
     return problems
+
+
+def _draft_problems(
+    definition: Definition,
+    work: RefineFields | EnsembleFields,
+    where: str,
+    deployment: Deployment | None,
+    allowance: Allowance,
+) -> Iterator[Problem]:
+    """Return the problems of what a step drafts, with each of its models."""
+    for place, draft in work.drafts():
+        yield from _model_problems(definition, draft, f"{where}.{place}", deployment)
+        yield from _form_problems(draft, f"{where}.{place}", allowance)
+        for named, model in work.models():
+            other = draft.model_copy(update={"model": model, "fallback": None})
+            at = partial(_moved, f"{where}.{place}.model", f"{where}.{named}")
+            yield from map(at, _model_problems(definition, other, f"{where}.{place}", deployment))
 
 
 def _agent_problems(
@@ -292,19 +317,6 @@ def _agent_problems(
     for place, schema in schemas:
         inner = f"{where}.{place}"
         yield from json_schema.problems(schema, inner, allowance) or _grammar_problems(schema, inner)
-    if isinstance(work, DRAFT_KINDS):
-        for place, draft in work.drafts():
-            problems += _model_problems(definition, draft, f"{where}.{place}", deployment)
-            problems += _form_problems(draft, f"{where}.{place}", allowance)
-            for named, model in work.models():
-                other = draft.model_copy(update={"model": model, "fallback": None})
-                at = partial(_moved, f"{where}.{place}.model", f"{where}.{named}")
-                problems += map(at, _model_problems(definition, other, f"{where}.{place}", deployment))
-    if isinstance(work, (*DRAFT_KINDS, VerifyFields)):
-        for i, verifier in enumerate(work.verifiers):
-            if isinstance(verifier, SchemaVerifier):
-                problems += json_schema.problems(verifier.schema_, f"{where}.verifiers[{i}].schema", allowance)
-    return problems
 
 
 def _moved(before: str, after: str, problem: Problem) -> Problem:

@@ -18,8 +18,8 @@ from app.workflows.language.agent import AgentFields
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
-from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
 from app.workflows.language.step_work import (
     ID,
@@ -171,12 +171,16 @@ class CompressStep(StepPart, CompressFields):
 
 class SummarizeStep(StepPart, SummarizeFields):
     """A summarize step."""
+
+
 class RecallStep(StepPart, RecallFields):
     """A recall step."""
 
 
 class EmbedPassagesStep(StepPart, EmbedPassagesFields):
     """An embed_passages step."""
+
+
 class RefineStep(StepPart, RefineFields):
     """A refine step."""
 
@@ -361,35 +365,17 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "summarize", "transform", "http", "workflow"),
+    *("generate", "embed", "openai", "agent", "compress", "summarize", "recall", "embed_passages"),
+    *("refine", "ensemble", "verify", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, SummarizeFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields | SummarizeFields
-    *("generate", "embed", "openai", "compress", "recall", "embed_passages", "transform", "http", "workflow"),
-    *("map", "switch", "wait", "join", "noop"),
-)
-#: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, EmbedPassagesFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields | EmbedPassagesFields
-    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
-    "agent",
-    *("map", "switch", "wait", "join", "noop"),
-)
-#: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, AgentFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields | AgentFields
-#: The kinds of steps whose work is done by items. The models of their work are those of the items.
-FANNED_KINDS = (MapStep, AgentStep)
-    *("generate", "embed", "openai", "compress", "refine", "ensemble", "verify", "transform", "http", "workflow"),
-    *("map", "switch", "wait", "join", "noop"),
-)
-#: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, AgentFields, SummarizeFields, EmbedPassagesFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields | AgentFields | SummarizeFields | EmbedPassagesFields
 #: The kinds of work that call a workflow whose steps use models.
 DRAFT_KINDS = (RefineFields, EnsembleFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields
+#: The kinds of steps whose work is done by items. The models of their work are those of the items.
+FANNED_KINDS = (MapStep, AgentStep)
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:

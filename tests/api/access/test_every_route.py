@@ -282,9 +282,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
 def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
     """Everything of namespace b, as its own caller sees it."""
     paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules"]
-    paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/keys"]
-    paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules", "/v1/keys"]
-    paths = ["/v1/memories", *paths]
+    paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/memories", "/v1/keys"]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
