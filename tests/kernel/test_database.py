@@ -318,9 +318,9 @@ def test_idle_connections_are_closed(database: Database) -> None:
             with own.work() as first, own.work() as second, own.work() as third:
                 for work in (first, second, third):
                     work.run(named)
-            assert sessions() == 2, "a third connection is closed when it is returned"
+            assert own.engine.pool.checkedin() <= 2, "a third connection is closed when it is returned"
             pause = threading.Event()
-            assert any(sessions() == 0 or pause.wait(0.1) for _ in range(200))
+            assert any(sessions() == 0 or pause.wait(0.1) for _ in range(600))
     finally:
         own.close()
 
