@@ -830,6 +830,12 @@ def test_a_token_that_is_no_number_is_refused() -> None:
     assert problem.accepted == "the id of a token: up to nine digits, in quotes"
 
 
+def test_a_tool_of_an_agent_with_a_wrong_name_is_refused() -> None:
+    found = refused(one("kind: agent, model: 'smollm2:135m', prompt: x, tools: [{name: '1 2', workflow: w}]"))
+
+    assert any(one.where == "steps[0].tools[0].name" and "letters, digits" in one.accepted for one in found), found
+
+
 def every_part(part: type[DocumentPart]) -> set[type[DocumentPart]]:
     children = {inner for field in part.model_fields.values() for inner in shape_errors._parts(field.annotation)}
     return {part}.union(*map(every_part, children))
