@@ -96,6 +96,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "batches": LazyCommand(
         "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."
     ),
+    "conversations": LazyCommand(
+        "app.cli.memory.conversations:app", "Conversations: what was said, to read, search, continue and delete."
+    ),
     "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
         "app.cli.fleet.devices:devices",
