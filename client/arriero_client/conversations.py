@@ -72,10 +72,11 @@ class Conversations:
         """
         Append messages in the form of chat completions, next to each other, and return them.
 
-        It is sent once: after a lost connection, look whether the messages are there.
+        It is sent again when the connection is lost; the server appends the messages once.
         """
         body = {"messages": [dict(message) for message in messages]}
-        request = Request("POST", _of(conversation_id, "messages"), body=body, repeatable=False)
+        headers = {"Idempotency-Key": exchange.new_key()}
+        request = Request("POST", _of(conversation_id, "messages"), body=body, headers=headers)
         found = yield from exchange.send_json(request, self.retries)
         return [Message.model_validate(one) for one in found["data"]]
 
