@@ -75,6 +75,12 @@ _MESSAGES = (
         SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user
     )""",
 )
+_SUMMARIES = (
+    "conversation_summary WHERE conversation_id = :id",
+    """conversation_summary WHERE conversation_id IN (
+        SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user
+    )""",
+)
 _CONVERSATIONS = (
     "conversation WHERE id = :id AND namespace = :namespace",
     "conversation WHERE namespace = :namespace AND user_id = :user",
@@ -161,6 +167,7 @@ STORES: tuple[DeletableStore, ...] = (
     DeletableStore("memories", _remove_memories, _of("memories", _MEMORIES).left),
     _of("refused memories", _REFUSALS),
     DeletableStore("passages and vectors", _remove_passages, _of("passages", _PASSAGES).left),
+    _of("summaries", _SUMMARIES),
     DeletableStore("blocks", _remove_blocks, _blocks_left),
     DeletableStore("documents", _remove_documents, _of("documents", _DOCUMENTS).left),
     DeletableStore(

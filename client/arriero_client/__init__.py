@@ -1,5 +1,6 @@
 """The Python client of Arriero."""
 
+from arriero_client.blocks import Attach
 from arriero_client.client import AsyncClient, Client
 from arriero_client.errors import (
     ApiError,
@@ -20,13 +21,19 @@ from arriero_client.errors import (
     Unauthorized,
 )
 from arriero_client.exchange import Retries
+from arriero_client.recall import Recollection, Recollections
 from arriero_client.results import (
     Batch,
+    Block,
+    BlockDiff,
+    BlockVersion,
     Capabilities,
     ChatPart,
     ChatResult,
     Check,
     Compression,
+    ContextDocument,
+    ContextPart,
     Conversation,
     DeletionProof,
     EmbeddedBatch,
@@ -54,7 +61,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "Attach",
     "Batch",
+    "Block",
+    "BlockDiff",
+    "BlockVersion",
     "Capabilities",
     "ChatPart",
     "ChatResult",
@@ -64,6 +75,8 @@ __all__ = [
     "Compression",
     "Conflict",
     "ConnectionFailed",
+    "ContextDocument",
+    "ContextPart",
     "Conversation",
     "DeletionProof",
     "EmbeddedBatch",
@@ -82,6 +95,8 @@ __all__ = [
     "NotFound",
     "RateLimited",
     "Reasoned",
+    "Recollection",
+    "Recollections",
     "Retries",
     "Run",
     "RunFailed",

@@ -28,6 +28,7 @@ from app.memory.conversations.message import MESSAGE_PREFIX, MessageRole, NewMes
 from app.memory.conversations.store import END
 from app.memory.recall import storage as passages
 from app.memory.recall.passages import NewPassage, SourceKind
+from app.memory.summaries import store as summaries
 
 #: Roles whose messages are not said but given.
 _INSTRUCTIONS = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
@@ -206,6 +207,7 @@ class Conversations:
             conversation = self.get_in(work, id_, None, lock=True)
             found = self.message_in(work, id_, message_id, shown)
             store.remove_message(work, id_, found.seq)
+            summaries.forget_in(work, id_)
             shown_ids = [shown_id(found.id, MESSAGE_PREFIX)]
             passages.remove_in(work, conversation.namespace, SourceKind.MESSAGE, shown_ids)
             return self.get_in(work, id_, None)
