@@ -125,6 +125,7 @@ SHELLS = {
     "memory/deletion_stores.py",
     "memory/conversations/conversation.py",
     "memory/conversations/items.py",
+    "memory/conversations/export.py",
     "memory/conversations/hot.py",
     "memory/conversations/lists.py",
     "memory/conversations/message.py",

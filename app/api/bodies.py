@@ -79,7 +79,8 @@ def of(model: type[M]) -> Any:
 
 def _of_body(error: ErrorDetails, fields: Sequence[str]) -> dict[str, Any]:
     """Return an error with its path in the request. An unknown field is answered with the accepted `fields`."""
-    found = {**error, "loc": ("body", *error["loc"])}
+    # Parts in angle brackets are alternatives of types, which clients do not write.
+    found = {**error, "loc": ("body", *(part for part in error["loc"] if not str(part).startswith("<")))}
     if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
         found |= {"msg": "there is no such field here", "accepted": nearest(str(error["loc"][0]), fields)}
     return found

@@ -110,6 +110,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "batches": LazyCommand(
         "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."
     ),
+    "conversations": LazyCommand(
+        "app.cli.memory.conversations:app", "Conversations: what was said, to read, search, continue and delete."
+    ),
     "blocks": LazyCommand(
         "app.cli.memory.blocks:app", "Memory blocks: labelled texts in prompts, which models can edit."
     ),

@@ -28,6 +28,8 @@ _NAMED = (
     "/v1/block-templates",
     "/v1/context",
     "/v1/memories",
+    "/v1/conversations",
+    "/v1/users/",
 )
 #: What follows a refusal for want of a key.
 _KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"

@@ -35,7 +35,12 @@ _PART = 100
 #: How often runs that were added meanwhile are looked for again.
 _ROUNDS = 3
 
-_RUNS_OF = text("SELECT run_id FROM conversation_run WHERE conversation_id = :id ORDER BY run_id")
+# Those that read or wrote it, that summarised it, and that read it for memories.
+_RUNS_OF = text("""
+    SELECT run_id FROM conversation_run WHERE conversation_id = :id
+    UNION SELECT run_id FROM conversation_summary WHERE conversation_id = :id AND run_id IS NOT NULL
+    UNION SELECT run_id FROM memory_extraction WHERE conversation_id = :id AND run_id IS NOT NULL
+""")
 _OF_USER = text("""
     SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user ORDER BY id LIMIT :limit
 """)

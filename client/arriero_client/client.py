@@ -9,6 +9,7 @@ from typing import Self
 import httpx2
 
 from arriero_client.blocks import Blocks
+from arriero_client.conversations import Conversations
 from arriero_client.exchange import Retries
 from arriero_client.files import Files
 from arriero_client.health import Capable
@@ -24,7 +25,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files, Blocks, Recalling):
+class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:

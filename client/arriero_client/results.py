@@ -268,6 +268,58 @@ class Batch(_Document):
         return self.status in ("completed", "failed", "expired", "cancelled")
 
 
+class Conversation(_Document):
+    """A conversation, without its messages."""
+
+    id: str
+    namespace: str = ""
+    user: str | None = None
+    title: str | None = None
+    metadata: dict[str, str] = {}
+    model: str | None = None
+    retention: str | None = None
+    messages: int = 0
+    created_at: int = 0
+    updated_at: int = 0
+    forked_from: str | None = None
+
+
+class Message(_Document):
+    """A message of a conversation."""
+
+    id: str
+    seq: int
+    role: str
+    content: str = ""
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    model: str | None = None
+    tokens: int | None = None
+    run_id: str | None = None
+    created_at: datetime
+
+
+class FoundMessage(_Document):
+    """A message that a search has found, or the part of it that matches."""
+
+    conversation: str
+    id: str
+    seq: int
+    text: str
+    score: float
+    role: str | None = None
+
+
+class DeletionProof(_Document):
+    """What was deleted by store, and what a search finds afterwards."""
+
+    removed: dict[str, int]
+    left: dict[str, int]
+    proved: bool
+    notes: list[str] = []
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a server offers."""

@@ -286,11 +286,14 @@ def _room(engine: Engine, request: GenerateRequest) -> tuple[int, int]:
 def _conversation(work: UnitOfWork, runtime: Runtime, task: AssemblyTask) -> StoredConversation:
     assert task.conversation is not None, "the caller has checked it"
     try:
-        return conversations_of(runtime).get_in(
+        found = conversations_of(runtime).get_in(
             work, parsed_conversation(task.conversation), task.namespace, task.conversation[:200]
         )
     except (NotFound, InvalidInput) as error:
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from None
+    # Also if the call fails: the run holds texts of the conversation, and goes when that is deleted.
+    conversation_store.link_runs(work, found.id, {task.run_id})
+    return found
 
 
 def _user(conversation: StoredConversation | None, task: AssemblyTask) -> str | None:

@@ -184,6 +184,7 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     RUN_STEP: _is_step,
     timetable.SWEEP: _is_nothing,
     timetable.EXPIRE: _is_nothing,
+    timetable.EXPIRE_CONVERSATIONS: _is_nothing,
     timetable.SCHEDULES: _is_nothing,
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,

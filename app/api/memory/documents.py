@@ -46,7 +46,7 @@ Metadata = Annotated[
     Field(max_length=MAX_METADATA),
 ]
 Title = Annotated[PlainText, Field(max_length=MAX_TITLE)]
-ModelName = Annotated[PlainText, Field(min_length=1, max_length=MAX_MODEL)]
+NamedModel = Annotated[PlainText, Field(min_length=1, max_length=MAX_MODEL)]
 UserName = Annotated[PlainText, Field(min_length=1, max_length=MAX_USER)]
 #: A hundred years: a limit that no arithmetic with instants passes.
 Retention = Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(days=36_500))]
@@ -61,7 +61,7 @@ class ConversationIn(BaseModel):
     metadata: Metadata | None = None
     user: UserName | None = Field(default=None, description="whose long-term memory it shares")
     title: Title | None = None
-    model: ModelName | None = Field(default=None, description="the model that answers, unless a request names another")
+    model: NamedModel | None = Field(default=None, description="the model that answers, unless a request names another")
     retention: Retention | None = Field(
         default=None,
         description="it is deleted when nothing was appended for this long; by default that of its namespace",
@@ -76,7 +76,7 @@ class ConversationPatch(BaseModel):
 
     metadata: Metadata | None = None
     title: Title | None = None
-    model: ModelName | None = None
+    model: NamedModel | None = None
     retention: Retention | None = None
 
     def given(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class AppendedMessageIn(MessageIn):
 
     name: Annotated[PlainText, Field(max_length=MAX_SPEAKER)] | None = None
     tool_call_id: Annotated[PlainText, Field(max_length=MAX_CALL_ID)] | None = None
-    model: ModelName | None = None
+    model: NamedModel | None = None
     tokens: int | None = Field(default=None, ge=0, le=100_000_000)
 
     @model_validator(mode="after")

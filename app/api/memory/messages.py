@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 
 from app.access.callers import KeyScope
 from app.api import bodies
@@ -39,6 +39,7 @@ router = APIRouter(
 )
 
 _Order = Literal["asc", "desc"]
+_Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 _Limit = Annotated[int, Query(ge=1, le=100)]
 _AppendErrors = errors.documented(400, 404, 409, 413, 415, 503)
 
@@ -51,14 +52,22 @@ _AppendErrors = errors.documented(400, 404, 409, 413, 415, 503)
     openapi_extra=bodies.documented_as(ItemsIn),
 )
 def append_items(
-    conversation_id: str, conversing: Conversing, caller: InjectedCaller, body: Annotated[ItemsIn, bodies.of(ItemsIn)]
+    conversation_id: str,
+    conversing: Conversing,
+    caller: InjectedCaller,
+    body: Annotated[ItemsIn, bodies.of(ItemsIn)],
+    key: _Key = None,
 ) -> ItemListOut:
-    """Append items, next to each other: nothing that others append comes between them."""
+    """
+    Append items, next to each other: nothing that others append comes between them.
+
+    The same `Idempotency-Key` with the same items appends them once.
+    """
     new = [message for item in body.items if (message := items.message_of(item)) is not None]
     if not new:
         raise InvalidInput([Problem("items", "nothing here is kept", "messages, calls and their outputs")], "request")
     id_ = parsed_conversation(conversation_id)
-    stored = conversing.conversations.append(id_, caller.namespace, new, conversation_id[:100])
+    stored = conversing.conversations.append(id_, caller.namespace, new, conversation_id[:100], key=key)
     return item_list(items.items_of(stored), has_more=False)
 
 
@@ -134,11 +143,16 @@ def append_messages(
     conversing: Conversing,
     caller: InjectedCaller,
     body: Annotated[MessagesIn, bodies.of(MessagesIn)],
+    key: _Key = None,
 ) -> MessageListOut:
-    """Append messages in the form of chat completions, next to each other."""
+    """
+    Append messages in the form of chat completions, next to each other.
+
+    The same `Idempotency-Key` with the same messages appends them once.
+    """
     new = [message.message() for message in body.messages]
     id_ = parsed_conversation(conversation_id)
-    stored = conversing.conversations.append(id_, caller.namespace, new, conversation_id[:100])
+    stored = conversing.conversations.append(id_, caller.namespace, new, conversation_id[:100], key=key)
     return message_list(stored, has_more=False)
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from app.files.file import parsed_id, shown_id
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import InvalidInput, NotFound, Problem
+from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
 from app.kernel.sections.memory import ConversationSettings
 from app.memory.conversations import lists, store
 from app.memory.conversations.conversation import (
@@ -81,23 +81,49 @@ class Conversations:
             return store.read(work, id_, first=first, end=end, limit=limit, newest_first=newest_first)
 
     def append(
-        self, id_: UUID | None, namespace: str | None, messages: Sequence[NewMessage], shown: str = ""
+        self,
+        id_: UUID | None,
+        namespace: str | None,
+        messages: Sequence[NewMessage],
+        shown: str = "",
+        *,
+        key: str | None = None,
     ) -> list[StoredMessage]:
-        """Append messages next to each other. Raises NotFound, InvalidInput, ConversationFull."""
-        with self._database.work() as work:
-            found = self.get_in(work, id_, namespace, shown)
-            return self.append_in(work, found.id, messages)
-
-    def append_in(self, work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage]) -> list[StoredMessage]:
         """
-        As `append`, in a transaction of the caller, who has checked the namespace.
+        Append messages next to each other. The same `key` with the same messages appends them once.
+
+        Raises NotFound, InvalidInput, ConversationFull, and Conflict for a key that came with other messages.
+        """
+        with self._database.work() as work:
+            found = self.get_in(work, id_, namespace, shown, lock=key is not None)
+            if key is None:
+                return self.append_in(work, found.id, messages)
+            ids_ = [uuid5(found.id, f"{key}:{place}") for place in range(len(messages))]
+            before = store.find_message(work, ids_[0]) if ids_ else None
+            if before is None:
+                return self.append_in(work, found.id, messages, ids_)
+            stored = store.read(work, found.id, first=before.seq, limit=len(ids_))
+            more = store.find_message(work, uuid5(found.id, f"{key}:{len(ids_)}"))
+            if (
+                more is not None
+                or [one.id for one in stored] != ids_
+                or [_said(one) for one in stored] != [_said(one) for one in messages]
+            ):
+                raise Conflict("the idempotency key was used for other messages; append these under another one")
+            return stored
+
+    def append_in(
+        self, work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage], ids_: Sequence[UUID] = ()
+    ) -> list[StoredMessage]:
+        """
+        As `append`, in a transaction of the caller, who has checked the namespace. Without `ids_`, ids are new.
 
         The conversation is locked until its end. Raises NotFound when it is not there, InvalidInput, ConversationFull.
         """
         self._require_sizes(messages)
         if not messages:
             return []
-        stored = store.append(work, id_, messages, self.settings.max_messages)
+        stored = store.append(work, id_, messages, self.settings.max_messages, ids_)
         if stored is None:
             self.get_in(work, id_, None)
             raise ConversationFull(shown_conversation(id_), self.settings.max_messages)
@@ -200,6 +226,10 @@ class Conversations:
                     ],
                     "request",
                 )
+
+
+def _said(message: NewMessage | StoredMessage) -> tuple[object, ...]:
+    return message.role, message.content, message.speaker, message.calls, message.call_id
 
 
 def passages_of(conversation: StoredConversation, messages: Sequence[StoredMessage]) -> list[NewPassage]:

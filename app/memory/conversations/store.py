@@ -117,9 +117,11 @@ def find(work: UnitOfWork, id_: UUID, *, lock: bool = False) -> StoredConversati
     return work.row_of(StoredConversation, _LOCK if lock else _GET, {"id": id_})
 
 
-def append(work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage], limit: int) -> list[StoredMessage] | None:
+def append(
+    work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage], limit: int, ids_: Sequence[UUID] = ()
+) -> list[StoredMessage] | None:
     """
-    Append messages next to each other, and return them.
+    Append messages next to each other, and return them. Without `ids_`, they get new ids.
 
     None when the conversation is not there, or would have more than `limit` messages.
     """
@@ -127,7 +129,10 @@ def append(work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage], limit: i
     taken = work.row(_TAKE_PLACES, {"id": id_, "count": len(messages), "bytes": size, "limit": limit})
     if taken is None:
         return None
-    stored = [_placed(message, id_, taken.first + at, taken.updated_at) for at, message in enumerate(messages)]
+    stored = [
+        _placed(message, ids_[at] if ids_ else ids.new_id(), id_, taken.first + at, taken.updated_at)
+        for at, message in enumerate(messages)
+    ]
     values = [_values(placed, new.written_calls) for placed, new in zip(stored, messages, strict=True)]
     work.execute(_APPEND, values)
     link_runs(work, id_, {message.run_id for message in messages if message.run_id is not None})
@@ -197,9 +202,9 @@ def message_of(row: Any) -> StoredMessage:
     )
 
 
-def _placed(message: NewMessage, conversation_id: UUID, seq: int, at: Any) -> StoredMessage:
+def _placed(message: NewMessage, id_: UUID, conversation_id: UUID, seq: int, at: Any) -> StoredMessage:
     return StoredMessage(
-        id=ids.new_id(),
+        id=id_,
         conversation_id=conversation_id,
         seq=seq,
         role=message.role,

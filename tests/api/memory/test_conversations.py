@@ -204,6 +204,24 @@ def test_limits_are_named(http: httpx2.Client, client: OpenAI) -> None:
     assert http.get(f"{URL}/{id_}/items", params={"limit": 101}).status_code == 400
 
 
+def test_an_append_that_is_sent_twice_is_done_once(http: httpx2.Client) -> None:
+    id_ = created(http, "first")
+    headers = {"Idempotency-Key": "once"}
+
+    def append(*texts: str, path: str = "items") -> httpx2.Response:
+        body: Any = {"items": [said(text) for text in texts]}
+        return http.post(f"{URL}/{id_}/{path}", json=body, headers=headers)
+
+    answers = [append("one", "two").raise_for_status().json() for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert http.get(f"{URL}/{id_}").json()["messages"] == 3
+    for others in (("one",), ("one", "two", "three"), ("one", "other")):
+        assert (append(*others).status_code, http.get(f"{URL}/{id_}").json()["messages"]) == (409, 3)
+    other = created(http)
+    again = http.post(f"{URL}/{other}/items", json={"items": [said("one")]}, headers=headers)
+    assert again.json()["data"][0]["seq"] == 1
+
+
 def test_the_wiped_redis_is_not_seen(http: httpx2.Client, valkey: redis.Redis) -> None:
     id_ = created(http, "one", "two", "three", "four", "five")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
@@ -130,3 +131,21 @@ def test_calls_that_follow_each_other_are_one_message_of_a_chat(conversations: C
 
     assert (asked.role, result.role) == ("user", "tool")
     assert [(call.name, call.arguments) for call in called.tool_calls] == [("one", {"a": 1}), ("two", {"a": 1})]
+
+
+def test_many_conversations_in_parallel_do_not_mix(conversations: Conversations) -> None:
+    ids_of = [conversations.create(NewConversation("default", user=f"u{n % 3}")).id for n in range(60)]
+
+    def turn(job: int) -> None:
+        place, writer = job % len(ids_of), job // len(ids_of)
+        name = f"{place}:{writer}"
+        conversations.append(ids_of[place], "default", [said(name), said(name, ASSISTANT)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(turn, range(4 * len(ids_of))))
+
+    for place, id_ in enumerate(ids_of):
+        read = conversations.read(id_)
+        assert [one.seq for one in read] == list(range(1, 9))
+        assert all(asked.content == answered.content for asked, answered in zip(read[::2], read[1::2], strict=True))
+        assert {one.content for one in read} == {f"{place}:{writer}" for writer in range(4)}
