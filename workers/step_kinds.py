@@ -25,6 +25,7 @@ from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.remembering import RememberFields
 from app.workflows.language.steps import (
     CallFields,
     EmbedFields,
@@ -50,6 +51,7 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
+from workers.memory import remember_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
 
@@ -202,6 +204,10 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
     return done
 
 
+def _remember(task: StepTask, step: RememberFields) -> Success:
+    return remember_step.remember(step, task.claim, task.runtime.runs.database)
+
+
 def _compress(task: StepTask, step: CompressFields) -> Success | Called:
     return compress_step.compress(
         step,
@@ -292,6 +298,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     EmbedFields: _embed,
     OpenAIFields: _openai,
     CompressFields: _compress,
+    RememberFields: _remember,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

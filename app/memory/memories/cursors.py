@@ -97,9 +97,11 @@ _RETRY = text("""
     WHERE conversation_id = :id
 """)
 _RUN = text("""
-    SELECT state, error, (SELECT COALESCE(sum(tokens_in), 0) FROM step WHERE run_id = run.id AND parent_id IS NULL) AS tokens_in,
-           (SELECT COALESCE(sum(tokens_out), 0) FROM step WHERE run_id = run.id AND parent_id IS NULL) AS tokens_out
-    FROM run WHERE id = :id
+    SELECT state, error, COALESCE(used.tokens_in, 0) AS tokens_in, COALESCE(used.tokens_out, 0) AS tokens_out
+    FROM run CROSS JOIN LATERAL (
+        SELECT sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out FROM step
+        WHERE run_id = run.id AND parent_id IS NULL
+    ) AS used WHERE run.id = :id
 """)
 _KNOWN = text(f"""
     SELECT {COLUMNS} FROM memory WHERE namespace = :namespace AND user_name IS NOT DISTINCT FROM CAST(:user AS text)

@@ -16,6 +16,7 @@ from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.remembering import RememberFields
 from app.workflows.language.step_work import (
     HEADER,
     ID,
@@ -159,6 +160,7 @@ MapBody = Annotated[
     | EmbedFields
     | OpenAIFields
     | CompressFields
+    | RememberFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -197,6 +199,10 @@ class OpenAIStep(StepPart, OpenAIFields):
 
 class CompressStep(StepPart, CompressFields):
     """A compress step."""
+
+
+class RememberStep(StepPart, RememberFields):
+    """A remember step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -348,6 +354,7 @@ AnyStep = (
     | EmbedStep
     | OpenAIStep
     | CompressStep
+    | RememberStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -360,7 +367,7 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
+    *("generate", "embed", "openai", "compress", "remember", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
