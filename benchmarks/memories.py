@@ -44,12 +44,24 @@ _TOOLS = ("Postgres", "Rust", "Kafka", "Terraform", "Redis", "Django")
 _MONTHS = ("January", "March", "May", "July", "October", "December")
 #: What the user says, the memory of it, and its kind; `{x}` are values.
 _FACTS = (
-    ("My {relative} {name} moved to {city} in {month}.", "The user's {relative} {name} moved to {city} in {month}.", "fact"),
+    (
+        "My {relative} {name} moved to {city} in {month}.",
+        "The user's {relative} {name} moved to {city} in {month}.",
+        "fact",
+    ),
     ("I started at {firm} in {month} as an analyst.", "The user started at {firm} in {month} as an analyst.", "fact"),
     ("I never buy {thing}, by the way.", "The user never buys {thing}.", "preference"),
     ("I really prefer {thing} on weekends.", "The user prefers {thing} on weekends.", "preference"),
-    ("We decided to use {tool} for the billing service.", "They decided to use {tool} for the billing service.", "decision"),
-    ("Every {month} I visit my {relative} in {city}.", "Every {month} the user visits their {relative} in {city}.", "pattern"),
+    (
+        "We decided to use {tool} for the billing service.",
+        "They decided to use {tool} for the billing service.",
+        "decision",
+    ),
+    (
+        "Every {month} I visit my {relative} in {city}.",
+        "Every {month} the user visits their {relative} in {city}.",
+        "pattern",
+    ),
     ("My invoice number is {number}.", "The user's invoice number is {number}.", "fact"),
     (
         "It finally worked: caching with {tool} cut the load by {percent} percent.",
@@ -337,7 +349,8 @@ def extract(model: str, made: Sequence[Dialogue], threads: int) -> dict[str, obj
     )
     return {
         "model": model, "arms": found, "refused": dict(reasons), "cut": invalid, "tokens_in": tokens_in,
-        "tokens_out": tokens_out, "tokens_reused": reused, "requests": requests, "seconds": seconds, "examples": examples,
+        "tokens_out": tokens_out, "tokens_reused": reused, "requests": requests, "seconds": seconds,
+        "examples": examples,
     }  # fmt: skip
 
 

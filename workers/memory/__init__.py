@@ -1,1 +1,1 @@
-"""What workers do for memory: scheduled jobs, and steps."""
+"""What workers do for memory: prompts are put together, messages appended, and the scheduled jobs."""

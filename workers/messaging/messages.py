@@ -189,4 +189,5 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     DEFRAGMENT: _is_nothing,
     BATCHES: _is_nothing,
     EXTRACTION: _is_nothing,
+    timetable.RECALL: _is_nothing,
 }
