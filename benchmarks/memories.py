@@ -31,7 +31,7 @@ from pathlib import Path
 from app.inference import prompts
 from app.memory.memories import gate, prompt
 from app.memory.memories.gate import GateMessage, KnownMemory, ProposedMemory
-from app.workflows.language.steps import GenerateFields
+from app.workflows.language.steps import GenerateFields, MapStep
 from benchmarks.demo_quality import load
 
 #: The prompt was written with dialogues of the first; figures are those of the second.
@@ -44,12 +44,24 @@ _TOOLS = ("Postgres", "Rust", "Kafka", "Terraform", "Redis", "Django")
 _MONTHS = ("January", "March", "May", "July", "October", "December")
 #: What the user says, the memory of it, and its kind; `{x}` are values.
 _FACTS = (
-    ("My {relative} {name} moved to {city} in {month}.", "The user's {relative} {name} moved to {city} in {month}.", "fact"),
+    (
+        "My {relative} {name} moved to {city} in {month}.",
+        "The user's {relative} {name} moved to {city} in {month}.",
+        "fact",
+    ),
     ("I started at {firm} in {month} as an analyst.", "The user started at {firm} in {month} as an analyst.", "fact"),
     ("I never buy {thing}, by the way.", "The user never buys {thing}.", "preference"),
     ("I really prefer {thing} on weekends.", "The user prefers {thing} on weekends.", "preference"),
-    ("We decided to use {tool} for the billing service.", "They decided to use {tool} for the billing service.", "decision"),
-    ("Every {month} I visit my {relative} in {city}.", "Every {month} the user visits their {relative} in {city}.", "pattern"),
+    (
+        "We decided to use {tool} for the billing service.",
+        "They decided to use {tool} for the billing service.",
+        "decision",
+    ),
+    (
+        "Every {month} I visit my {relative} in {city}.",
+        "Every {month} the user visits their {relative} in {city}.",
+        "pattern",
+    ),
     ("My invoice number is {number}.", "The user's invoice number is {number}.", "fact"),
     (
         "It finally worked: caching with {tool} cut the load by {percent} percent.",
@@ -276,28 +288,37 @@ def extract(model: str, made: Sequence[Dialogue], threads: int) -> dict[str, obj
     """Let a model propose memories, with the workflow, prompt and grammar of the job."""
     arms = {"all": MemoryFigures(), "gate": MemoryFigures()}
     reasons: Counter[str] = Counter()
-    tokens_in = tokens_out = invalid = 0
+    tokens_in = tokens_out = reused = requests = invalid = 0
     examples: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         engine = load(model, Path(folder), threads)
         try:
-            step = prompt.definition_of(model, is_chat=model != "gemma3:270m").step(prompt.STEP)
-            assert isinstance(step, GenerateFields)
+            step = prompt.definition_of(model).step(prompt.STEP)
+            assert isinstance(step, MapStep)
+            assert isinstance(step.step, GenerateFields)
             began = time.perf_counter()
             tickets = []
             for dialogue in made:
-                text = prompt.prompt_of(dialogue.messages, dialogue.known)
-                data = {"inputs": {"prompt": text}, "steps": {}, "run": {}}
-                tickets.append(engine.generate(prompts.request_of(step, data, priority="batch", attempt=1)))
-            for dialogue, ticket in zip(made, tickets, strict=True):
-                answer = ticket.result(timeout=3_600)
-                tokens_in += answer.tokens_in
-                tokens_out += answer.tokens_out
-                try:
-                    proposals = prompt.proposals(json.loads(answer.text))
-                except ValueError:
-                    invalid += 1  # it was cut at max_tokens
-                    proposals = []
+                pieces = prompt.pieces_of(dialogue.messages, [one.number for one in dialogue.messages])
+                given = {"examples": prompt.examples()}
+                datas = [{"inputs": given, "item": prompt.prompt_of(one, dialogue.known)} for one in pieces]
+                asked = [prompts.request_of(step.step, data, priority="batch", attempt=1) for data in datas]
+                numbers = [one.message for one in pieces]
+                tickets.append((numbers, [engine.generate(request) for request in asked]))
+            for dialogue, (numbers, asked_of) in zip(made, tickets, strict=True):
+                answers: list[object] = []
+                for ticket in asked_of:
+                    answer = ticket.result(timeout=3_600)
+                    tokens_in += answer.tokens_in
+                    reused += answer.tokens_cached
+                    tokens_out += answer.tokens_out
+                    try:
+                        answers.append(json.loads(answer.text))
+                    except ValueError:
+                        invalid += 1  # it was cut at max_tokens
+                        answers.append(None)
+                requests += len(answers)
+                proposals = prompt.proposals(answers, numbers)
                 decisions = gate.decide(proposals, dialogue.messages, dialogue.known)
                 arms["all"].add(dialogue, [(one, one.replaces) for one in proposals])
                 written = [(one.proposed, one.replaces) for one in decisions if one.reason is None]
@@ -322,12 +343,14 @@ def extract(model: str, made: Sequence[Dialogue], threads: int) -> dict[str, obj
         )
     print(
         f"{model:14} refused {dict(reasons)}; {invalid} answers cut; tokens per dialogue "
-        f"{tokens_in / len(made):.0f} in, {tokens_out / len(made):.0f} out; {seconds:.0f} s",
+        f"{tokens_in / len(made):.0f} in, {tokens_out / len(made):.0f} out, in {requests / len(made):.1f} requests; "
+        f"{reused / max(1, tokens_in):.2f} of the prompts were kept; {seconds:.0f} s",
         flush=True,
     )
     return {
         "model": model, "arms": found, "refused": dict(reasons), "cut": invalid, "tokens_in": tokens_in,
-        "tokens_out": tokens_out, "seconds": seconds, "examples": examples,
+        "tokens_out": tokens_out, "tokens_reused": reused, "requests": requests, "seconds": seconds,
+        "examples": examples,
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
+from app.workflows.language.remembering import RememberFields
 from app.workflows.language.steps import (
     AgentStep,
     CallFields,
@@ -59,7 +60,7 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
-from workers.memory import assembly, embeddings, recall_step, summarize_step
+from workers.memory import assembly, embeddings, recall_step, remember_step, summarize_step
 from workers.memory.assembly import AssembledPrompt
 from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
@@ -276,6 +277,10 @@ def _assembled_chat(task: StepTask, request: ChatRequest) -> AssembledPrompt:
     return assembly.assemble(task.runtime, task.engine, of, request.translated())
 
 
+def _remember(task: StepTask, step: RememberFields) -> Success:
+    return remember_step.remember(step, task.claim, task.runtime.runs.database)
+
+
 def _compress(task: StepTask, step: CompressFields) -> Success | Called:
     return compress_step.compress(
         step,
@@ -389,6 +394,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     RefineFields: _refine,
     EnsembleFields: _refine,
     VerifyFields: _verify,
+    RememberFields: _remember,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,

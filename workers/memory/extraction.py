@@ -19,7 +19,7 @@ def run_extraction(runtime: Runtime) -> None:
     if not _RUNNING.acquire(blocking=False):
         return
     try:
-        if Extraction(runtime.runs, lambda: runtime.catalog, runtime.settings.memories).advance_all():
+        if Extraction(runtime.runs, runtime.settings.memories).advance_all():
             runtime.activity.note()
     except Unavailable as error:
         _log.warning("extraction_postponed", error=str(error))

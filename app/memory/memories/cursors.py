@@ -74,10 +74,17 @@ _BEGIN = text("""
 """)
 _DROP = text("DELETE FROM memory_extraction WHERE conversation_id = :id")
 _PASS = text("UPDATE memory_extraction SET read_through = last_seq, read_offset = 0 WHERE conversation_id = :id")
+_PASS_TO = text("""
+    UPDATE memory_extraction SET read_through = :through, read_offset = :offset WHERE conversation_id = :id
+""")
+_FAILURES = text("""
+    SELECT COALESCE(error->>'reason', 'internal') AS reason FROM step
+    WHERE run_id = :id AND parent_id IS NOT NULL AND state = 'failed'
+""")
 _ADVANCE = text("""
     UPDATE memory_extraction
     SET read_through = run_through, read_offset = run_offset, run_id = NULL, run_through = NULL, run_offset = NULL,
-        failures = 0, retry_at = NULL, error = :error, skipped = skipped + :skipped, runs = runs + 1,
+        failures = 0, retry_at = NULL, error = '', skipped = skipped + :skipped, runs = runs + 1,
         proposed = proposed + :proposed, written = written + :written,
         tokens_in = tokens_in + :tokens_in, tokens_out = tokens_out + :tokens_out
     WHERE conversation_id = :id
@@ -90,9 +97,11 @@ _RETRY = text("""
     WHERE conversation_id = :id
 """)
 _RUN = text("""
-    SELECT state, error, (SELECT COALESCE(sum(tokens_in), 0) FROM step WHERE run_id = run.id) AS tokens_in,
-           (SELECT COALESCE(sum(tokens_out), 0) FROM step WHERE run_id = run.id) AS tokens_out
-    FROM run WHERE id = :id
+    SELECT state, error, COALESCE(used.tokens_in, 0) AS tokens_in, COALESCE(used.tokens_out, 0) AS tokens_out
+    FROM run CROSS JOIN LATERAL (
+        SELECT sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out FROM step
+        WHERE run_id = run.id AND parent_id IS NULL
+    ) AS used WHERE run.id = :id
 """)
 _KNOWN = text(f"""
     SELECT {COLUMNS} FROM memory WHERE namespace = :namespace AND user_name IS NOT DISTINCT FROM CAST(:user AS text)
@@ -199,25 +208,33 @@ def pass_over(work: UnitOfWork, id_: UUID) -> None:
     work.execute(_PASS, {"id": id_})
 
 
-def advance(
-    work: UnitOfWork, id_: UUID, run: EndedExtraction, *, proposed: int = 0, written: int = 0, skipped: str = ""
-) -> None:
-    """Write that messages were read, or `skipped`, with the reason."""
+def advance(work: UnitOfWork, id_: UUID, run: EndedExtraction, *, proposed: int, written: int, skipped: int) -> None:
+    """Write that messages were read, and how many of their parts the model could not answer."""
     values = {
         "id": id_,
         "proposed": proposed,
         "written": written,
-        "error": skipped,
-        "skipped": int(bool(skipped)),
+        "skipped": skipped,
         "tokens_in": run.tokens_in,
         "tokens_out": run.tokens_out,
     }
     work.execute(_ADVANCE, values)
 
 
-def retry(work: UnitOfWork, id_: UUID, run: EndedExtraction, error: str, delay: timedelta) -> None:
-    """Write that the run failed, and when the same messages are read again."""
-    values = {"id": id_, "error": error, "delay": delay, "tokens_in": run.tokens_in, "tokens_out": run.tokens_out}
+def pass_to(work: UnitOfWork, id_: UUID, through: int, offset: int) -> None:
+    """Write that messages were passed over: nobody whose messages are read said them."""
+    work.execute(_PASS_TO, {"id": id_, "through": through, "offset": offset})
+
+
+def failures_of(work: UnitOfWork, run_id: UUID) -> list[str]:
+    """Why requests of a run failed, a reason for each."""
+    return [row.reason for row in work.rows(_FAILURES, {"id": run_id})]
+
+
+def retry(work: UnitOfWork, id_: UUID, run: EndedExtraction | None, error: str, delay: timedelta) -> None:
+    """Write that the run failed, or was not begun, and when the same messages are read again."""
+    tokens = (0, 0) if run is None else (run.tokens_in, run.tokens_out)
+    values = {"id": id_, "error": error, "delay": delay, "tokens_in": tokens[0], "tokens_out": tokens[1]}
     work.execute(_RETRY, values)
 
 

@@ -6,8 +6,8 @@ gate; those that do are written, with the cursor, in one transaction. So nothing
 a process dies in between: the run is then found again. The run is removed when its result is written, because it
 holds the texts of messages.
 
-A part that a model cannot answer is tried three times, with fewer messages each time, and then skipped; other failures
-are tried again later. A conversation that raises is left for later, and does not stop the others.
+A sentence that the model cannot answer is skipped and counted; after other failures the same messages are read again
+later. A conversation that raises is left for later, too, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 from uuid import UUID
 
 from app.access import namespaces
-from app.catalog.catalog import Catalog
 from app.files.file import parsed_id
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
@@ -33,6 +32,7 @@ from app.kernel.errors import (
     shortened,
 )
 from app.kernel.sections.memories import MemorySettings
+from app.memory.compression.texts import sentences
 from app.memory.conversations import store as conversation_store
 from app.memory.conversations.conversation import StoredConversation
 from app.memory.conversations.message import StoredMessage
@@ -41,6 +41,7 @@ from app.memory.memories.cursors import EndedExtraction, ExtractionState
 from app.memory.memories.gate import GateDecision, GateMessage, GateReason, KnownMemory, ProposedMemory
 from app.memory.memories.kinds import MemoryOrigin
 from app.memory.memories.memory import PREFIX, Memory, MemorySource, NewMemory
+from app.memory.memories.prompt import ExtractionPiece
 from app.memory.recall.passages import SourceKind
 from app.memory.recall.query import MAX_QUERY, RecallMode, RecallQuery
 from app.memory.recall.service import Recall
@@ -57,9 +58,9 @@ _log = log.get(__name__)
 _CONTEXT = 2
 #: Known memories that a proposal is compared with: the newest, whether they hold or not, and the most similar.
 _RECENT, _SIMILAR = 100, 12
-#: Failures after which a part is skipped, and the delay after the first one; each further delay is four times as long.
-_ATTEMPTS, _DELAY, _LONGEST_DELAY = 3, timedelta(minutes=1), timedelta(hours=6)
-#: Failures for which the part is to blame, or the model.
+#: The delay after a first failure; each further one is four times as long.
+_DELAY, _LONGEST_DELAY = timedelta(minutes=1), timedelta(hours=6)
+#: Failures for which the text is to blame, or the model.
 _UNANSWERABLE = frozenset(
     {
         FailureReason.INVALID_OUTPUT,
@@ -82,6 +83,8 @@ class _Window:
     #: They are read up to this one, and so many characters of the one after it.
     through: int
     offset: int
+    #: What the model is asked about.
+    pieces: Sequence[ExtractionPiece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,6 @@ class Extraction:
     """The extraction of all conversations."""
 
     runs: Runs
-    catalog: Callable[[], Catalog]
     settings: MemorySettings
 
     def advance_all(self) -> int:
@@ -117,8 +119,7 @@ class Extraction:
             with self.runs.database.work() as work:
                 found = cursors.find(work, id_, lock=True)
                 if found is not None:
-                    nothing = EndedExtraction("failed", None, 0, 0)
-                    cursors.retry(work, id_, nothing, shortened(str(error), 500), _delay(found.failures))
+                    cursors.retry(work, id_, None, shortened(str(error), 500), _delay(found.failures))
 
     def _begin(self, id_: UUID) -> None:
         with self.runs.database.work() as work:
@@ -132,8 +133,14 @@ class Extraction:
             if window is None:
                 cursors.pass_over(work, id_)
                 return
-        said = "\n".join(message.content for message in window.shown)
-        known = self._similar(conversation, [said])[: prompt.MAX_KNOWN]
+        if not window.pieces:
+            with self.runs.database.work() as work:
+                now = cursors.find(work, id_, lock=True)
+                if now is not None and now.run_id is None and _place(now) == _place(reading):
+                    cursors.pass_to(work, id_, window.through, window.offset)
+            return
+        said = "\n".join(piece.text for piece in window.pieces)
+        known = [one for one in self._similar(conversation, [said]) if one.invalid_at is None][: prompt.MAX_KNOWN]
         prepared = submission.prepare(
             self._submission(model or self.settings.model, conversation, window, known),
             self.runs.policy,
@@ -141,24 +148,27 @@ class Extraction:
         )
         with self.runs.transaction() as transaction:
             now = cursors.find(transaction.work, id_, lock=True)
-            place = (reading.read_through, reading.read_offset)
-            if now is None or now.run_id is not None or (now.read_through, now.read_offset) != place:
+            if now is None or now.run_id is not None or _place(now) != _place(reading):
                 return  # another process was faster
             cursors.begin(transaction.work, id_, prepared.id, window.through, window.offset)
             submission.create(transaction, prepared)
-        _log.info("extraction_begun", conversation_id=str(id_), run_id=str(prepared.id), messages=len(window.messages))
+        _log.info("extraction_begun", conversation_id=str(id_), run_id=str(prepared.id), pieces=len(window.pieces))
 
     def _submission(
-        self, model: str, conversation: StoredConversation, window: _Window, known: Sequence[Memory]
+        self,
+        model: str,
+        conversation: StoredConversation,
+        window: _Window,
+        known: Sequence[Memory],
     ) -> Submission:
-        entry = self.catalog().find(model)
-        is_chat = entry is None or "chat" in entry.use_cases or not entry.use_cases
         numbered = [KnownMemory(number, memory.text) for number, memory in enumerate(known)]
         labels = {} if conversation.namespace == namespaces.DEFAULT else {namespaces.LABEL: conversation.namespace}
         return Submission(
-            prompt.definition_of(model, is_chat=is_chat),
+            prompt.definition_of(model),
             {
-                "prompt": prompt.prompt_of(window.shown, numbered),
+                "examples": prompt.examples(),
+                "pieces": [prompt.prompt_of(piece, numbered) for piece in window.pieces],
+                "numbers": [piece.message for piece in window.pieces],
                 "messages": [str(message.id) for message in window.messages],
                 "known": [str(memory.id) for memory in known],
             },
@@ -193,13 +203,15 @@ class Extraction:
         with self.runs.database.work() as work:
             run = cursors.run_of(work, run_id)
             conversation = conversation_store.find(work, id_)
-            proposed: list[ProposedMemory] | None = None
+            proposed: list[ProposedMemory] = []
+            failures: list[str] = []
             if run is not None and run.state == RunState.SUCCEEDED:
-                answer = values.outputs(work, run_id, [prompt.STEP], _MAX_OUTPUT)[prompt.STEP]["output"]
-                proposed = prompt.proposals(answer)
-        similar = (
-            [] if not proposed or conversation is None else self._similar(conversation, [one.text for one in proposed])
-        )
+                answers = values.outputs(work, run_id, [prompt.STEP], _MAX_OUTPUT)[prompt.STEP]["output"]
+                proposed = prompt.proposals(answers, values.inputs(work, run_id)["numbers"])
+                failures = cursors.failures_of(work, run_id)
+        similar: list[Memory] = []
+        if proposed and conversation is not None:
+            similar = self._similar(conversation, [one.text for one in proposed])
         with self.runs.transaction() as transaction:
             work = transaction.work
             reading = cursors.find(work, id_, lock=True)
@@ -208,24 +220,14 @@ class Extraction:
             conversation = conversation_store.find(work, id_)
             if conversation is None:
                 cursors.drop(work, id_)
-            elif run is None or proposed is None:
-                self._retry(work, reading, run)
+            elif run is None or run.state != RunState.SUCCEEDED or not _UNANSWERABLE.issuperset(failures):
+                cursors.retry(work, id_, run, _error(run, failures), _delay(reading.failures))
             else:
-                self._write(work, conversation, run_id, run, proposed, similar)
+                self._write(work, conversation, run_id, run, proposed, similar, skipped=len(failures))
         try:
             retention.remove_ended_run(self.runs.database, run_id)
         except RowsLocked:
             _log.info("extraction_run_kept", run_id=str(run_id))  # its retention is short
-
-    def _retry(self, work: UnitOfWork, reading: ExtractionState, run: EndedExtraction | None) -> None:
-        error = (run.error if run is not None else None) or {"message": "the run was removed", "reason": None}
-        message = shortened(str(error.get("message", "the run failed")), 500)
-        ended = run or EndedExtraction("failed", None, 0, 0)
-        if reading.failures + 1 >= _ATTEMPTS and _reason(work, reading, error) in _UNANSWERABLE:
-            cursors.advance(work, reading.conversation_id, ended, skipped=message)
-            _log.warning("extraction_skipped", conversation_id=str(reading.conversation_id), error=message)
-        else:
-            cursors.retry(work, reading.conversation_id, ended, message, _delay(reading.failures))
 
     def _write(
         self,
@@ -235,6 +237,8 @@ class Extraction:
         run: EndedExtraction,
         proposed: Sequence[ProposedMemory],
         similar: Sequence[Memory],
+        *,
+        skipped: int,
     ) -> None:
         """Write the proposals of a run that pass the gate."""
         given = values.inputs(work, run_id)
@@ -269,13 +273,13 @@ class Extraction:
                 )
                 refused.append(_refusal(decision, conversation, run_id, reason, detail, same))
         cursors.refuse(work, refused)
-        cursors.advance(work, conversation.id, run, proposed=len(decisions), written=written)
+        cursors.advance(work, conversation.id, run, proposed=len(decisions), written=written, skipped=skipped)
         _log.info("extraction_ended", conversation_id=str(conversation.id), written=written, refused=len(refused))
 
 
 def _window(work: UnitOfWork, reading: ExtractionState) -> _Window | None:
     """The next messages of a conversation, as many as one prompt has room for; None when there are none."""
-    room = prompt.WINDOW_CHARACTERS >> min(reading.failures, 3)
+    room = prompt.WINDOW_CHARACTERS
     before = conversation_store.read(
         work, reading.conversation_id, end=reading.read_through + 1, limit=_CONTEXT, newest_first=True
     )
@@ -289,7 +293,7 @@ def _window(work: UnitOfWork, reading: ExtractionState) -> _Window | None:
     through, offset = reading.read_through, 0
     for message in new:
         start = reading.read_offset if message.seq == reading.read_through + 1 else 0
-        part = message.content[start : start + room]
+        part = _head(message.content[start:], room)
         if room <= 0 or (part != message.content[start:] and len(messages) > len(before)):
             break  # it begins the next part
         messages.append(message)
@@ -299,7 +303,20 @@ def _window(work: UnitOfWork, reading: ExtractionState) -> _Window | None:
             through, offset = message.seq - 1, start + len(part)
             break
         through = message.seq
-    return _Window(messages, shown, through, offset)
+    pieces = prompt.pieces_of(shown, range(len(before) + 1, len(shown) + 1))
+    return _Window(messages, shown, through, offset, pieces)
+
+
+def _head(text: str, room: int) -> str:
+    """The beginning of a text: as many whole sentences as there is room for, or else words."""
+    if len(text) <= room:
+        return text
+    ends = [place.end for place in sentences(text[: room + 1])][:-1]
+    return text[: ends[-1] if ends else max(text.rfind(" ", 0, room), 0) or room]
+
+
+def _place(reading: ExtractionState) -> tuple[int, int]:
+    return reading.read_through, reading.read_offset
 
 
 def _gate_message(number: int, message: StoredMessage, content: str) -> GateMessage:
@@ -358,13 +375,13 @@ def _refusal(
     }
 
 
-def _reason(work: UnitOfWork, reading: ExtractionState, error: dict[str, Any]) -> str | None:
-    """Why the run failed: its step says so."""
-    if reading.run_id is None:
-        return error.get("reason")
-    steps = values.outputs(work, reading.run_id, [prompt.STEP], _MAX_OUTPUT)
-    of_step = steps.get(prompt.STEP, {}).get("error") or {}
-    return of_step.get("reason") or error.get("reason")
+def _error(run: EndedExtraction | None, failures: Sequence[str]) -> str:
+    """Why a run has no answers."""
+    if run is None:
+        return "the run was removed"
+    if failures:
+        return f"{len(failures)} requests failed: {', '.join(sorted(set(failures)))}"
+    return shortened(str((run.error or {}).get("message", f"the run was {run.state}")), 500)
 
 
 def _delay(failures: int) -> timedelta:

@@ -50,6 +50,9 @@ name named called live lives work works state states stated say says said mentio
 always usually often every each fact important current currently now new
 """
 _FRAME = frozenset(_FRAME_WORDS.split())
+#: Frame words that say nothing at all.
+_SUBJECT_WORDS = "user user's users person customer client they team group he she is are has have had be being been now"
+_SUBJECTS = frozenset(_SUBJECT_WORDS.split())
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|without|cannot|neither|nor|\w{2,8}n['\u2019]t|nicht|nie|kein\w{0,2}|ohne|"
     r"pas|jamais|sans|nunca|sin|non|mai|senza|niet|geen)\b|\b(?:stopped|quit|dislikes?|hates?|avoids?)\b",
@@ -68,6 +71,8 @@ _ABOUT_ITSELF = re.compile(
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"[,;:]\s|\s(?:but|although|while|aber|mais|pero)\s", re.IGNORECASE)
+#: The beginning of a statement about somebody.
+_SUBJECT = re.compile(r"(?:the\s+)?(?:user|they|he|she|team|customer)\b", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?:['\u2019]s|ingly|edly|ings?|ied|ies|ed|es|s|ly|e)$")
 
 
@@ -216,6 +221,8 @@ def _refused_by_form(proposed: ProposedMemory) -> GateDecision | None:
         return GateDecision(proposed, GateReason.JUNK, "it is no statement")
     if _ABOUT_ITSELF.search(text):
         return GateDecision(proposed, GateReason.JUNK, "it is about the conversation itself")
+    if len(content_words(text) | frame_words(text)) < 2 and not _SUBJECT.match(text):
+        return GateDecision(proposed, GateReason.JUNK, "it says too little")
     if max(Counter(words).values()) > max(2, len(words) // 3):
         return GateDecision(proposed, GateReason.JUNK, "it repeats a word")
     return None
@@ -225,6 +232,12 @@ def content_words(text: str) -> frozenset[str]:
     """Return the stems of the words of a text that say what it is about."""
     words = (word for word in texts.words(text) if word not in _PLAIN and word not in _FRAME)
     return frozenset(_stem(word) for word in words if not _NEGATION.fullmatch(word))
+
+
+def frame_words(text: str) -> frozenset[str]:
+    """Return the stems of the verbs of a text that do not need to be in the messages: live, work, prefer."""
+    words = (word for word in texts.words(text) if word in _FRAME and word not in _SUBJECTS and word not in _PLAIN)
+    return frozenset(_stem(word) for word in words)
 
 
 def similarity(one: str, other: str) -> float:

@@ -1,16 +1,20 @@
 """
-The prompt of an extraction, the form of its answer, and how the answer is read.
+The prompts of an extraction, the form of their answers, and how the answers are read.
 
-The model sees messages and known memories by small numbers, never by ids: it cannot invent an id, and a wrong number is
-found by the gate. A grammar forces the form of the answer. The messages are an input of the run and no part of its
-definition, which is the same for all extractions by a model.
+A small model is asked about a sentence or two of one user at a time, after examples that are the same for all: it then
+copies less of the examples, and the pool computes them once. It sees known memories by small numbers, never by ids:
+it cannot invent an id, and a wrong number is found by the gate. A grammar forces the form of the answer.
+The texts are inputs of the run and no part of its definition, which is the same for all extractions by a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from app.memory.compression import texts
+from app.memory.memories import gate
 from app.memory.memories.gate import GateMessage, KnownMemory, ProposedMemory
 from app.memory.memories.kinds import MemoryKind
 from app.workflows.language import definition as definitions
@@ -18,123 +22,178 @@ from app.workflows.language.definition import Definition
 
 #: The name of the workflow of extractions, and of its only step.
 WORKFLOW, STEP = "memory-extraction", "memories"
-#: Characters of the new messages of one extraction: with all else they fit a context of 2,048 tokens.
-WINDOW_CHARACTERS = 2_400
+#: Characters of the new messages of one extraction.
+WINDOW_CHARACTERS = 4_000
 #: Characters of a message that an extraction has read before and sees again, as context.
 CONTEXT_CHARACTERS = 300
+#: Characters that the model is asked about at once, in whole sentences, and of a question that they answer.
+PIECE_CHARACTERS, QUESTION_CHARACTERS = 200, 160
+#: A message with at most so many words may be the answer to a question before it.
+ANSWER_WORDS = 6
 #: Known memories that the model sees, and characters of each.
 MAX_KNOWN, KNOWN_CHARACTERS = 6, 140
-#: Most memories of one extraction, and most characters of one.
-MAX_MEMORIES, MAX_MEMORY = 6, 200
-#: Tokens of the answer.
-MAX_TOKENS = 500
+#: Most characters of a memory, and tokens of an answer.
+MAX_MEMORY, MAX_TOKENS = 200, 120
+#: Roles whose messages are read; what only the assistant said is nobody's memory.
+READ_ROLES = frozenset({"user"})
+_IMPORTANCE = {MemoryKind.BREAKTHROUGH: 0.9, MemoryKind.DECISION: 0.7}
 
-_INSTRUCTION = """\
-Find what is worth remembering about the user in a conversation. Write each memory as one short sentence in the third \
-person, with the words of the messages. Copy names and numbers exactly. Leave out small talk, questions and what is \
-known. If nothing is worth remembering, the list is empty.
-kinds: fact, preference, decision, breakthrough (an insight that changed the work), pattern (what happens again).
-replaces: the number of a known memory that is no longer true, or null.
+#: The examples have different answers, because a small model repeats what it has seen last.
+_EXAMPLES = """\
+What a user writes, and what to remember of it: one sentence about the user, with the same names and numbers. \
+Small talk, thanks and questions: null. "replaces" is the number of a known memory that is no longer true.
 
-Known:
-0. The user works at Acme.
-Conversation:
-1. user: Hi! I left Acme and started at Globex in May.
-2. assistant: Congratulations!
-3. user: Thanks. I never drink coffee, tea is fine.
-Memories: {"memories": [{"messages": [1], "text": "The user started at Globex in May.", "kind": "fact", \
-"replaces": 0, "importance": 4}, {"messages": [3], "text": "The user never drinks coffee.", "kind": "preference", \
-"replaces": null, "importance": 3}]}
-
-Known:
-Conversation:
-1. user: Can you tell me the time?
-2. assistant: I have no clock.
-Memories: {"memories": []}
-
+Message: Hello, how is it going?
+Answer: {"memory": null}
+Message: My brother Tom works at Acme in Berlin.
+Answer: {"memory": "The user's brother Tom works at Acme in Berlin.", "kind": "fact", "replaces": null}
+Message: What is a semaphore?
+Answer: {"memory": null}
+Message: I don't drink coffee at all.
+Answer: {"memory": "The user does not drink coffee at all.", "kind": "preference", "replaces": null}
+Known 0: The user's cat is called Minka.
+Known 1: The user drives a Volvo.
+Message: I sold the Volvo, I drive a Fiat now.
+Answer: {"memory": "The user drives a Fiat now.", "kind": "fact", "replaces": 1}
+Message: Great, thank you!
+Answer: {"memory": null}
+Message: We agreed to deploy with Ansible from now on.
+Answer: {"memory": "They agreed to deploy with Ansible from now on.", "kind": "decision", "replaces": null}
+Message: Can you make a table of it?
+Answer: {"memory": null}
+Asked: Which sport do you like?
+Message: Tennis, most of all.
+Answer: {"memory": "The user likes tennis most of all.", "kind": "preference", "replaces": null}
+Message: Every Friday I visit my aunt.
+Answer: {"memory": "Every Friday the user visits their aunt.", "kind": "pattern", "replaces": null}
+Message: The fix that saved us: moving the index to memory halved the time.
+Answer: {"memory": "Moving the index to memory halved the time.", "kind": "breakthrough", "replaces": null}
 """
 
-#: The form of the answer.
+#: The form of an answer.
 ANSWER: Mapping[str, Any] = {
-    "type": "object",
-    "required": ["memories"],
-    "additionalProperties": False,
-    "properties": {
-        "memories": {
-            "type": "array",
-            "maxItems": MAX_MEMORIES,
-            "items": {
-                "type": "object",
-                "required": ["messages", "text", "kind", "replaces", "importance"],
-                "additionalProperties": False,
-                "properties": {
-                    "messages": {
-                        "type": "array",
-                        "minItems": 1,
-                        "maxItems": 3,
-                        "items": {"type": "integer", "minimum": 1, "maximum": 99},
-                    },
-                    "text": {"type": "string", "minLength": 8, "maxLength": MAX_MEMORY},
-                    "kind": {"enum": [kind.value for kind in MemoryKind]},
-                    "replaces": {"enum": [None, *range(MAX_KNOWN)]},
-                    "importance": {"type": "integer", "minimum": 1, "maximum": 5},
-                },
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["memory", "kind", "replaces"],
+            "additionalProperties": False,
+            "properties": {
+                "memory": {"type": "string", "minLength": 8, "maxLength": MAX_MEMORY},
+                "kind": {"enum": [kind.value for kind in MemoryKind]},
+                "replaces": {"enum": [None, *range(MAX_KNOWN)]},
             },
-        }
-    },
+        },
+        {
+            "type": "object",
+            "required": ["memory"],
+            "additionalProperties": False,
+            "properties": {"memory": {"type": "null"}},
+        },
+    ]
 }
 
 
-def definition_of(model: str, *, is_chat: bool) -> Definition:
-    """The workflow of extractions by a model. A base model continues the prompt, without a chat template."""
+@dataclass(frozen=True, slots=True)
+class ExtractionPiece:
+    """A part of a message that the model is asked about."""
+
+    #: The number of the message.
+    message: int
+    text: str
+    #: The question before it, if it may be the answer to one.
+    asked: str = ""
+
+
+def definition_of(model: str) -> Definition:
+    """The workflow of extractions by a model. It continues the examples, so base models can do it as well."""
     return definitions.from_document(
         {
             "workflow": WORKFLOW,
             "priority": "batch",
-            "inputs": {"prompt": {"type": "string"}, "messages": {"type": "array"}, "known": {"type": "array"}},
+            "inputs": {
+                "examples": {"type": "string"},
+                "pieces": {"type": "array"},
+                "numbers": {"type": "array"},
+                "messages": {"type": "array"},
+                "known": {"type": "array"},
+            },
             "steps": [
                 {
                     "id": STEP,
-                    "kind": "generate",
-                    "model": model,
-                    "chat": is_chat,
-                    "prompt": "{{ inputs.prompt }}",
-                    "max_tokens": MAX_TOKENS,
-                    "on_length": "fail",
-                    "sampling": {"temperature": 0.0},
-                    "output": {"schema": ANSWER},
-                    "retry": {"max_attempts": 2},
+                    "kind": "map",
+                    "over": "inputs.pieces",
+                    "max_parallel": 8,
+                    # One sentence that a model cannot answer takes no other with it.
+                    "on_error": "collect",
+                    "step": {
+                        "kind": "generate",
+                        "model": model,
+                        "chat": False,
+                        "prompt": "{{ inputs.examples }}{{ item }}",
+                        "max_tokens": MAX_TOKENS,
+                        "on_length": "fail",
+                        "sampling": {"temperature": 0.0},
+                        "output": {"schema": ANSWER},
+                        "retry": {"max_attempts": 2},
+                    },
                 }
             ],
-            "outputs": {"memories": f"steps.{STEP}.output.memories"},
+            "outputs": {"asked": "size(inputs.pieces)"},
         }
     )
 
 
-def prompt_of(messages: Sequence[GateMessage], known: Sequence[KnownMemory]) -> str:
-    """Return the prompt for messages, with the known memories that have a number."""
-    lines = ["Known:"]
-    lines += (f"{one.number}. {_line(one.text)[:KNOWN_CHARACTERS]}" for one in known if one.number >= 0)
-    lines.append("Conversation:")
+def examples() -> str:
+    """Return what comes before each piece."""
+    return _EXAMPLES
+
+
+def pieces_of(messages: Sequence[GateMessage], new: Sequence[int]) -> list[ExtractionPiece]:
+    """Return what the model is asked about: the sentences of those messages, by number, whose roles are read."""
+    found: list[ExtractionPiece] = []
+    before = ""
     for message in messages:
-        who = f"{message.role} ({message.speaker})" if message.speaker else message.role
-        lines.append(f"{message.number}. {who}: {_line(message.content)}")
-    return _INSTRUCTION + "\n".join(lines) + "\nMemories:"
+        if message.number in new and message.role in READ_ROLES:
+            short = len(texts.words(message.content)) <= ANSWER_WORDS
+            asked = before if short and before.endswith("?") else ""
+            found += (ExtractionPiece(message.number, part, asked) for part in _parts(message.content))
+        before = _line(message.content)[-QUESTION_CHARACTERS:] if message.role == "assistant" else ""
+    return found
 
 
-def proposals(answer: Any) -> list[ProposedMemory]:
-    """Return the memories of an answer, which has the form `ANSWER` or is that list of memories itself."""
-    found = answer.get("memories") if isinstance(answer, dict) else answer
-    return [
-        ProposedMemory(
-            one["text"].strip(),
-            MemoryKind(one["kind"]),
-            tuple(one["messages"]),
-            one["replaces"],
-            (one["importance"] - 1) / 4,
-        )
-        for one in found or []
+def prompt_of(piece: ExtractionPiece, known: Sequence[KnownMemory]) -> str:
+    """Return what follows the examples: a piece, and the known memories that have to do with it."""
+    about = gate.content_words(piece.text) | gate.frame_words(piece.text)
+    lines = [
+        f"Known {one.number}: {_line(one.text)[:KNOWN_CHARACTERS]}"
+        for one in known
+        if about & (gate.content_words(one.text) | gate.frame_words(one.text))
     ]
+    if piece.asked:
+        lines.append(f"Asked: {piece.asked}")
+    return "\n".join([*lines, f"Message: {piece.text}", "Answer:"])
+
+
+def proposals(answers: Sequence[Any], numbers: Sequence[int]) -> list[ProposedMemory]:
+    """Return the memories of answers, each of which is about the message of that number; None is no answer."""
+    found = []
+    for answer, number in zip(answers, numbers, strict=True):
+        if answer is not None and answer["memory"] is not None:
+            kind = MemoryKind(answer["kind"])
+            importance = _IMPORTANCE.get(kind, 0.5)
+            found.append(ProposedMemory(answer["memory"].strip(), kind, (number,), answer["replaces"], importance))
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    """The sentences of a text, short ones together."""
+    found: list[str] = []
+    for place in texts.sentences(text):
+        part = _line(text[place.start : place.end])
+        while part:
+            head, part = part[:PIECE_CHARACTERS], part[PIECE_CHARACTERS:]
+            found.append(head)
+    return found
 
 
 def _line(text: str) -> str:

@@ -21,7 +21,15 @@ from app.memory.conversations import store as conversation_store
 from app.memory.conversations.conversation import CONVERSATION_PREFIX
 from app.memory.conversations.message import MESSAGE_PREFIX
 from app.memory.memories import store
-from app.memory.memories.kinds import MAX_AUTHOR, MAX_NOTE, MAX_SOURCES, MemoryEvent, MemoryKind, MemoryOrigin
+from app.memory.memories.kinds import (
+    MAX_AUTHOR,
+    MAX_NOTE,
+    MAX_SOURCES,
+    MemoryEvent,
+    MemoryKind,
+    MemoryOrigin,
+    text_hash,
+)
 from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, MemorySource, NewMemory, checked
 from app.memory.memories.store import MemoryFilter
 
@@ -93,6 +101,8 @@ def remember_in(
     _require_past(work, "valid_from", new.valid_from)
     old = None if supersedes is None else _require(work, supersedes, namespace, lock=True)
     if old is not None:
+        if (later := _successor(work, old, new)) is not None:
+            return Remembered(later, created=False)
         _require_replaceable(old, new)
     made = store.insert(work, new, namespace)
     if made is None:
@@ -228,6 +238,12 @@ def _require_past(work: UnitOfWork, field: str, at: datetime | None) -> None:
     """Raises InvalidInput: what will hold later would be recalled before."""
     if at is not None and at > store.now(work) + _SKEW:
         raise InvalidInput([Problem(field, f"{at:%FT%TZ} is in the future", "now, or an earlier instant")], "memory")
+
+
+def _successor(work: UnitOfWork, old: Memory, new: NewMemory) -> Memory | None:
+    """The memory that took the place of another one already, if it says the same as a new one."""
+    later = None if old.superseded_by is None else store.find(work, old.superseded_by)
+    return later if later is not None and text_hash(later.text) == text_hash(new.text) else None
 
 
 def _require_replaceable(old: Memory, new: NewMemory) -> None:

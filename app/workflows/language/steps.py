@@ -21,6 +21,7 @@ from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
+from app.workflows.language.remembering import RememberFields
 from app.workflows.language.step_work import (
     ID,
     NAME,
@@ -129,6 +130,7 @@ MapBody = Annotated[
     | RefineFields
     | EnsembleFields
     | VerifyFields
+    | RememberFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -191,6 +193,10 @@ class EnsembleStep(StepPart, EnsembleFields):
 
 class VerifyStep(StepPart, VerifyFields):
     """A verify step."""
+
+
+class RememberStep(StepPart, RememberFields):
+    """A remember step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -352,6 +358,7 @@ AnyStep = (
     | RefineStep
     | EnsembleStep
     | VerifyStep
+    | RememberStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -365,7 +372,7 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "agent", "compress", "summarize", "recall", "embed_passages"),
+    *("generate", "embed", "openai", "agent", "compress", "summarize", "remember", "recall", "embed_passages"),
     *("refine", "ensemble", "verify", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )

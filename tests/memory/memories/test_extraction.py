@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app.catalog import files
+from app.json_schema import validation
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.sections.memories import MemorySettings
@@ -25,8 +25,7 @@ from app.memory.memories.extraction import Extraction
 from app.memory.memories.memory import NewMemory
 from app.memory.memories.store import MemoryFilter
 from app.workflows.runs.service import Runs
-from app.workflows.runs.storage import values
-from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
+from app.workflows.state_machine.outcomes import Expanded, Failure, Success, TokenUsage
 
 USER, ASSISTANT = MessageRole.USER, MessageRole.ASSISTANT
 SETTINGS = MemorySettings(extract=True, model="smollm2:135m", quiet=timedelta(0))
@@ -40,32 +39,42 @@ def conversations(database: Database) -> Conversations:
 
 @pytest.fixture
 def extraction(runs: Runs) -> Extraction:
-    catalog = files.read_catalog()
-    return Extraction(runs, lambda: catalog, SETTINGS)
+    return Extraction(runs, SETTINGS)
 
 
 def said(*pairs: tuple[MessageRole, str]) -> list[NewMessage]:
     return [NewMessage(role, content) for role, content in pairs]
 
 
-def proposal(given: str, messages: Sequence[int] = (1,), kind: str = "fact", replaces: int | None = None) -> Any:
-    return {"messages": list(messages), "text": given, "kind": kind, "replaces": replaces, "importance": 3}
+def proposal(given: str, kind: str = "fact", replaces: int | None = None) -> Any:
+    return {"memory": given, "kind": kind, "replaces": replaces}
+
+
+NOTHING = {"memory": None}
 
 
 def answer(runs: Runs, with_: Answer) -> int:
-    """Do the steps that wait for the model: `with_` gets the prompt, and returns the answer or raises."""
+    """Do the steps that wait for the model: `with_` gets what follows the examples, and answers or raises."""
     with runs.database.work() as work:
-        ready = work.rows(text("SELECT id, attempt FROM step WHERE state = 'ready' AND kind = 'generate' ORDER BY id"))
-    for step in ready:
-        claim = runs.claim(step.id, step.attempt, "pool")
+        made = work.rows(text("SELECT id, attempt FROM step WHERE state = 'ready' AND kind = 'map'"))
+    for step in made:
+        claim = runs.claim(step.id, step.attempt, "control")
         assert claim is not None
+        runs.leave(claim, "control", Expanded(claim.data["inputs"]["pieces"]))
+    done = 0
+    while True:
         with runs.database.work() as work:
-            given = values.inputs(work, claim.run_id)["prompt"]
-        try:
-            runs.succeed(claim, "pool", Success({"memories": with_(given)}, TokenUsage(100, 20)))
-        except StepFailure as error:
-            runs.fail(claim, "pool", Failure(error.reason, error.message, final=True))
-    return len(ready)
+            ready = work.rows(text("SELECT id, attempt FROM step WHERE state = 'ready' AND kind = 'generate'"))
+        if not ready:
+            return done
+        done += len(ready)
+        for step in ready:
+            claim = runs.claim(step.id, step.attempt, "pool")
+            assert claim is not None
+            try:
+                runs.succeed(claim, "pool", Success(with_(claim.data["item"]), TokenUsage(100, 20)))
+            except StepFailure as error:
+                runs.fail(claim, "pool", Failure(error.reason, error.message, final=True))
 
 
 def texts_of(database: Database, **of: Any) -> list[str]:
@@ -95,14 +104,12 @@ def state_of(database: Database, id_: UUID) -> cursors.ExtractionState:
 def test_memories_are_written_with_their_sources_and_the_run_is_removed(
     database: Database, conversations: Conversations, extraction: Extraction
 ) -> None:
-    pair = said((USER, "I moved to Porto last spring."), (ASSISTANT, "How nice! You surely love fish."))
+    pair = said((USER, "I moved to Porto last spring. What is a fado?"), (ASSISTANT, "A song. You surely love fish."))
     made = conversations.create(NewConversation("a", user="ana"), pair)
 
     extraction.advance_all()
-    answer(
-        extraction.runs,
-        lambda _: [proposal("The user moved to Porto last spring."), proposal("The user loves fish", [2])],
-    )
+    given = ["The user loves fish.", "The user moved to Porto last spring."]
+    answer(extraction.runs, lambda asked: proposal(given[int("Porto" in asked)]))
     extraction.advance_all()
 
     (memory,) = service.page(database, MemoryFilter(namespace="a")).memories
@@ -114,9 +121,9 @@ def test_memories_are_written_with_their_sources_and_the_run_is_removed(
     )
     assert memory.valid_from == first.created_at
     assert [(one.origin.value, one.message_id) for one in memory.sources] == [("message", first.id), ("run", None)]
-    assert refused(database) == [("The user loves fish", "only_assistant")]
+    assert refused(database) == [("The user loves fish.", "only_assistant")]
     state = state_of(database, made.id)
-    assert (state.proposed, state.written, state.tokens_in, state.tokens_out) == (2, 1, 100, 20)
+    assert (state.proposed, state.written, state.tokens_in, state.tokens_out) == (2, 1, 200, 40)
     with database.work() as work:
         assert work.rows(text("SELECT id FROM run")) == [], "it holds what was said"
     assert extraction.advance_all() == 0, "nothing is read twice"
@@ -142,15 +149,13 @@ def test_a_changed_fact_takes_the_place_of_the_one_that_the_model_named(
 
     def reply(given: str) -> Any:
         seen.append(given)
-        return [proposal("The user lives in Porto", replaces=0)]
+        return proposal("The user lives in Porto", replaces=0)
 
     extraction.advance_all()
     answer(extraction.runs, reply)
     extraction.advance_all()
 
-    assert "0. The user lives in Bern" in seen[0]
-    assert str(old.id) not in seen[0]
-    assert old.id.hex not in seen[0]
+    assert seen == ["Known 0: The user lives in Bern\nMessage: I live in Porto now, no longer in Bern.\nAnswer:"]
     ended = service.get(database, service.shown(old.id), "a")
     (new,) = service.page(database, MemoryFilter(namespace="a")).memories
     assert (new.text, ended.superseded_by, ended.invalid_at) == ("The user lives in Porto", new.id, new.valid_from)
@@ -159,29 +164,27 @@ def test_a_changed_fact_takes_the_place_of_the_one_that_the_model_named(
 def test_what_was_read_is_not_read_again_and_nothing_is_left_out(
     database: Database, conversations: Conversations, extraction: Extraction
 ) -> None:
-    """Long messages are read part by part, with an answer and new messages in between."""
+    """Long messages are read part by part, with new messages in between; what others than the user said is not read."""
     made = conversations.create(NewConversation("a"))
-    words = [f"word{number}x" for number in range(700)]
-    conversations.append(made.id, "a", said((USER, " ".join(words[:500])), (ASSISTANT, "Go on.")))
+    sentences = [f"This is sentence number {number} of what I have to say." for number in range(160)]
+    conversations.append(made.id, "a", said((USER, " ".join(sentences[:120])), (ASSISTANT, "Go on.")))
     seen: list[str] = []
 
-    def reply(given: str) -> Any:
-        seen.append(given.rpartition("Conversation:")[2])
-        return []
+    def reply(asked: str) -> Any:
+        seen.append(asked.removeprefix("Message: ").removesuffix("\nAnswer:"))
+        return NOTHING
 
-    for _ in range(12):
-        extraction.advance_all()
-        if answer(extraction.runs, reply) and len(seen) == 1:
-            conversations.append(made.id, "a", said((USER, " ".join(words[500:]))))
-    extraction.advance_all()
+    rounds = 0
+    while extraction.advance_all():
+        rounds += 1
+        answer(extraction.runs, reply)
+        if rounds == 1:
+            conversations.append(made.id, "a", said((USER, " ".join(sentences[120:])), (ASSISTANT, "Goodbye.")))
 
-    # A part may end within a word; without the blanks, the parts are the text.
+    assert sorted(seen) == sorted(sentences)
     state = state_of(database, made.id)
-    assert (state.read_through, state.read_offset, state.last_seq) == (3, 0, 3)
-    everything = "".join(seen).replace(" ", "")
-    assert [word for word in words if word not in everything and word[:-1] not in everything] == []
-    assert 3 <= len(seen) <= 5
-    assert answer(extraction.runs, reply) == 0
+    assert (state.read_through, state.read_offset, state.last_seq) == (4, 0, 4)
+    assert state.runs == 3
 
 
 @pytest.mark.parametrize("dies", ["before the answer", "after the answer"])
@@ -196,7 +199,7 @@ def test_a_process_that_dies_loses_and_repeats_nothing(
     extraction.advance_all()
     runs = extraction.runs
     if dies == "after the answer":
-        answer(runs, lambda _: [proposal("The user moved to Porto.")])
+        answer(runs, lambda _: proposal("The user moved to Porto."))
         real = cursors.advance
 
         def die(*_: Any, **__: Any) -> None:
@@ -209,7 +212,7 @@ def test_a_process_that_dies_loses_and_repeats_nothing(
         monkeypatch.setattr(cursors, "advance", real)
 
     extraction.advance_all()
-    answer(runs, lambda _: [proposal("The user moved to Porto.")])
+    answer(runs, lambda _: proposal("The user moved to Porto."))
     extraction.advance_all()
 
     assert texts_of(database, namespace="a") == ["The user moved to Porto."]
@@ -222,10 +225,10 @@ def test_two_jobs_at_once_begin_one_run(
     conversations.create(NewConversation("a"), said((USER, "I moved to Porto.")))
     real = prompt.prompt_of
 
-    def between(messages: Any, known: Any) -> str:
+    def between(piece: Any, known: Any) -> str:
         monkeypatch.setattr(prompt, "prompt_of", real)
         extraction.advance_all()  # the other job is faster
-        return real(messages, known)
+        return real(piece, known)
 
     monkeypatch.setattr(prompt, "prompt_of", between)
     extraction.advance_all()
@@ -241,14 +244,14 @@ def test_a_conversation_that_raises_stops_no_other(
     conversations.create(NewConversation("a"), said((USER, "I moved to Porto.")))
     real = prompt.prompt_of
 
-    def hurt(messages: Any, known: Any) -> str:
-        if any("Chur" in message.content for message in messages):
+    def hurt(piece: Any, known: Any) -> str:
+        if "Chur" in piece.text:
             raise ZeroDivisionError("a defect")
-        return real(messages, known)
+        return real(piece, known)
 
     monkeypatch.setattr(prompt, "prompt_of", hurt)
     extraction.advance_all()
-    answer(extraction.runs, lambda _: [proposal("The user moved to Porto.")])
+    answer(extraction.runs, lambda _: proposal("The user moved to Porto."))
     extraction.advance_all()
 
     assert texts_of(database, namespace="a") == ["The user moved to Porto."]
@@ -256,34 +259,38 @@ def test_a_conversation_that_raises_stops_no_other(
     monkeypatch.setattr(prompt, "prompt_of", real)
     forget_delays(database)
     extraction.advance_all()
-    answer(extraction.runs, lambda _: [proposal("The user moved to Chur.")])
+    answer(extraction.runs, lambda _: proposal("The user moved to Chur."))
     extraction.advance_all()
     assert texts_of(database, namespace="a") == ["The user moved to Chur.", "The user moved to Porto."]
 
 
-@pytest.mark.parametrize(("reason", "skipped"), [(FailureReason.INVALID_OUTPUT, 1), (FailureReason.ENGINE_ERROR, 0)])
+@pytest.mark.parametrize("reason", [FailureReason.INVALID_OUTPUT, FailureReason.ENGINE_ERROR])
 def test_only_what_the_model_cannot_answer_is_skipped(
-    database: Database,
-    conversations: Conversations,
-    extraction: Extraction,
-    reason: FailureReason,
-    skipped: int,
+    database: Database, conversations: Conversations, extraction: Extraction, reason: FailureReason
 ) -> None:
-    made = conversations.create(NewConversation("a"), said((USER, "I moved to Porto.")))
+    made = conversations.create(NewConversation("a"), said((USER, "I moved to Porto. I bought a tuba.")))
 
-    def fail(_: str) -> Any:
-        raise StepFailure(reason, "no")
+    def fail(asked: str) -> Any:
+        if "tuba" in asked:
+            raise StepFailure(reason, "no")
+        return proposal("The user moved to Porto.")
 
-    for _ in range(3):
-        extraction.advance_all()
-        answer(extraction.runs, fail)
-        extraction.advance_all()
-        forget_delays(database)
+    extraction.advance_all()
+    answer(extraction.runs, fail)
+    extraction.advance_all()
 
     state = state_of(database, made.id)
-    assert state.skipped == skipped
-    assert "no" in state.error
-    assert state.read_through == skipped
+    if reason is FailureReason.INVALID_OUTPUT:
+        assert (state.skipped, state.read_through, state.failures, state.written) == (1, 1, 0, 1)
+    else:
+        assert (state.skipped, state.read_through, state.failures, state.written) == (0, 0, 1, 0)
+        assert state.error == "1 requests failed: engine_error"
+        assert extraction.advance_all() == 0, "not before the delay is over"
+        forget_delays(database)
+        extraction.advance_all()
+        answer(extraction.runs, lambda asked: proposal("The user bought a tuba.") if "tuba" in asked else NOTHING)
+        extraction.advance_all()
+        assert texts_of(database) == ["The user bought a tuba."]
 
 
 def test_a_conversation_that_is_deleted_meanwhile_leaves_no_memory(
@@ -291,7 +298,7 @@ def test_a_conversation_that_is_deleted_meanwhile_leaves_no_memory(
 ) -> None:
     conversations.create(NewConversation("a"), said((USER, "I moved to Porto.")))
     extraction.advance_all()
-    answer(extraction.runs, lambda _: [proposal("The user moved to Porto.")])
+    answer(extraction.runs, lambda _: proposal("The user moved to Porto."))
     with database.work() as work:
         work.run(text("DELETE FROM conversation"))
 
@@ -305,14 +312,31 @@ def test_a_conversation_that_is_deleted_meanwhile_leaves_no_memory(
     assert left == {"memory_extraction": [], "run": [], "memory_refusal": []}
 
 
-def test_the_answer_s_form_is_what_is_read() -> None:
-    """The example in the prompt is one, and passes the gate."""
-    example = prompt.prompt_of([], []).split("Memories: ")[1].splitlines()[0]
-    found = prompt.proposals(json.loads(example))
-    talk = [
-        gate.GateMessage(1, "user", "Hi! I left Acme and started at Globex in May."),
-        gate.GateMessage(3, "user", "Thanks. I never drink coffee, tea is fine."),
-    ]
+def test_the_examples_have_the_form_of_answers_and_pass_the_gate() -> None:
+    parts = prompt.examples().split("Message: ")[1:]
+    messages = [gate.GateMessage(n, "user", part.partition("\n")[0]) for n, part in enumerate(parts, start=1)]
+    messages.append(gate.GateMessage(99, "assistant", "Which sport do you like?"))
+    answers = [json.loads(part.partition("Answer: ")[2].partition("\n")[0]) for part in parts]
 
-    decisions = gate.decide(found, talk, [gate.KnownMemory(0, "The user works at Acme.")])
-    assert [(one.reason, one.messages) for one in decisions] == [(None, (1,)), (None, (3,))]
+    assert all(validation.conforms(prompt.ANSWER, answer) for answer in answers)
+    known = [gate.KnownMemory(1, "The user drives a Volvo.")]
+    decisions = gate.decide(prompt.proposals(answers, range(1, len(answers) + 1)), messages, known)
+    assert [(one.reason, one.detail) for one in decisions] == [(None, "")] * 7
+    assert [one.replaces for one in decisions if one.replaces is not None] == [1]
+
+
+def test_a_short_answer_is_read_with_its_question() -> None:
+    talk = [
+        gate.GateMessage(1, "assistant", "Welcome. Which city do you live in?"),
+        gate.GateMessage(2, "user", "Porto, since May."),
+        gate.GateMessage(3, "assistant", "Nice!"),
+        gate.GateMessage(4, "user", "It is. I work in a harbour."),
+    ]
+    pieces = prompt.pieces_of(talk, [2, 4])
+    assert [(one.message, one.text, one.asked) for one in pieces] == [
+        (2, "Porto, since May.", "Welcome. Which city do you live in?"),
+        (4, "It is.", ""),
+        (4, "I work in a harbour.", ""),
+    ]
+    (found,) = gate.decide([gate.ProposedMemory("The user lives in Porto since May.")], talk, [])
+    assert (found.reason, found.messages) == (None, (2,))
