@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from app.kernel import settings
 from app.kernel.errors import FailureReason, LeaseLost, StepFailure
 from app.kernel.settings import Settings
 from app.workflows.language import check
@@ -97,6 +98,8 @@ class StepWorker:
             found = answer(claim) if callable(answer) else answer
             return found if isinstance(found, Success | Failure) else Success(found)
         runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=Settings())
+        own_settings = settings.load(environment={}).settings
+        runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=own_settings, refinements=None)
         try:
             return step_kinds.execute(step_kinds.StepTask(claim, Holding(claim), runtime))
         except StepFailure as error:

@@ -41,6 +41,10 @@ class AttemptOut(BaseModel):
     first_token_ms: int | None
     finish_reason: str | None = _FINISH_REASON
     cost: float | None = Field(description="price of its tokens by the catalogue; null for a model without a price")
+    assembly: dict[str, Any] | None = Field(
+        description="how its prompt was put together: tokens and budget of each part, and what was left out with the "
+        "reason; null for a step without a conversation or memory"
+    )
 
 
 class ItemCounts(BaseModel):

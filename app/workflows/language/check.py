@@ -31,11 +31,15 @@ from app.workflows.language import shape_errors, source
 from app.workflows.language.agent import ARGUMENTS, AgentFields
 from app.workflows.language.compression import CompressFields, CompressionFields
 from app.workflows.language.definition import Definition
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.recall import EmbedPassagesFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
+    DRAFT_KINDS,
     MODEL_KINDS,
     TIMED_OUT,
     AnyStep,
@@ -47,6 +51,7 @@ from app.workflows.language.steps import (
     WaitStep,
     branches_of,
 )
+from app.workflows.language.verification import SchemaVerifier, VerifyFields
 
 #: Maximum number of reported problems of one document.
 MAX_PROBLEMS = 200
@@ -245,6 +250,7 @@ def _work_problems(
     if isinstance(work, HttpFields):
         problems += calls.check_headers(work.headers, f"{where}.headers")
         problems += calls.check_url(work.url, f"{where}.url", deployment.egress if deployment is not None else None)
+    scope = replace(scope, extra=(*scope.extra, *work.own_names()))
     for place, expression, result_type in work.expressions():
         if place == "jmespath":
             problems += transforms.check_jmespath(expression, f"{where}.{place}", scope)
@@ -260,7 +266,30 @@ def _work_problems(
         problems += _form_problems(work, where, allowance)
     if isinstance(work, AgentFields):
         problems += _agent_problems(work, where, scope, deployment, allowance)
+    if isinstance(work, DRAFT_KINDS):
+        problems += _draft_problems(definition, work, where, deployment, allowance)
+    if isinstance(work, (*DRAFT_KINDS, VerifyFields)):
+        for i, verifier in enumerate(work.verifiers):
+            if isinstance(verifier, SchemaVerifier):
+                problems += json_schema.problems(verifier.schema_, f"{where}.verifiers[{i}].schema", allowance)
     return problems
+
+
+def _draft_problems(
+    definition: Definition,
+    work: RefineFields | EnsembleFields,
+    where: str,
+    deployment: Deployment | None,
+    allowance: Allowance,
+) -> Iterator[Problem]:
+    """Return the problems of what a step drafts, with each of its models."""
+    for place, draft in work.drafts():
+        yield from _model_problems(definition, draft, f"{where}.{place}", deployment)
+        yield from _form_problems(draft, f"{where}.{place}", allowance)
+        for named, model in work.models():
+            other = draft.model_copy(update={"model": model, "fallback": None})
+            at = partial(_moved, f"{where}.{place}.model", f"{where}.{named}")
+            yield from map(at, _model_problems(definition, other, f"{where}.{place}", deployment))
 
 
 def _agent_problems(
@@ -288,6 +317,10 @@ def _agent_problems(
     for place, schema in schemas:
         inner = f"{where}.{place}"
         yield from json_schema.problems(schema, inner, allowance) or _grammar_problems(schema, inner)
+
+
+def _moved(before: str, after: str, problem: Problem) -> Problem:
+    return replace(problem, where=after) if problem.where == before else problem
 
 
 def _form_problems(work: GenerateFields, where: str, allowance: Allowance) -> Iterator[Problem]:
@@ -339,7 +372,7 @@ def _model_problems(
         if entry is None:
             known = deployment.models.names
             yield Problem(place, f"the catalogue has no model {name!r}", shape_errors.nearest(name, known))
-        elif isinstance(work, EmbedFields) and not entry.serves_embeddings:
+        elif isinstance(work, EmbedFields | EmbedPassagesFields) and not entry.serves_embeddings:
             able = [model.name for model in deployment.models if model.serves_embeddings]
             message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
             yield Problem(place, message, shape_errors.nearest(name, able) if able else "a model for embeddings")

@@ -16,8 +16,11 @@ from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.agent import AgentFields
 from app.workflows.language.compression import CompressFields
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.step_work import (
     ID,
     NAME,
@@ -30,6 +33,8 @@ from app.workflows.language.step_work import (
     StepWork,
     Template,
 )
+from app.workflows.language.summarize import SummarizeFields
+from app.workflows.language.verification import VerifyFields
 
 #: The branch of a wait that timed out.
 TIMED_OUT = "timed_out"
@@ -119,6 +124,11 @@ MapBody = Annotated[
     | EmbedFields
     | OpenAIFields
     | CompressFields
+    | SummarizeFields
+    | RecallFields
+    | RefineFields
+    | EnsembleFields
+    | VerifyFields
     | TransformFields
     | HttpFields
     | CallFields
@@ -157,6 +167,30 @@ class OpenAIStep(StepPart, OpenAIFields):
 
 class CompressStep(StepPart, CompressFields):
     """A compress step."""
+
+
+class SummarizeStep(StepPart, SummarizeFields):
+    """A summarize step."""
+
+
+class RecallStep(StepPart, RecallFields):
+    """A recall step."""
+
+
+class EmbedPassagesStep(StepPart, EmbedPassagesFields):
+    """An embed_passages step."""
+
+
+class RefineStep(StepPart, RefineFields):
+    """A refine step."""
+
+
+class EnsembleStep(StepPart, EnsembleFields):
+    """An ensemble step."""
+
+
+class VerifyStep(StepPart, VerifyFields):
+    """A verify step."""
 
 
 class TransformStep(StepPart, TransformFields):
@@ -312,6 +346,12 @@ AnyStep = (
     | EmbedStep
     | OpenAIStep
     | CompressStep
+    | SummarizeStep
+    | RecallStep
+    | EmbedPassagesStep
+    | RefineStep
+    | EnsembleStep
+    | VerifyStep
     | TransformStep
     | HttpStep
     | CallStep
@@ -325,13 +365,15 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "transform", "http", "workflow"),
-    "agent",
+    *("generate", "embed", "openai", "agent", "compress", "summarize", "recall", "embed_passages"),
+    *("refine", "ensemble", "verify", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, AgentFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields | AgentFields
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, AgentFields, SummarizeFields, EmbedPassagesFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields | AgentFields | SummarizeFields | EmbedPassagesFields
+#: The kinds of work that call a workflow whose steps use models.
+DRAFT_KINDS = (RefineFields, EnsembleFields)
 #: The kinds of steps whose work is done by items. The models of their work are those of the items.
 FANNED_KINDS = (MapStep, AgentStep)
 

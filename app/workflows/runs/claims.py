@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,6 +55,8 @@ class Claim:
     workflow: str = ""
     #: The namespace of its run.
     namespace: str = namespaces.DEFAULT
+    #: The model of its workflow for steps without one.
+    default_model: str | None = None
 
 
 def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim:
@@ -91,6 +94,7 @@ def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim
         refused,
         row.workflow,
         row.namespace,
+        graph.definition.defaults.model,
     )
 
 
@@ -118,6 +122,7 @@ def follow(change: RunChange, key: str, owner: str) -> Claim:
         refused=refused,
         workflow=change.locked.workflow,
         namespace=change.locked.namespace,
+        default_model=change.graph.definition.defaults.model,
     )
 
 
@@ -161,5 +166,6 @@ def end(
             "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
             "finish_reason": usage.finish_reason,
             "cost": usage.cost,
+            "assembly": None if usage.assembly is None else json.dumps(usage.assembly),
         },
     )

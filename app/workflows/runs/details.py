@@ -140,6 +140,8 @@ class AttemptDetails:
     finish_reason: str | None
     #: In the currency of the catalogue; None for a model without a price.
     cost: float | None
+    #: What its prompt was put together of; None where nothing was.
+    assembly: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,8 @@ class Runs:
             change = _open_held(transaction, claim, owner)
             change.succeed(claim.key, claim.attempt, success.output, success.usage, text=text)
             claims.end_attempt(transaction.work, claim, "succeeded", success.usage)
+            if success.within is not None:
+                success.within(transaction.work)
             following = None if change.item is not None else change.claim_short(claim.key, owner)
             maps.write_change(change)
             return None if following is None else claims.follow(change, following.key, owner)
