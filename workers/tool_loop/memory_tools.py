@@ -46,6 +46,7 @@ class MemoryAccess:
     """For whom the tools work."""
 
     database: Database
+    recall: Recall
     namespace: str
     user: str | None
     #: The public id.
@@ -151,7 +152,7 @@ def _history(access: MemoryAccess, arguments: Mapping[str, Any]) -> list[dict[st
             since=since,
             until=until,
         )
-        return [_passage(one) for one in Recall(access.database).search(query).passages]
+        return [_passage(one) for one in access.recall.search(query).passages]
     latest = [
         message
         for message in _latest(access, _LOOKED_AT)
@@ -187,7 +188,7 @@ def _memories(access: MemoryAccess, topic: str, arguments: Mapping[str, Any]) ->
         since=_instant(arguments, "since"),
     )
     found: list[dict[str, Any]] = []
-    for passage in Recall(access.database).search(query).passages:
+    for passage in access.recall.search(query).passages:
         try:
             memory = memories.get(access.database, passage.source_id, access.namespace)
         except NotFound:
@@ -220,7 +221,8 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
     seen = {one["id"] for one in chosen}
     breakthroughs = _memories(access, question, {"kinds": [MemoryKind.BREAKTHROUGH.value], "k": 5})
     query = RecallQuery(question, access.namespace, access.user, RecallScope.SHARED, limit=20)
-    semantic = [_passage(one) for one in Recall(access.database).search(query).passages]
+    recalled = access.recall.search(query)
+    semantic = [_passage(one) for one in recalled.passages]
     skipped = 0
     for name, candidates in (("breakthroughs", breakthroughs), ("semantic", semantic)):
         parts[name] = []
@@ -234,7 +236,10 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
             parts[name].append(one)
             left -= _length(one)
     used = budget - left // _CHARACTERS_PER_TOKEN
-    return {**parts, "tokens": used, "tokens_are": "estimated", "left_out": skipped + len(recent) - len(chosen)}
+    about: dict[str, Any] = {"tokens": used, "tokens_are": "estimated", "left_out": skipped + len(recent) - len(chosen)}
+    if not recalled.dense.used:  # what was found was found by its words alone
+        about["without_vectors"] = recalled.dense.reason or "no vectors"
+    return {**parts, **about}
 
 
 def _edit(access: MemoryAccess, name: str, arguments: Mapping[str, Any]) -> str:

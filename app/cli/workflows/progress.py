@@ -66,7 +66,7 @@ def counted(step: _View, at: datetime) -> str:
     text += f", {items['truncated']} {CUT}" if items["truncated"] else ""
     left = items["total"] - done
     passed = _passed(step, at)
-    if done and left and passed > 0:
+    if done and left and passed > 0 and step.get("kind") != "agent":  # nobody knows how many turns follow
         text += f", {done / passed:.2g}/s, about {seconds(left * passed / done)} left"
     written = tokens(step)
     return f"{text}, {written}" if written else text

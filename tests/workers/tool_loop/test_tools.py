@@ -146,7 +146,7 @@ def test_what_a_grammar_cannot_enforce_is_checked_after_the_call() -> None:
         agent(tools=[{"python": "p"}]), {"python": lambda _: [ToolDescription("p", "", schema)]}
     )
 
-    assert found[0].enforced == {"type": "object"}
+    assert found[0].enforced == {"type": "object", "properties": {"n": {}}, "required": []}
     assert "p are checked after" in warnings[0]
     assert "arguments.n" in tools.argument_problems(found[0], {"n": "x"})
     assert tools.argument_problems(found[0], {"n": 1}) == ""
