@@ -26,8 +26,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations):
-class _Operations(Runs, Capable, Files, Blocks, Recalling, Memories):
+class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:
