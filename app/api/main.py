@@ -55,7 +55,7 @@ from app.api.memory import (
     search,
 )
 from app.api.memory import context as personal_context
-from app.api.memory.documents import ConversationForkIn, ConversationIn, ConversationPatch, ItemsIn, MessagesIn
+from app.api.memory.documents import ConversationForkIn, ConversationPatch, ItemsIn, MessagesIn, NewConversationIn
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -188,7 +188,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
     *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
-    *(ConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
+    *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 

@@ -15,10 +15,10 @@ from app.api import bodies, threads
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.memory.documents import (
     ConversationForkIn,
-    ConversationIn,
     ConversationListOut,
     ConversationOut,
     ConversationPatch,
+    NewConversationIn,
     out,
 )
 from app.api.memory.parts import Conversing, message_at
@@ -50,12 +50,12 @@ _TYPES = {ExportFormat.JSONL: "application/x-ndjson", ExportFormat.MARKDOWN: "te
     summary="Create a conversation",
     dependencies=[requires(KeyScope.SUBMIT)],
     responses=errors.documented(400, 413, 415, 503),
-    openapi_extra=bodies.documented_as(ConversationIn),
+    openapi_extra=bodies.documented_as(NewConversationIn),
 )
 def create(
     conversing: Conversing,
     namespace: ListedNamespace,
-    body: Annotated[ConversationIn, bodies.of(ConversationIn)],
+    body: Annotated[NewConversationIn, bodies.of(NewConversationIn)],
 ) -> ConversationOut:
     """Create a conversation, with its first items if there are some."""
     new = NewConversation(

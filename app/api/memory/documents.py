@@ -52,7 +52,7 @@ UserName = Annotated[PlainText, Field(min_length=1, max_length=MAX_USER)]
 Retention = Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(days=36_500))]
 
 
-class ConversationIn(BaseModel):
+class NewConversationIn(BaseModel):
     """A new conversation. Unknown fields are ignored, as clients of OpenAI's API expect."""
 
     model_config = ConfigDict(extra="ignore")
