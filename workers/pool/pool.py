@@ -46,7 +46,8 @@ from workers.application import Application
 from workers.engine import Engine
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions, Lora
-from workers.engine.remote.engine import RemoteEngine, RemoteOptions
+from workers.engine.remote.engine import RemoteEngine
+from workers.engine.remote.options import RemoteOptions
 from workers.engine.simulated import SimulatedEngine
 from workers.pool import exporter
 from workers.pool.direct import DirectRequests

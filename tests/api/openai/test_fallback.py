@@ -22,7 +22,8 @@ from app.scheduler import needs
 from app.workflows.runs import views
 from tests.api.openai.conftest import MODEL, StartPool, catalog
 from tests.fleet.granting import cpu_report
-from workers.engine.remote.engine import RemoteEngine, RemoteOptions
+from workers.engine.remote.engine import RemoteEngine
+from workers.engine.remote.options import RemoteOptions
 
 PATIENCE = 60.0
 HELLO = [{"role": "user", "content": "Hello."}]

@@ -16,7 +16,8 @@ from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, N
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.remote.body import body
-from workers.engine.remote.engine import RemoteEngine, RemoteOptions
+from workers.engine.remote.engine import RemoteEngine
+from workers.engine.remote.options import RemoteOptions
 
 
 class Server:

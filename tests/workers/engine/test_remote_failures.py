@@ -19,7 +19,8 @@ from app.inference.requests import ChatMessage, EmbedRequest, GenerateRequest
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.security.egress import EgressPolicy
-from workers.engine.remote.engine import RemoteEngine, RemoteOptions
+from workers.engine.remote.engine import RemoteEngine
+from workers.engine.remote.options import RemoteOptions
 from workers.engine.remote.rates import RateWindow
 
 KEY = "sk-very-secret-key"

@@ -14,7 +14,8 @@ import pytest
 from app.inference.requests import EmbedRequest
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import Engine
-from workers.engine.remote.engine import RemoteEngine, RemoteOptions
+from workers.engine.remote.engine import RemoteEngine
+from workers.engine.remote.options import RemoteOptions
 
 
 class Server:

@@ -15,9 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -37,13 +35,13 @@ from app.inference.requests import (
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.security import masking
-from app.kernel.security.egress import EgressPolicy
 from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.remote import answer, refusals
 from workers.engine.remote.answer import StreamedAnswer
 from workers.engine.remote.body import body
 from workers.engine.remote.connection import Interruption, client
+from workers.engine.remote.options import RemoteOptions
 from workers.engine.remote.rates import RateWindow
 
 _LOG = structlog.get_logger(__name__)
@@ -70,40 +68,6 @@ class _DeadlinePassed(StepFailure):
     def __init__(self, text: str) -> None:
         message = "the deadline passed before the text was complete"
         super().__init__(FailureReason.TIMEOUT, message, text=text)
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteOptions:
-    """The address and the capabilities of the server."""
-
-    #: The base URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
-    url: str
-    #: The server's name for the model.
-    model: str
-    #: Returns the server's key at each call, so that a changed secret takes effect; None sends none.
-    api_key: Callable[[], str] | None = None
-    #: What connections may reach.
-    policy: EgressPolicy = field(default_factory=lambda: EgressPolicy(allow_private=True))
-    #: Most requests sent to the server at the same time.
-    slots: int = 4
-    #: Tokens of prompt and output together that one request may have.
-    context: int = 4096
-    #: Seconds to connect, and seconds without any data from the server.
-    connect_timeout: float = 10.0
-    read_timeout: float = 120.0
-    #: Further tries, and the most seconds of a Retry-After that is waited for.
-    retries: int = 2
-    max_retry_wait: float = 20.0
-    #: Limits of a minute; None means none.
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    #: Prefixes of texts that are embedded as queries and as documents.
-    query_prefix: str = ""
-    document_prefix: str = ""
-    #: Whether the server accepts llama.cpp's own fields, such as top_k, min_p and grammar.
-    llama_fields: bool = True
-    #: Further trusted certificates (PEM).
-    ca_file: Path | None = None
 
 
 class RemoteTicket:
