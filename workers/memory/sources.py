@@ -25,6 +25,7 @@ from app.memory.blocks.block import Block, BlockScope
 from app.memory.conversations.service import shown_conversation
 from app.memory.personal import storage as personal_storage
 from app.memory.personal.storage import ContextOwner
+from app.memory.recall import word_plan
 from app.memory.recall.passages import SourceKind
 from app.memory.recall.query import RecalledPassage, RecallQuery, RecallScope
 from app.memory.recall.service import Recall
@@ -35,6 +36,9 @@ _log = log.get(__name__)
 
 #: Most passages that one search returns, and most documents that are always in the prompt.
 _PASSAGES, _DOCUMENTS = 12, 20
+#: A passage is relevant with such a share of the score of the best one, and with such a share of the words of the query
+#: or such a cosine.
+_OF_BEST, _MATCHED, _SIMILAR = 0.5, 0.4, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,8 @@ class PromptSources:
             return None
         with self._lock:
             recall = self._recall = self._recall or Recall(database)
-        ranked = [recall.search(query).passages for query in _queries(sought, before)]
+        terms = len(word_plan.query_terms(sought.query))
+        ranked = [_relevant(recall.search(query).passages, terms) for query in _queries(sought, before)]
         own = None if sought.conversation is None else shown_conversation(sought.conversation)
         merged = {one.id: one for one in chain.from_iterable(zip_longest(*ranked)) if one is not None}
         return [_passage(one, own) for one in merged.values()]
@@ -122,6 +127,17 @@ def _queries(sought: Sought, before: int | None) -> Iterator[RecallQuery]:
     own = (SourceKind.MEMORY, SourceKind.MESSAGE) if sought.user is not None else (SourceKind.MEMORY,)
     outside = None if sought.conversation is None else (shown_conversation(sought.conversation), 1)
     yield RecallQuery(sought.query, sought.namespace, sought.user, limit=_PASSAGES, sources=own, outside=outside)
+
+
+def _relevant(passages: Sequence[RecalledPassage], terms: int) -> list[RecalledPassage]:
+    """The passages that have enough to do with a query of so many terms: each costs tokens that are computed anew."""
+    best = max((one.score for one in passages), default=0.0)
+    return [
+        one
+        for one in passages
+        if one.score >= _OF_BEST * best
+        and (len(one.matched) >= _MATCHED * terms or (one.scores.dense or 0.0) >= _SIMILAR)
+    ]
 
 
 def _blocks(database: Database, sought: Sought) -> list[Candidate]:

@@ -35,7 +35,7 @@ SHARES: Mapping[PromptPart, float] = {
     PromptPart.BLOCKS: 0.15,
     PromptPart.SUMMARY: 0.15,
     PromptPart.PERSONAL: 0.06,
-    PromptPart.RECALLED: 0.10,
+    PromptPart.RECALLED: 0.08,
 }
 #: Most of the room that these parts can have together, if the request does not say otherwise.
 _MOST_TOGETHER = 0.5

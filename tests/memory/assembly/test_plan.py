@@ -36,7 +36,7 @@ def test_every_part_gets_no_more_than_its_budget_and_what_is_left_out_has_a_reas
     planned = plan(known(recalled=texts(10, 40), blocks=texts(2, 30)), 1_050, {})
     assert [one.id for one in planned.recalled] == ["id0", "id1"]
     assert [one.id for one in planned.blocks] == ["id0", "id1"]
-    assert left_out(planned, PromptPart.RECALLED)[0] == ("id2", 40, "40 tokens, and 20 of the budget of 100 are left")
+    assert left_out(planned, PromptPart.RECALLED)[0] == ("id2", 40, "40 tokens, and 0 of the budget of 80 are left")
     assert len(planned.omitted) == 8
 
 
