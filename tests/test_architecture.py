@@ -135,6 +135,8 @@ SHELLS = {
     "memory/blocks/service.py",
     "memory/blocks/storage.py",
     "memory/blocks/tools.py",
+    "memory/summaries/rows.py",
+    "memory/summaries/store.py",
     "memory/personal/rows.py",
     "memory/personal/storage.py",
 }
