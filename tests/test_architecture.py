@@ -135,8 +135,10 @@ SHELLS = {
     "memory/blocks/service.py",
     "memory/blocks/storage.py",
     "memory/blocks/tools.py",
+    "memory/summaries/due.py",
     "memory/summaries/rows.py",
     "memory/summaries/store.py",
+    "memory/summaries/summary.py",
     "memory/personal/rows.py",
     "memory/personal/storage.py",
 }

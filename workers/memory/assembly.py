@@ -20,7 +20,7 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import ArrieroError, DatabaseUnreachable, FailureReason, InvalidInput, NotFound, StepFailure
 from app.memory.assembly import plan as planner
 from app.memory.assembly import rendering
-from app.memory.assembly.parts import Candidate, PromptPart
+from app.memory.assembly.parts import PromptCandidate, PromptPart
 from app.memory.assembly.plan import AssemblyPlan, Known, PromptTooLong
 from app.memory.assembly.window import CountedMessage, PromptWindow
 from app.memory.conversations import store as conversation_store
@@ -356,7 +356,7 @@ class _Messages:
 
 def _known(
     runtime: Runtime, engine: Engine, task: AssemblyTask
-) -> tuple[StoredConversation | None, PromptWindow | None, tuple[Candidate, ...]]:
+) -> tuple[StoredConversation | None, PromptWindow | None, tuple[PromptCandidate, ...]]:
     """The conversation, the window of its last prompt, and its summaries. The run is noted as one of its runs."""
     if task.conversation is None:
         return None, None, ()
@@ -369,7 +369,7 @@ def _known(
 
 def _summaries(
     work: UnitOfWork, engine: Engine, conversation: StoredConversation, window: PromptWindow | None
-) -> tuple[Candidate, ...]:
+) -> tuple[PromptCandidate, ...]:
     """The latest summary, and the one of the window before."""
     found = summary_store.latest(work, conversation.id, conversation.revision)
     before = 0 if window is None else window.summarised_upto
@@ -378,7 +378,7 @@ def _summaries(
         found += [] if earlier is None else [earlier]
     texts = engine.count_texts([one.text for one in found])
     return tuple(
-        Candidate(summary_runs.shown_summary(one.id), one.text, tokens, seq=one.upto_seq)
+        PromptCandidate(summary_runs.shown_summary(one.id), one.text, tokens, seq=one.upto_seq)
         for one, tokens in zip(found, texts, strict=True)
     )
 

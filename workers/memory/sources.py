@@ -18,12 +18,13 @@ from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import ArrieroError, DatabaseUnreachable
 from app.memory.assembly import rendering
-from app.memory.assembly.parts import Candidate, PromptPart
+from app.memory.assembly.parts import PromptCandidate, PromptPart
 from app.memory.blocks import rendering as block_rendering
 from app.memory.blocks import storage as block_storage
 from app.memory.blocks.block import Block, BlockScope
 from app.memory.conversations.service import shown_conversation
 from app.memory.personal import storage as personal_storage
+from app.memory.personal.document import ContextDocument
 from app.memory.personal.storage import ContextOwner
 from app.memory.recall import word_plan
 from app.memory.recall.passages import SourceKind
@@ -57,7 +58,7 @@ class Sought:
 class FoundParts:
     """What the sources found, counted, the best first."""
 
-    parts: dict[PromptPart, tuple[Candidate, ...]] = field(default_factory=dict)
+    parts: dict[PromptPart, tuple[PromptCandidate, ...]] = field(default_factory=dict)
     #: What did not work.
     problems: tuple[str, ...] = ()
 
@@ -71,9 +72,9 @@ class PromptSources:
 
     def find(self, database: Database, engine: Engine, sought: Sought, before: int | None) -> FoundParts:
         """Return what there is. `before` is the place at which the window of the conversation begins, if known."""
-        parts: dict[PromptPart, tuple[Candidate, ...]] = {}
+        parts: dict[PromptPart, tuple[PromptCandidate, ...]] = {}
         problems: list[str] = []
-        sources: Mapping[PromptPart, Callable[[], list[Candidate] | None]] = {
+        sources: Mapping[PromptPart, Callable[[], list[PromptCandidate] | None]] = {
             PromptPart.BLOCKS: partial(_blocks, database, sought),
             PromptPart.PERSONAL: partial(_documents, database, sought),
             PromptPart.RECALLED: partial(self._recalled, database, sought, before),
@@ -93,11 +94,11 @@ class PromptSources:
                 parts[part] = _counted(engine, found)
         return FoundParts(parts, tuple(problems))
 
-    def recalled(self, database: Database, engine: Engine, sought: Sought, before: int) -> tuple[Candidate, ...]:
+    def recalled(self, database: Database, engine: Engine, sought: Sought, before: int) -> tuple[PromptCandidate, ...]:
         """Return what is recalled for a window that begins at the place `before`."""
         return _counted(engine, self._recalled(database, sought, before) or [])
 
-    def _recalled(self, database: Database, sought: Sought, before: int | None) -> list[Candidate] | None:
+    def _recalled(self, database: Database, sought: Sought, before: int | None) -> list[PromptCandidate] | None:
         """What was said outside the window, and memories; None when nothing is looked for."""
         if not sought.query.strip():
             return None
@@ -140,11 +141,11 @@ def _relevant(passages: Sequence[RecalledPassage], terms: int) -> list[RecalledP
     ]
 
 
-def _blocks(database: Database, sought: Sought) -> list[Candidate]:
+def _blocks(database: Database, sought: Sought) -> list[PromptCandidate]:
     conversation = None if sought.conversation is None else shown_conversation(sought.conversation)
     with database.work() as work:
         found = block_storage.in_context_in(work, BlockScope(sought.namespace, sought.user, conversation))
-    return [Candidate(one.block.id, _inside(one.block), 0, {"label": one.block.label}) for one in found]
+    return [PromptCandidate(one.block.id, _inside(one.block), 0, {"label": one.block.label}) for one in found]
 
 
 def _inside(block: Block) -> str:
@@ -152,25 +153,27 @@ def _inside(block: Block) -> str:
     return block_rendering.render([block]).removeprefix(rendering.BLOCKS_OPEN).removesuffix(rendering.BLOCKS_CLOSE)
 
 
-def _documents(database: Database, sought: Sought) -> list[Candidate]:
+def _documents(database: Database, sought: Sought) -> list[PromptCandidate]:
     with database.work() as work:
         found = personal_storage.always_in(work, ContextOwner(sought.namespace, sought.user), _DOCUMENTS)
-    return [
-        Candidate(one.id, f"{one.title}: {one.content}", 0, {"kind": str(one.kind), "name": one.name}) for one in found
-    ]
+    return [PromptCandidate(one.id, f"{one.title}: {one.content}", 0, _about(one)) for one in found]
 
 
-def _passage(one: RecalledPassage, own: str | None) -> Candidate:
+def _about(document: ContextDocument) -> Mapping[str, str]:
+    return {"kind": document.kind.value, "name": document.name}
+
+
+def _passage(one: RecalledPassage, own: str | None) -> PromptCandidate:
     who = one.speaker or one.role or one.kind or one.source
     about = {"source": one.source, "source_id": one.source_id, "score": round(one.score, 4)}
     place = one.position if own is not None and one.conversation == own and one.source == SourceKind.MESSAGE else None
-    return Candidate(str(one.id), f"[{one.at:%Y-%m-%d} {who}] {one.text}", 0, about, place)
+    return PromptCandidate(str(one.id), f"[{one.at:%Y-%m-%d} {who}] {one.text}", 0, about, place)
 
 
-def _counted(engine: Engine, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _counted(engine: Engine, candidates: Sequence[PromptCandidate]) -> tuple[PromptCandidate, ...]:
     """The candidates with their tokens, and one for the mark before each."""
     counts = engine.count_texts([one.text for one in candidates])
     return tuple(
-        Candidate(one.id, one.text, count + 2, one.about, one.seq)
+        PromptCandidate(one.id, one.text, count + 2, one.about, one.seq)
         for one, count in zip(candidates, counts, strict=True)
     )

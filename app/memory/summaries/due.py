@@ -59,6 +59,8 @@ def _definition(model: str, most: int, keep: int) -> Definition:
             "workflow": WORKFLOW,
             "inputs": {"conversation": {"type": "string"}},
             "priority": "batch",
+            # A try that falls due while another one is at work is not made: a later turn submits it.
+            "concurrency": {"key": "{{ inputs.conversation }}", "limit": 1, "policy": "reject"},
             "steps": [
                 {
                     "id": STEP,
