@@ -12,6 +12,7 @@ from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.live import LiveCatalog
+from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
 from app.kernel import addresses, ids
@@ -24,6 +25,8 @@ from app.kernel.live.notices import ChangeListener
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
 from app.memory.conversations.hot import HotConversations
+from app.memory.recall.query_vectors import QueryEmbedder
+from app.memory.recall.service import Recall
 from app.scheduler.residencies import Residencies
 from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
@@ -104,8 +107,16 @@ class Runtime:
     events: StepEvents = field(default_factory=StepEvents)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
+    #: Finds what was said; by its words alone until the worker has started.
+    recall: Recall = field(init=False)
     #: For how long clients want models to stay loaded; None in a pool.
     residencies: Residencies | None = None
+    #: Counts refined outputs; None in a pool.
+    refinements: RefinementCounters | None = None
+
+    def __post_init__(self) -> None:
+        """Without a broker, recall has no vectors of queries."""
+        self.recall = Recall(self.runs.database)
 
     @property
     def catalog(self) -> Catalog:
@@ -139,12 +150,15 @@ class Runtime:
         if self.listener is not None:
             self.listener.close()
         self.leases.close()
+        self.recall.close()
         self.token_reports.close()
         self.tokenizers.close()
         self.activity.close()
         self.agents.close()
         if self.residencies is not None:
             self.residencies.close()
+        if self.refinements is not None:
+            self.refinements.close()
         if self.engine is not None:
             self.engine.close()
         if self.tokens is not None:
@@ -190,6 +204,9 @@ def start(
         None if engine is None else TokenWriter(redis_url),
         residencies=Residencies(redis_url) if engine is None else None,
         hot=None if engine is None else HotConversations(resources.database, broker, settings.conversations),
+        refinements=RefinementCounters(redis_url) if engine is None else None,
     )
+    embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)
+    runtime.recall = Recall(resources.database, embed)
     runtime.follow_settings(redis_url)
     return runtime

@@ -24,13 +24,18 @@ from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
+from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.compression import CompressFields
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.steps import (
+    AgentStep,
     CallFields,
     EmbedFields,
-    HttpFields,
     JoinStep,
     MapStep,
     NoopFields,
@@ -39,6 +44,7 @@ from app.workflows.language.steps import (
     WaitStep,
 )
 from app.workflows.language.summarize import SummarizeFields
+from app.workflows.language.verification import VerifyFields
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import (
     Called,
@@ -53,10 +59,12 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
-from workers.memory import assembly, summarize_step
+from workers.memory import assembly, embeddings, recall_step, summarize_step
 from workers.memory.assembly import AssembledPrompt
+from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
+from workers.tool_loop import agent_step, http_requests, tool_calls
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -281,6 +289,40 @@ def _compress(task: StepTask, step: CompressFields) -> Success | Called:
     )
 
 
+def _recall(task: StepTask, step: RecallFields) -> Success:
+    return recall_step.recall(step, task.data, task.claim.namespace, task.runtime.recall)
+
+
+def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
+    assert task.claim.model is not None, "its model is chosen when it becomes ready"
+    return embeddings.embed_passages(
+        task.runtime.runs.database,
+        task.engine,
+        task.claim.model,
+        step.most,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        priority=PriorityClass(task.claim.priority),
+    )
+
+
+def _refine(task: StepTask, step: RefineFields | EnsembleFields) -> Called:
+    call = refinement_step.refine if isinstance(step, RefineFields) else refinement_step.ensemble
+    isolation = task.runtime.settings.verification.code_tests
+    return call(step, task.data, task.claim.default_model, task.runtime.runs.route, isolation)
+
+
+def _verify(task: StepTask, step: VerifyFields) -> Success:
+    runtime, run_id = task.runtime, task.claim.run_id
+    context = refinement_step.VerifyContext(
+        lambda keys: refinement_step.find_used(runtime.runs.database, run_id, keys),
+        lambda kind, report: None if runtime.refinements is None else runtime.refinements.count(kind, report),
+        runtime.settings.verification.code_tests,
+        task.holding.on_stop,
+    )
+    return refinement_step.verify(step, task.data, context)
+
+
 @contextmanager
 def _failures_in(stream: TokenStream) -> Iterator[None]:
     """Write a failure of the block to the stream, unless the step is requeued."""
@@ -293,26 +335,9 @@ def _failures_in(stream: TokenStream) -> Iterator[None]:
 
 
 def _http(task: StepTask, step: HttpFields) -> Success:
-    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
-    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
-    filled = calls.render_texts(parts, task.data, secrets)
-    body = calls.json_body(filled["json"]) if step.has_json else None
-    if step.body is not None:
-        body = calls.text_body(filled["body"])
-    call = calls.HttpCall(
-        filled["url"],
-        step.method,
-        filled["headers"],
-        filled["query"],
-        body,
-        step.expect,
-        task.timeout,
-        step.max_bytes,
-        step.follow_redirects,
-        f"{task.claim.run_id}/{task.claim.key}",
-        step.idempotency_header,
-        tuple(secrets.values()),
-    )
+    secrets = task.runtime.secrets.reveal(calls.secret_names(http_requests.texts_of(step)))
+    key = f"{task.claim.run_id}/{task.claim.key}"
+    call = http_requests.call_of(step, task.data, secrets, timeout=task.timeout, key=key)
     response = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
     return Success(response.output())
 
@@ -359,8 +384,16 @@ _KINDS: Mapping[type[Any], _Kind] = {
     OpenAIFields: _openai,
     CompressFields: _compress,
     SummarizeFields: _summarize,
+    RecallFields: _recall,
+    EmbedPassagesFields: _embed_passages,
+    RefineFields: _refine,
+    EnsembleFields: _refine,
+    VerifyFields: _verify,
     HttpFields: _http,
     MapStep: _map,
     CallFields: _call,
     WaitStep: _wait,
+    AgentStep: agent_step.proceed,
+    AgentTurn: agent_step.take_turn,
+    AgentCall: lambda task, work: tool_calls.call(task, work, _call),
 }

@@ -38,6 +38,7 @@ class Services:
     live: LiveSettings = field(init=False)
     call_limits: CallLimitTable = field(init=False)
     #: Recall of what was said.
+    #: Finds what was said; by its words alone until the application has started.
     recall: Recall = field(init=False)
 
     def __post_init__(self) -> None:

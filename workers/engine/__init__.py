@@ -69,6 +69,10 @@ class Engine(Protocol):
     def count_texts(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of each text, without a chat template."""
 
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model can be given tools: its chat template, or its profile, says how it writes calls."""
+
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
     ) -> Ticket:

@@ -250,6 +250,11 @@ class LlamaEngine:
 
         self._loop.submit_job(change)
 
+    @property
+    def calls_tools(self) -> bool:
+        """See the protocol."""
+        return self._template.tools is not None
+
     def stalled_for(self) -> timedelta:
         """See the protocol. An engine that gave up counts as stalled since its last decode."""
         return timedelta(seconds=self._loop.stalled_seconds())

@@ -172,6 +172,11 @@ class SimulatedEngine:
         scores = tuple(len(words & set(one.lower().split())) / max(len(words), 1) for one in request.documents)
         return Reranked(scores, read.tokens_in, read.time_total)
 
+    @property
+    def calls_tools(self) -> bool:
+        """See the protocol. It writes calls only where it is forced to."""
+        return False
+
     def stalled_for(self) -> timedelta:
         """See the protocol. It never stalls."""
         return timedelta(0)

@@ -1,1 +1,1 @@
-"""What workers do for memory: prompts are put together, turns appended, summaries written; what expires is deleted."""
+"""What workers do for memory: prompts are put together, messages appended, and the scheduled jobs."""

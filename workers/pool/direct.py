@@ -269,7 +269,7 @@ class _Request:
 
     def _on_piece(self, piece: TextPiece) -> None:
         self._stream.piece(piece)
-        if not self._written:
+        if not self._written and self._request.is_recorded:
             self._written = True
             self._owner.record(self._record_begin)
 
@@ -299,7 +299,8 @@ class _Request:
             outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
         else:
             self._answer(outcome)
-        self._owner.record(lambda: self._record_end(outcome))
+        if self._request.is_recorded:
+            self._owner.record(lambda: self._record_end(outcome))
         self._owner.ended(self)
 
     def _answer(self, outcome: Success | Failure) -> None:

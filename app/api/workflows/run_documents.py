@@ -99,10 +99,11 @@ class StepOut(BaseModel):
 
 
 class ItemOut(BaseModel):
-    """An item of a map."""
+    """An item of a map or of an agent."""
 
     id: UUID
     key: str
+    kind: str = Field(description="of an agent: `turn` of the model, or `call` of a tool; else that of the map's steps")
     index: int
     input: Any
     model: str | None

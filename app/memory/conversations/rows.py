@@ -42,6 +42,8 @@ class ConversationRow(SQLModel, table=True):
         ),
         # Retention: of the namespace, and of its own.
         Index("ix_conversation_idle", "namespace", "updated_at", postgresql_where=text("retention IS NULL")),
+        # What is new since an instant: extraction of memories.
+        Index("ix_conversation_updated", "updated_at"),
         Index("ix_conversation_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 

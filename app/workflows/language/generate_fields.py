@@ -15,6 +15,9 @@ from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.step_work import DocumentPart, Expression, Fallback, StepWork, Template
 
+#: The id of a token, as the key of a mapping.
+VOCABULARY_ID = r"^\d{1,9}$"
+
 #: Tags of the alternatives of `tool_choice`.
 TOOL_CHOICE_TAGS = ("tool_choice_mode", "tool_choice_function")
 _ToolName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -36,7 +39,7 @@ class SamplingFields(DocumentPart):
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     #: Token ids to numbers that are added to their logits; -100 forbids a token.
     logit_bias: Annotated[
-        Mapping[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Mapping[Annotated[str, Field(pattern=VOCABULARY_ID)], Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=1024),
     ] = {}
     #: Mirostat 2.0 replaces top_k, top_p, min_p and typical_p.

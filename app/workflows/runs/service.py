@@ -19,7 +19,7 @@ from app.kernel.broker import Publisher
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 from app.workflows.language.definition import RouteModels
-from app.workflows.runs import admission, calls, claims, maps, messages, submission, waits
+from app.workflows.runs import admission, agents, calls, claims, maps, messages, submission, waits
 from app.workflows.runs.changes import cancellation
 from app.workflows.runs.changes.change import RunChange, open_change
 from app.workflows.runs.changes.effects import (
@@ -39,6 +39,7 @@ from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import (
     Awaited,
     Called,
+    Continued,
     Expanded,
     Failure,
     Signalled,
@@ -172,6 +173,8 @@ class Runs:
             match awaited:
                 case Expanded(values):
                     maps.expand(change, claim, values)
+                case Continued():
+                    agents.proceed(change, claim, awaited)
                 case Called():
                     calls.call(change, claim, awaited)
                 case Timed():

@@ -127,8 +127,8 @@ _LIST = """
 """
 _LIST_ALL, _LIST_OF = (text(_LIST.format(of=of)) for of in _OF)
 _ITEMS = text(f"""
-    SELECT id, key, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses, owner,
-           {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
+    SELECT id, key, kind, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses,
+           owner, {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
            ready_at, started_at, finished_at
     FROM (
         SELECT *, {_shortest("input", "item")}, {_shortest("output", "item")} FROM (
@@ -154,7 +154,9 @@ _ITEM_TEXTS = text("""
 """)
 _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
 _RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(:keys) AND state = 'running'")
-_KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
+_KEYS = text("""
+    SELECT key FROM step WHERE run_id = :id AND kind IN ('map', 'agent') AND parent_id IS NULL ORDER BY position
+""")
 _ENDED = text("SELECT id FROM run WHERE id = ANY(:ids) AND finished_at IS NOT NULL")
 _STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")

@@ -68,12 +68,32 @@ class Expanded:
 
 
 @dataclass(frozen=True, slots=True)
+class NewItem:
+    """A turn of the model of an agent, or a call of a tool."""
+
+    #: `turn` or `call`.
+    kind: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The next items of an agent; none to begin those again that a retry has reset."""
+
+    items: Sequence[NewItem]
+    #: The time that is left for them.
+    time: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Called:
     """Another workflow is called."""
 
     definition: Definition
     version: int | None
     inputs: Mapping[str, Any]
+    #: The time that its run may take.
+    deadline: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +114,5 @@ class Signalled:
     expires: timedelta | None = None
 
 
-Awaited = Expanded | Called | Timed | Signalled
+Awaited = Expanded | Continued | Called | Timed | Signalled
 Outcome = Success | Failure | Awaited

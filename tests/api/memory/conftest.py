@@ -1,4 +1,4 @@
-"""An API that listens; see tests/api/openai/conftest.py."""
+"""The API and pool with a simulated engine of the tests of OpenAI's API."""
 
 from __future__ import annotations
 

@@ -43,13 +43,10 @@ def aged(conversations: Conversations, database: Database) -> Callable[..., Stor
 
     def make(namespace: str, days: float, keep: timedelta | None = None) -> StoredConversation:
         made = conversations.create(NewConversation(namespace, retention=keep), [NewMessage(MessageRole.USER, "Hi")])
-        statement = (
-            "UPDATE conversation SET updated_at = now() - :age, expires_at = now() - :age + retention WHERE id = :id"
-        )
+        ages = "updated_at = now() - :age, expires_at = now() - :age + retention"
+        values = {"id": made.id, "age": timedelta(days=days)}
         with database.work() as work:
-            work.run(
-                text(f"UPDATE conversation SET {ages} WHERE id = :id"), {"id": made.id, "age": timedelta(days=days)}
-            )
+            work.run(text(f"UPDATE conversation SET {ages} WHERE id = :id"), values)
         return conversations.get(made.id, None)
 
     return make

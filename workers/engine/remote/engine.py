@@ -228,6 +228,11 @@ class RemoteEngine(EstimatedTokens):
         message = f"{self.options.url} is reached through OpenAI's API, which has no reranking"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
 
+    @property
+    def calls_tools(self) -> bool:
+        """See the protocol. What the model behind the server can is not known; one that cannot refuses."""
+        return True
+
     def stalled_for(self) -> timedelta:
         """See the protocol. A call stalls when its own timeouts have passed and it has not ended."""
         with self._lock:

@@ -63,7 +63,7 @@ _CLAIM = text("""
         FROM run
         WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
           AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
-        RETURNING step.id, step.run_id, step.key, step.attempt, step.parent_id, step.item, step.input,
+        RETURNING step.id, step.run_id, step.key, step.kind, step.attempt, step.parent_id, step.item, step.input,
                   step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.namespace, run.workflow,
                   run.sha256, run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
