@@ -1,7 +1,7 @@
 """
 How much of the prompts of a long conversation the engine has computed before.
 
-`python -m benchmarks.memory_prefix --url http://127.0.0.1:8470 [--model NAME] [--turns N] [--json FILE]`
+`python -m benchmarks.memory_prefix --url http://127.0.0.1:8470 [--model NAME] [--turns N] [--pauses] [--json FILE]`
 
 One conversation (of `benchmarks/conversations.py`) is continued turn by turn over `/v1/chat/completions` with
 `conversation_id`; its window fills, is summarised in the background and moves several times. Each answer says how many
@@ -44,14 +44,18 @@ class PrefixFigures:
     recalled: int
 
 
-def converse(client: httpx2.Client, model: str, turns: int, tokens: int, seed: int) -> list[PrefixFigures]:
-    """Continue a new conversation for so many turns."""
+def converse(
+    client: httpx2.Client, model: str, turns: int, tokens: int, seed: int, *, pauses: bool
+) -> list[PrefixFigures]:
+    """Continue a new conversation for so many turns. With `pauses`, a summary in progress is awaited before each."""
     (told,) = conversations.generate(seed, 1, 2 * turns)
     texts = [utterance.text for utterance in told.utterances]
     made = client.post("/v1/conversations", json={"metadata": {"benchmark": "memory_prefix"}})
     made.raise_for_status()
     found: list[PrefixFigures] = []
     for turn in range(turns):
+        if pauses:
+            _await_summary(client, made.json()["id"])
         given = {
             "model": model,
             "conversation_id": made.json()["id"],
@@ -79,6 +83,17 @@ def converse(client: httpx2.Client, model: str, turns: int, tokens: int, seed: i
     return found
 
 
+def _await_summary(client: httpx2.Client, conversation: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        runs = client.get("/v1/runs", params={"workflow": "summarize-conversation", "limit": 20}).json()["runs"]
+        if not any(
+            run["state"] in ("queued", "running") and run["labels"].get("conversation") == conversation for run in runs
+        ):
+            return
+        time.sleep(0.2)
+
+
 def assembly_of(client: httpx2.Client, run: str) -> Any:
     """Wait until a run has succeeded; returns how the prompt of its step was put together."""
     until = time.monotonic() + PATIENCE
@@ -102,10 +117,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=120)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--pauses", action="store_true", help="as people do: a summary has time to be written")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with httpx2.Client(base_url=given.url, timeout=PATIENCE) as client:
-        figures = converse(client, given.model, given.turns, given.tokens, given.seed)
+        figures = converse(client, given.model, given.turns, given.tokens, given.seed, pauses=given.pauses)
     later = figures[1:]
     moves = [one for one in later if one.moved]
     begin = next((one.turn for one in later if one.summarised_upto), None)

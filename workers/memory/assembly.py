@@ -32,7 +32,7 @@ from app.memory.summaries import store as summary_store
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers.engine import Engine
-from workers.memory import summary_runs
+from workers.memory import sources, summary_runs
 from workers.memory.sources import Sought
 from workers.runtime import Runtime
 
@@ -199,8 +199,8 @@ def assemble(runtime: Runtime, engine: Engine, task: AssemblyTask, request: Gene
     before = None if conversation is None else begins_at if window is None else window.first_seq
     if window is None and history:
         before = history[0][0].seq
-    database, gathered = runtime.runs.database, runtime.prompt_sources
-    found = gathered.find(database, engine, sought, before)
+    recall = runtime.recall
+    found = sources.find(runtime.runs.database, recall, engine, sought, before)
     counted = [CountedMessage(message.seq, tokens, message.role is MessageRole.USER) for message, tokens in history]
     known = Known(
         base - request_tokens,
@@ -219,7 +219,7 @@ def assemble(runtime: Runtime, engine: Engine, task: AssemblyTask, request: Gene
     planned, prompt, tokens = _fitted(engine, request, known, room, budgets, system, history, new)
     if PromptPart.RECALLED in found.parts and before is not None and planned.window.first_seq != before:
         # What has just left the window can be recalled, too.
-        known = replace(known, recalled=gathered.recalled(database, engine, sought, planned.window.first_seq))
+        known = replace(known, recalled=sources.recalled(recall, engine, sought, planned.window.first_seq))
         planned, prompt, tokens = _fitted(engine, request, known, room, budgets, system, history, new)
     report = {
         **({} if conversation is None else {"conversation": task.conversation}),

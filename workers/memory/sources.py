@@ -7,11 +7,11 @@ without what was said long ago is better than no answer.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
+from typing import Any
 from uuid import UUID
 
 from app.kernel import log
@@ -23,8 +23,7 @@ from app.memory.blocks import rendering as block_rendering
 from app.memory.blocks import storage as block_storage
 from app.memory.blocks.block import Block, BlockScope
 from app.memory.conversations.service import shown_conversation
-from app.memory.personal import storage as personal_storage
-from app.memory.personal.document import ContextDocument
+from app.memory.personal.relevant import ContextPart, relevant
 from app.memory.personal.storage import ContextOwner
 from app.memory.recall import word_plan
 from app.memory.recall.passages import SourceKind
@@ -35,8 +34,8 @@ from workers.engine import Engine
 
 _log = log.get(__name__)
 
-#: Most passages that one search returns, and most documents that are always in the prompt.
-_PASSAGES, _DOCUMENTS = 12, 20
+#: Most passages that one search returns, and most parts of documents that it finds.
+_PASSAGES, _DOCUMENTS = 12, 4
 #: A passage is relevant with such a share of the score of the best one, and with such a share of the words of the query
 #: or such a cosine.
 _OF_BEST, _MATCHED, _SIMILAR = 0.5, 0.4, 0.5
@@ -63,52 +62,45 @@ class FoundParts:
     problems: tuple[str, ...] = ()
 
 
-class PromptSources:
-    """The sources of one process. Safe from any thread."""
+def find(database: Database, recall: Recall, engine: Engine, sought: Sought, before: int | None) -> FoundParts:
+    """Return what there is. `before` is the place at which the window of the conversation begins, if known."""
+    sources: Mapping[PromptPart, Callable[[], list[PromptCandidate] | None]] = {
+        PromptPart.BLOCKS: partial(_blocks, database, sought),
+        PromptPart.PERSONAL: partial(_documents, database, recall, sought),
+        PromptPart.RECALLED: partial(_recalled, recall, sought, before),
+    }
+    parts: dict[PromptPart, tuple[PromptCandidate, ...]] = {}
+    problems: list[str] = []
+    for part, source in sources.items():
+        if getattr(sought.options, part.value) == 0:
+            continue
+        try:
+            found = source()
+        except DatabaseUnreachable:
+            raise
+        except ArrieroError as error:
+            _log.warning("prompt_source_failed", part=part.value, error=str(error))
+            problems.append(f"{part.value}: {error}")
+            continue
+        if found is not None:
+            parts[part] = _counted(engine, found)
+    return FoundParts(parts, tuple(problems))
 
-    def __init__(self) -> None:
-        self._recall: Recall | None = None
-        self._lock = threading.Lock()
 
-    def find(self, database: Database, engine: Engine, sought: Sought, before: int | None) -> FoundParts:
-        """Return what there is. `before` is the place at which the window of the conversation begins, if known."""
-        parts: dict[PromptPart, tuple[PromptCandidate, ...]] = {}
-        problems: list[str] = []
-        sources: Mapping[PromptPart, Callable[[], list[PromptCandidate] | None]] = {
-            PromptPart.BLOCKS: partial(_blocks, database, sought),
-            PromptPart.PERSONAL: partial(_documents, database, sought),
-            PromptPart.RECALLED: partial(self._recalled, database, sought, before),
-        }
-        for part, source in sources.items():
-            if getattr(sought.options, part.value) == 0:
-                continue
-            try:
-                found = source()
-            except DatabaseUnreachable:
-                raise
-            except ArrieroError as error:
-                _log.warning("prompt_source_failed", part=part.value, error=str(error))
-                problems.append(f"{part.value}: {error}")
-                continue
-            if found is not None:
-                parts[part] = _counted(engine, found)
-        return FoundParts(parts, tuple(problems))
+def recalled(recall: Recall, engine: Engine, sought: Sought, before: int) -> tuple[PromptCandidate, ...]:
+    """Return what is recalled for a window that begins at the place `before`."""
+    return _counted(engine, _recalled(recall, sought, before) or [])
 
-    def recalled(self, database: Database, engine: Engine, sought: Sought, before: int) -> tuple[PromptCandidate, ...]:
-        """Return what is recalled for a window that begins at the place `before`."""
-        return _counted(engine, self._recalled(database, sought, before) or [])
 
-    def _recalled(self, database: Database, sought: Sought, before: int | None) -> list[PromptCandidate] | None:
-        """What was said outside the window, and memories; None when nothing is looked for."""
-        if not sought.query.strip():
-            return None
-        with self._lock:
-            recall = self._recall = self._recall or Recall(database)
-        terms = len(word_plan.query_terms(sought.query))
-        ranked = [_relevant(recall.search(query).passages, terms) for query in _queries(sought, before)]
-        own = None if sought.conversation is None else shown_conversation(sought.conversation)
-        merged = {one.id: one for one in chain.from_iterable(zip_longest(*ranked)) if one is not None}
-        return [_passage(one, own) for one in merged.values()]
+def _recalled(recall: Recall, sought: Sought, before: int | None) -> list[PromptCandidate] | None:
+    """What was said outside the window, and memories; None when nothing is looked for."""
+    if not sought.query.strip():
+        return None
+    terms = len(word_plan.query_terms(sought.query))
+    ranked = [_relevant(recall.search(query).passages, terms) for query in _queries(sought, before)]
+    own = None if sought.conversation is None else shown_conversation(sought.conversation)
+    merged = {one.id: one for one in chain.from_iterable(zip_longest(*ranked)) if one is not None}
+    return [_passage(one, own) for one in merged.values()]
 
 
 def _queries(sought: Sought, before: int | None) -> Iterator[RecallQuery]:
@@ -153,14 +145,20 @@ def _inside(block: Block) -> str:
     return block_rendering.render([block]).removeprefix(rendering.BLOCKS_OPEN).removesuffix(rendering.BLOCKS_CLOSE)
 
 
-def _documents(database: Database, sought: Sought) -> list[PromptCandidate]:
-    with database.work() as work:
-        found = personal_storage.always_in(work, ContextOwner(sought.namespace, sought.user), _DOCUMENTS)
-    return [PromptCandidate(one.id, f"{one.title}: {one.content}", 0, _about(one)) for one in found]
+def _documents(database: Database, recall: Recall, sought: Sought) -> list[PromptCandidate]:
+    """The parts of documents that each prompt has, and those that have to do with the query."""
+    found = relevant(database, recall, ContextOwner(sought.namespace, sought.user), sought.query, _DOCUMENTS).parts
+    best = max((part.score for part in found if part.score is not None), default=0.0)
+    return [
+        PromptCandidate(f"{part.document_id}/{part.section}", f"{part.heading}: {part.text}", 0, _about(part))
+        for part in found
+        if part.score is None or part.score >= _OF_BEST * best
+    ]
 
 
-def _about(document: ContextDocument) -> Mapping[str, str]:
-    return {"kind": document.kind.value, "name": document.name}
+def _about(part: ContextPart) -> dict[str, Any]:
+    score = {} if part.score is None else {"score": part.score}
+    return {"kind": part.kind.value, "name": part.name, **score}
 
 
 def _passage(one: RecalledPassage, own: str | None) -> PromptCandidate:

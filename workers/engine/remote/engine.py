@@ -149,7 +149,7 @@ class RemoteEngine(EstimatedTokens):
 
     def __init__(self, options: RemoteOptions, on_problem: Callable[[str], None] = lambda _: None) -> None:
         """`on_problem` gets why the server does not serve, and an empty text when it does again."""
-        self.options, self.slots, self._on_problem = options, options.slots, on_problem
+        self.options, self.slots, self.window, self._on_problem = options, options.slots, options.context, on_problem
         self._client = client(options.policy, options.connect_timeout, options.read_timeout, options.ca_file)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
         self._lock = threading.Lock()
@@ -164,11 +164,6 @@ class RemoteEngine(EstimatedTokens):
         self._probing = threading.Thread(target=self._probe_while_down, name="remote-probe", daemon=True)
         self._down = threading.Event()
         self._probing.start()
-
-    @property
-    def window(self) -> int:
-        """See the protocol."""
-        return self.options.context
 
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
