@@ -1,19 +1,19 @@
 """
 How much of the prompts of a long conversation the engine has computed before.
 
-`python -m benchmarks.memory_prefix --url http://127.0.0.1:8470 [--model NAME] [--turns N] [--json FILE]`
+`python -m benchmarks.memory_prefix --url http://127.0.0.1:8470 [--model NAME] [--turns N] [--pauses] [--json FILE]`
 
-One conversation is continued turn by turn over `/v1/chat/completions` with `conversation_id`; its window fills, is
-summarised in the background and moves several times. Each answer says how many tokens its prompt had, and how many of
-them came from the kept prefix (`usage.prompt_tokens_details.cached_tokens`); its run says where the window began, which
-summary it had, and what was recalled. The first turn has nothing before it and does not count.
+One conversation (of `benchmarks/conversations.py`) is continued turn by turn over `/v1/chat/completions` with
+`conversation_id`; its window fills, is summarised in the background and moves several times. Each answer says how many
+tokens its prompt had, and how many of them came from the kept prefix (`usage.prompt_tokens_details.cached_tokens`); its
+run says where the window began, which summary it had, and what was recalled. The first turn has nothing before it and
+does not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +23,10 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import conversations
+
 #: Seconds for one call.
 PATIENCE = 300.0
-_TOPICS = ("the garden", "a ship", "old maps", "bread", "the harbour", "bees", "a clock", "the winter", "paint", "a bridge")
-_WORDS = (
-    "today I saw it again and thought of you; the light was low, the street was quiet, and nobody asked for the price; "
-    "later we walked along the river, counted the boats, and talked about what to cook on Sunday"
-).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +44,29 @@ class PrefixFigures:
     recalled: int
 
 
-def message(chance: random.Random, turn: int) -> str:
-    """A message of the user: some forty tokens, and a reference that nobody else has."""
-    words = " ".join(chance.choice(_WORDS) for _ in range(24))
-    return f"About {chance.choice(_TOPICS)}, note REF-{turn:04d}-{chance.randrange(10_000, 99_999)}: {words}."
-
-
-def converse(client: httpx2.Client, model: str, turns: int, tokens: int, seed: int) -> list[PrefixFigures]:
-    """Continue a new conversation for so many turns."""
-    chance = random.Random(seed)
+def converse(
+    client: httpx2.Client, model: str, turns: int, tokens: int, seed: int, *, pauses: bool
+) -> list[PrefixFigures]:
+    """Continue a new conversation for so many turns. With `pauses`, a summary in progress is awaited before each."""
+    (told,) = conversations.generate(seed, 1, 2 * turns)
+    texts = [utterance.text for utterance in told.utterances]
     made = client.post("/v1/conversations", json={"metadata": {"benchmark": "memory_prefix"}})
     made.raise_for_status()
     found: list[PrefixFigures] = []
     for turn in range(turns):
+        if pauses:
+            _await_summary(client, made.json()["id"])
         given = {
             "model": model,
             "conversation_id": made.json()["id"],
-            "messages": [{"role": "user", "content": message(chance, turn)}],
+            "messages": [{"role": "user", "content": " ".join(texts[2 * turn : 2 * turn + 2])}],
             "max_tokens": tokens,
             "temperature": 0.8,
         }
         answer = client.post("/v1/chat/completions", json=given)
         answer.raise_for_status()
         usage = answer.json()["usage"]
-        report = _assembly(client, answer.headers["X-Arriero-Run"])
+        report = assembly_of(client, answer.headers["X-Arriero-Run"])
         parts = report["parts"]
         used = parts.get("summary", {}).get("used", [])
         found.append(
@@ -87,7 +83,19 @@ def converse(client: httpx2.Client, model: str, turns: int, tokens: int, seed: i
     return found
 
 
-def _assembly(client: httpx2.Client, run: str) -> Any:
+def _await_summary(client: httpx2.Client, conversation: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        runs = client.get("/v1/runs", params={"workflow": "summarize-conversation", "limit": 20}).json()["runs"]
+        if not any(
+            run["state"] in ("queued", "running") and run["labels"].get("conversation") == conversation for run in runs
+        ):
+            return
+        time.sleep(0.2)
+
+
+def assembly_of(client: httpx2.Client, run: str) -> Any:
+    """Wait until a run has succeeded; returns how the prompt of its step was put together."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         answer = client.get(f"/v1/runs/{run}")
@@ -109,10 +117,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=120)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--pauses", action="store_true", help="as people do: a summary has time to be written")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with httpx2.Client(base_url=given.url, timeout=PATIENCE) as client:
-        figures = converse(client, given.model, given.turns, given.tokens, given.seed)
+        figures = converse(client, given.model, given.turns, given.tokens, given.seed, pauses=given.pauses)
     later = figures[1:]
     moves = [one for one in later if one.moved]
     begin = next((one.turn for one in later if one.summarised_upto), None)

@@ -37,7 +37,6 @@ from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
-from workers.memory.sources import PromptSources
 from workers.messaging.step_events import StepEvents
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
@@ -99,8 +98,6 @@ class Runtime:
     hot: HotConversations | None = None
     #: Tokens of stored messages by the model of this process, in a pool.
     token_counts: TokenCounts = field(default_factory=TokenCounts)
-    #: What prompts have beside their conversations, in a pool.
-    prompt_sources: PromptSources = field(default_factory=PromptSources)
     #: Count tokens for steps that need no pool.
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
     #: What Flower shows of the steps; silent until the worker is attached.

@@ -20,7 +20,7 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import ArrieroError, DatabaseUnreachable, FailureReason, InvalidInput, NotFound, StepFailure
 from app.memory.assembly import plan as planner
 from app.memory.assembly import rendering
-from app.memory.assembly.parts import Candidate, PromptPart
+from app.memory.assembly.parts import PromptCandidate, PromptPart
 from app.memory.assembly.plan import AssemblyPlan, Known, PromptTooLong
 from app.memory.assembly.window import CountedMessage, PromptWindow
 from app.memory.conversations import store as conversation_store
@@ -32,7 +32,7 @@ from app.memory.summaries import store as summary_store
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers.engine import Engine
-from workers.memory import summary_runs
+from workers.memory import sources, summary_runs
 from workers.memory.sources import Sought
 from workers.runtime import Runtime
 
@@ -199,8 +199,8 @@ def assemble(runtime: Runtime, engine: Engine, task: AssemblyTask, request: Gene
     before = None if conversation is None else begins_at if window is None else window.first_seq
     if window is None and history:
         before = history[0][0].seq
-    database, gathered = runtime.runs.database, runtime.prompt_sources
-    found = gathered.find(database, engine, sought, before)
+    recall = runtime.recall
+    found = sources.find(runtime.runs.database, recall, engine, sought, before)
     counted = [CountedMessage(message.seq, tokens, message.role is MessageRole.USER) for message, tokens in history]
     known = Known(
         base - request_tokens,
@@ -219,7 +219,7 @@ def assemble(runtime: Runtime, engine: Engine, task: AssemblyTask, request: Gene
     planned, prompt, tokens = _fitted(engine, request, known, room, budgets, system, history, new)
     if PromptPart.RECALLED in found.parts and before is not None and planned.window.first_seq != before:
         # What has just left the window can be recalled, too.
-        known = replace(known, recalled=gathered.recalled(database, engine, sought, planned.window.first_seq))
+        known = replace(known, recalled=sources.recalled(recall, engine, sought, planned.window.first_seq))
         planned, prompt, tokens = _fitted(engine, request, known, room, budgets, system, history, new)
     report = {
         **({} if conversation is None else {"conversation": task.conversation}),
@@ -359,7 +359,7 @@ class _Messages:
 
 def _known(
     runtime: Runtime, engine: Engine, task: AssemblyTask
-) -> tuple[StoredConversation | None, PromptWindow | None, tuple[Candidate, ...]]:
+) -> tuple[StoredConversation | None, PromptWindow | None, tuple[PromptCandidate, ...]]:
     """The conversation, the window of its last prompt, and its summaries. The run is noted as one of its runs."""
     if task.conversation is None:
         return None, None, ()
@@ -372,7 +372,7 @@ def _known(
 
 def _summaries(
     work: UnitOfWork, engine: Engine, conversation: StoredConversation, window: PromptWindow | None
-) -> tuple[Candidate, ...]:
+) -> tuple[PromptCandidate, ...]:
     """The latest summary, and the one of the window before."""
     found = summary_store.latest(work, conversation.id, conversation.revision)
     before = 0 if window is None else window.summarised_upto
@@ -381,7 +381,7 @@ def _summaries(
         found += [] if earlier is None else [earlier]
     texts = engine.count_texts([one.text for one in found])
     return tuple(
-        Candidate(summary_runs.shown_summary(one.id), one.text, tokens, seq=one.upto_seq)
+        PromptCandidate(summary_runs.shown_summary(one.id), one.text, tokens, seq=one.upto_seq)
         for one, tokens in zip(found, texts, strict=True)
     )
 

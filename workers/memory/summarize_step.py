@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from app.inference.requests import ChatMessage, GenerateRequest, PriorityClass, Sampling
+from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, PriorityClass, Sampling
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, NotFound, StepFailure
 from app.memory.assembly import window
@@ -214,7 +214,13 @@ class _Writer:
             used.first_token or generated.time_to_first,
             generated.finish.value,
         )
-        return generated.text
+        return _whole_sentences(generated.text) if generated.finish is FinishReason.LENGTH else generated.text
+
+
+def _whole_sentences(text: str) -> str:
+    """A text that was cut, without its last sentence if there are others."""
+    end = max(text.rfind(mark) for mark in (". ", "! ", "? ", "。"))
+    return text[: end + 1] if end > 0 else text
 
 
 def _output(stored: StoredSummary) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from uuid import UUID
 from app.access import namespaces
 from app.files.file import shown_id
 from app.kernel import log
-from app.kernel.errors import ArrieroError
+from app.kernel.errors import ArrieroError, ConcurrencyLimitReached
 from app.memory.assembly.plan import AssemblyPlan
 from app.memory.conversations.conversation import StoredConversation
 from app.memory.conversations.service import Conversations, shown_conversation
@@ -45,6 +45,8 @@ def submit_if_due(
         assert submission.id is not None, "it is that of the try"
         conversations.link_run(conversation.id, submission.id)
         return runtime.runs.submit(submission).id
+    except ConcurrencyLimitReached:
+        return None
     except ArrieroError as error:
         _log.warning("summary_not_submitted", conversation=shown, error=str(error))
         return None

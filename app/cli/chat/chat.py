@@ -45,11 +45,13 @@ class Conversation:
 
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
+    #: It is stored by the API, which has what was said before: only the last message is sent.
+    is_stored: bool = False
 
     def to_send(self) -> list[dict[str, str]]:
         """The messages for the model."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *self.messages]
+        return [*system, *(self.messages[-1:] if self.is_stored else self.messages)]
 
     def undo(self) -> str | None:
         """Forget the last message of the user and what follows; return it."""
@@ -67,6 +69,8 @@ def chat(
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     seed: options.Seed = None,
+    stored: options.ConversationName = None,
+    user: options.MemoryUser = None,
 ) -> None:
     """
     Chat with a model. /help lists the commands of a conversation.
@@ -75,8 +79,9 @@ def chat(
     """
     settings = settings_of(context)
     given = options.parameters(max_tokens, temperature, seed)
-    conversation = Conversation(system)
+    conversation = Conversation(system, is_stored=stored is not None)
     with connected(settings) as client:
+        given |= options.stored(client, stored, user)
         if not sys.stdin.isatty():
             _piped(client, model, conversation, given)
             return
@@ -131,6 +136,10 @@ def _keep(conversation: Conversation, answer: Answer) -> None:
     if not answer.text:
         conversation.undo()
         return
+    if answer.stopped and conversation.is_stored:
+        conversation.undo()
+        output.notes().print("[dim]stopped; the turn is not kept[/]")
+        return
     conversation.messages.append({"role": "assistant", "content": answer.text})
     if answer.stopped:
         output.notes().print("[dim]stopped[/]")
@@ -148,6 +157,10 @@ def _command(text: str, conversation: Conversation) -> str | None:
         case "/system":
             conversation.system = argument.strip() or None
             notes.print(f"[dim]the system message is {'set' if conversation.system else 'removed'}[/]")
+        case "/clear" | "/undo" | "/again" if conversation.is_stored:
+            notes.print(
+                "[dim]a stored conversation is not rewritten; fork it at a message: arriero conversations fork[/]"
+            )
         case "/clear":
             conversation.messages.clear()
             notes.print("[dim]the conversation is forgotten[/]")

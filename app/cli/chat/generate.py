@@ -33,6 +33,8 @@ def generate(
     schema: Annotated[
         Path | None, typer.Option("--schema", help="A file with a JSON Schema that the answer conforms to.")
     ] = None,
+    conversation: options.ConversationName = None,
+    user: options.MemoryUser = None,
 ) -> None:
     """
     Print the answer of a model to one message, while it is written.
@@ -56,6 +58,7 @@ def generate(
         form = {"name": "answer", "schema": _schema(schema)}
         given["response_format"] = {"type": "json_schema", "json_schema": form}
     with connected(settings_of(context)) as client:
+        given |= options.stored(client, conversation, user)
         answer = written(client, model, messages, given)
     if not sys.stdout.isatty():
         sys.stdout.write("\n")

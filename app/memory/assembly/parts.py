@@ -35,14 +35,14 @@ SHARES: Mapping[PromptPart, float] = {
     PromptPart.BLOCKS: 0.15,
     PromptPart.SUMMARY: 0.15,
     PromptPart.PERSONAL: 0.06,
-    PromptPart.RECALLED: 0.10,
+    PromptPart.RECALLED: 0.08,
 }
 #: Most of the room that these parts can have together, if the request does not say otherwise.
 _MOST_TOGETHER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class PromptCandidate:
     """A text that may be part of the prompt."""
 
     id: str
@@ -116,15 +116,15 @@ def budgets(room: int, given: Mapping[str, int | None], available: frozenset[Pro
 
 
 def chosen(
-    part: PromptPart, candidates: tuple[Candidate, ...], budget: int, *, window_from: int | None = None
-) -> tuple[tuple[Candidate, ...], list[Omission]]:
+    part: PromptPart, candidates: tuple[PromptCandidate, ...], budget: int, *, window_from: int | None = None
+) -> tuple[tuple[PromptCandidate, ...], list[Omission]]:
     """
     Return the candidates that fit a budget, in their order, and those that do not.
 
     A longer one that does not fit leaves its place to shorter ones after it. What the window from the place
     `window_from` on has itself is not repeated.
     """
-    kept: list[Candidate] = []
+    kept: list[PromptCandidate] = []
     omitted: list[Omission] = []
     left = budget
     for one in candidates:

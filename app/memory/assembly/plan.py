@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.memory.assembly import parts
-from app.memory.assembly.parts import Budgets, Candidate, Omission, PromptPart
+from app.memory.assembly.parts import Budgets, Omission, PromptCandidate, PromptPart
 from app.memory.assembly.window import CountedMessage, PromptWindow, fitted
 
 #: Most omissions that are listed one by one.
@@ -34,11 +34,11 @@ class Known:
     #: Tokens of the system messages, and of the messages of the request.
     system_tokens: int
     request_tokens: int
-    blocks: tuple[Candidate, ...] = ()
-    personal: tuple[Candidate, ...] = ()
-    recalled: tuple[Candidate, ...] = ()
+    blocks: tuple[PromptCandidate, ...] = ()
+    personal: tuple[PromptCandidate, ...] = ()
+    recalled: tuple[PromptCandidate, ...] = ()
     #: Summaries by the last place that they cover; their `seq` is that place.
-    summaries: tuple[Candidate, ...] = ()
+    summaries: tuple[PromptCandidate, ...] = ()
     history: Sequence[CountedMessage] = ()
     #: Whether the conversation has messages before those of `history`, and the place at which they begin.
     has_earlier: bool = False
@@ -55,10 +55,10 @@ class AssemblyPlan:
     room: int
     budgets: Budgets
     known: Known
-    blocks: tuple[Candidate, ...]
-    personal: tuple[Candidate, ...]
-    recalled: tuple[Candidate, ...]
-    summary: Candidate | None
+    blocks: tuple[PromptCandidate, ...]
+    personal: tuple[PromptCandidate, ...]
+    recalled: tuple[PromptCandidate, ...]
+    summary: PromptCandidate | None
     window: PromptWindow
     #: Tokens that the recent messages can have.
     recent_room: int
@@ -142,7 +142,7 @@ def plan(known: Known, room: int, given: Mapping[str, int | None]) -> AssemblyPl
     return AssemblyPlan(room, budgets, known, blocks, personal, recalled, summary, window, recent_room, omitted)
 
 
-def _summaries_left_out(known: Known, usable: Sequence[Candidate], budget: int) -> list[Omission]:
+def _summaries_left_out(known: Known, usable: Sequence[PromptCandidate], budget: int) -> list[Omission]:
     return [
         Omission(PromptPart.SUMMARY, f"{one.tokens} tokens, and the budget is {budget}", one.id, one.tokens)
         for one in known.summaries
@@ -150,7 +150,7 @@ def _summaries_left_out(known: Known, usable: Sequence[Candidate], budget: int) 
     ]
 
 
-def _messages_left_out(known: Known, window: PromptWindow, summary: Candidate | None) -> list[Omission]:
+def _messages_left_out(known: Known, window: PromptWindow, summary: PromptCandidate | None) -> list[Omission]:
     """The messages before the window: those that the summary has, and those that nothing has."""
     earliest = known.begins_at if known.has_earlier else min((one.seq for one in known.history), default=2**62)
     last = window.first_seq - 1
@@ -174,11 +174,11 @@ def _messages_left_out(known: Known, window: PromptWindow, summary: Candidate | 
     return found
 
 
-def _part(used: Sequence[Candidate], budget: int) -> dict[str, Any]:
+def _part(used: Sequence[PromptCandidate], budget: int) -> dict[str, Any]:
     tokens = sum(one.tokens for one in used)
     return {"tokens": tokens, "budget": budget, "used": [_used(one) for one in used]}
 
 
-def _used(one: Candidate) -> dict[str, Any]:
+def _used(one: PromptCandidate) -> dict[str, Any]:
     place = {} if one.seq is None else {"seq": one.seq}
     return {"id": one.id, "tokens": one.tokens, **place, **one.about}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from app.inference.requests import ChatMessage
-from app.memory.assembly.parts import Candidate
+from app.memory.assembly.parts import PromptCandidate
 
 #: Around all memory blocks, as their own rendering has it.
 BLOCKS_OPEN, BLOCKS_CLOSE = "<memory_blocks>\n", "\n</memory_blocks>"
@@ -22,7 +22,7 @@ _RECALLED = "From earlier:"
 _OPEN, _CLOSE = "<context>", "</context>"
 
 
-def system_text(given: Sequence[str], blocks: Sequence[Candidate], summary: Candidate | None) -> str:
+def system_text(given: Sequence[str], blocks: Sequence[PromptCandidate], summary: PromptCandidate | None) -> str:
     """Return the one system message; empty without one."""
     found = [text for text in given if text]
     if blocks:
@@ -32,7 +32,7 @@ def system_text(given: Sequence[str], blocks: Sequence[Candidate], summary: Cand
     return "\n\n".join(found)
 
 
-def context_text(personal: Sequence[Candidate], recalled: Sequence[Candidate]) -> str:
+def context_text(personal: Sequence[PromptCandidate], recalled: Sequence[PromptCandidate]) -> str:
     """Return what is put in front of the last message of the user; empty without anything."""
     found: list[str] = []
     for title, candidates in ((_PERSONAL, personal), (_RECALLED, recalled)):

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: The share of its room that a window keeps when it moves.
-KEPT_SHARE = 0.5
+#: The share of its room that a window keeps when it moves. What it keeps is computed again then.
+KEPT_SHARE = 1 / 3
 #: The most of its room that may be used after it moved to the end of a summary; otherwise it moves further.
 _AFTER_SUMMARY = 0.75
 #: A window that uses less of its room, while earlier messages would fit, is begun anew: the room has become larger.

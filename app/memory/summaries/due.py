@@ -17,7 +17,7 @@ from app.workflows.language.definition import Definition
 #: How full a window is at its first and at its second try.
 TRIES = (0.6, 0.85)
 #: The share of the window's room that the summary leaves out: what the window keeps when it moves to its end.
-KEPT = 0.4
+KEPT = 0.3
 #: The least tokens of a summary that is worth its run.
 LEAST_TOKENS = 32
 #: The name of the workflow and of its step.
@@ -59,6 +59,8 @@ def _definition(model: str, most: int, keep: int) -> Definition:
             "workflow": WORKFLOW,
             "inputs": {"conversation": {"type": "string"}},
             "priority": "batch",
+            # A try that falls due while another one is at work is not made: a later turn submits it.
+            "concurrency": {"key": "{{ inputs.conversation }}", "limit": 1, "policy": "reject"},
             "steps": [
                 {
                     "id": STEP,

@@ -54,6 +54,7 @@ REQUIRED: Mapping[str, str] = {
     "id": "lower-case letters, digits and underscores, a letter first",
     "kind": " | ".join(KINDS),
     "cases": "branches and their conditions: {refund: \"steps.sort.output == 'refund'\"}",
+    "conversation": "a template: the id of a conversation",
     "over": "an expression that returns a list",
     "step": "the work for each item: {kind: generate, prompt: …}",
     "url": "a template: https://host/path",

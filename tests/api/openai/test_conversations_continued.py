@@ -18,9 +18,13 @@ from app.kernel.settings import Settings
 from app.memory.conversations.conversation import NewConversation
 from app.memory.conversations.message import MessageRole, NewMessage, StoredMessage
 from app.memory.conversations.service import Conversations, parsed_conversation, shown_conversation
+from app.workflows.language import definition as definitions
 from app.workflows.runs import views
-from tests.api.openai.conftest import StartPool
+from app.workflows.runs.service import Runs
+from app.workflows.runs.submission import Submission
+from tests.api.openai.conftest import MODEL, StartPool
 from tests.api.openai.test_chat_completions import PATIENCE, body, run_of, until_state
+from workers import steps
 
 _DELETE = text("DELETE FROM conversation WHERE id = :id")
 
@@ -166,3 +170,88 @@ def test_a_conversation_deleted_meanwhile_fails_the_call(
     assert answers[0].status_code == 400
     assert "cannot be kept" in answers[0].text
     assert until_state(database, run, "failed").steps[0].error is not None
+
+
+def test_a_response_continues_a_conversation_and_another_one_branches_off_it(
+    api: str, start_pool: StartPool, service: Conversations, conversation: str
+) -> None:
+    start_pool()
+    ask(api, "My ship is called Mira.", conversation)
+    with openai.OpenAI(base_url=f"{api}/v1", api_key="none") as client:
+        first = client.responses.create(
+            model=MODEL, input="And my dog?", conversation=conversation, max_output_tokens=8
+        )
+        assert first.conversation is not None
+        assert first.conversation.id == conversation
+        ask(api, "A later turn.", conversation)
+        branch = client.responses.create(
+            model=MODEL, input="Which ship?", previous_response_id=first.id, max_output_tokens=8
+        )
+        with pytest.raises(openai.BadRequestError, match="cannot be used together"):
+            client.responses.create(model=MODEL, input="No.", conversation=conversation, previous_response_id=first.id)
+    assert [one.content for one in said(service, conversation) if one.role is MessageRole.USER] == [
+        "My ship is called Mira.",
+        "And my dog?",
+        "A later turn.",
+    ]
+    # What was said up to that response, and the new input: the later turn is not there.
+    contents = [one.content for one in said(service, conversation)][:4]
+    assert branch.usage is not None
+    assert branch.usage.input_tokens == len("".join([*contents, "Which ship?"])) // 4
+
+
+def test_a_step_and_a_call_have_the_same_history(
+    api: str, start_pool: StartPool, database: Database, service: Conversations, conversation: str, runs: Runs
+) -> None:
+    pool = start_pool()
+    ask(api, "My ship is called Mira.", conversation)
+    step = {
+        "id": "say",
+        "kind": "generate",
+        "model": MODEL,
+        "conversation": "{{ inputs.conversation }}",
+        "system": "Be brief.",
+        "prompt": "Say its name.",
+        "max_tokens": 8,
+    }
+    document = {"workflow": "continue", "inputs": {"conversation": {"type": "string"}}, "steps": [step]}
+    made = runs.submit(Submission(definitions.from_document(document), {"conversation": conversation}))
+    (waiting,) = views.run(database, made.id).steps
+    steps.run_step(pool.runtime, waiting.id, waiting.attempt)
+    view = until_state(database, made.id, "succeeded")
+    assert view.attempts[view.steps[0].id][0].assembly is not None
+    last = assembly_of(database, ask(api, "And now?", conversation))
+    assert last["parts"]["recent"]["messages"] == 4
+    found = said(service, conversation)
+    assert [(one.content, one.step_key) for one in found if one.role is MessageRole.USER] == [
+        ("My ship is called Mira.", "answer"),
+        ("Say its name.", "say"),
+        ("And now?", "answer"),
+    ]
+    assert found[3].content == view.steps[0].output
+
+
+def test_what_was_said_long_ago_is_recalled_into_the_last_message(
+    api: str, start_pool: StartPool, database: Database, service: Conversations
+) -> None:
+    start_pool()
+    old = [NewMessage(MessageRole.USER, "Greta keeps the key of the mill in box 4711-B.")]
+    old += [
+        NewMessage(MessageRole.ASSISTANT if n % 2 == 0 else MessageRole.USER, f"{n} " + "weather " * 60)
+        for n in range(201)
+    ]
+    conversation = shown_conversation(service.create(NewConversation(namespaces.DEFAULT), old).id)
+    report = assembly_of(database, ask(api, "Where does Greta keep the key of the mill?", conversation))
+    assert report["parts"]["recent"]["first_seq"] > 1
+    assert [one["seq"] for one in report["parts"]["recalled"]["used"]][:1] == [1]
+    silent = assembly_of(
+        database, ask(api, "Where does Greta keep the key of the mill?", conversation, memory={"recalled": 0})
+    )
+    assert "recalled" not in silent["parts"]
+
+
+def test_unknown_memory_options_are_refused_by_name(api: str, start_pool: StartPool, conversation: str) -> None:
+    start_pool()
+    answer = ask(api, "Hello.", conversation, memory={"recal": 0})
+    assert answer.status_code == 400
+    assert "recal" in answer.text

@@ -344,7 +344,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an image": ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input_image"),
     "an item of a hosted tool": ({"input": [{"type": "web_search_call", "id": "x"}]}, "'web_search_call'"),
     "a reference": ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
-    "a conversation": ({"conversation": "conv_1"}, "previous_response_id"),
     "a prompt": ({"prompt": {"id": "pmpt_1"}}, "'prompt'"),
     "a moderation": ({"moderation": {"model": "x"}}, "'moderation'"),
     "an unknown choice": ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "'mcp'"),

@@ -30,7 +30,7 @@ def test_a_full_window_moves_far_and_then_stays() -> None:
         assert window.tokens <= 1_000
         if window.moved:
             moves.append(turns)
-    assert len(moves) == len(range(51, 200, 26)), moves
+    assert len(moves) == len(range(51, 200, 35)), moves
     assert all(later - earlier > 20 for earlier, later in itertools.pairwise(moves))
 
 

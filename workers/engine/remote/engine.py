@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -42,6 +42,7 @@ from workers.engine.remote.answer import StreamedAnswer
 from workers.engine.remote.body import body
 from workers.engine.remote.connection import Interruption, client
 from workers.engine.remote.options import RemoteOptions
+from workers.engine.remote.estimates import EstimatedTokens
 from workers.engine.remote.rates import RateWindow
 
 _LOG = structlog.get_logger(__name__)
@@ -53,8 +54,6 @@ _FIRST_PROBE, _PROBE, _PROBE_TIMEOUT = 1.0, 10.0, 5.0
 _GRACE = 5.0
 #: Characters of a token, on average, and seconds before another try without Retry-After.
 _CHARACTERS, _PAUSE = 4, 0.5
-#: For estimates that should not be too low: characters of a token, and tokens that a template adds to a message.
-_LEAST_CHARACTERS, _MESSAGE_TOKENS = 3, 8
 #: Most bytes of an answer with vectors.
 _MAX_VECTORS = 512 * 2**20
 
@@ -109,12 +108,12 @@ class RemoteTicket:
                 self._on_piece = None
 
 
-class RemoteEngine:
+class RemoteEngine(EstimatedTokens):
     """Serves one model of an OpenAI-compatible server."""
 
     def __init__(self, options: RemoteOptions, on_problem: Callable[[str], None] = lambda _: None) -> None:
         """`on_problem` gets why the server does not serve, and an empty text when it does again."""
-        self.options, self.slots, self._on_problem = options, options.slots, on_problem
+        self.options, self.slots, self.window, self._on_problem = options, options.slots, options.context, on_problem
         self._client = client(options.policy, options.connect_timeout, options.read_timeout, options.ca_file)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
         self._lock = threading.Lock()
@@ -129,25 +128,6 @@ class RemoteEngine:
         self._probing = threading.Thread(target=self._probe_while_down, name="remote-probe", daemon=True)
         self._down = threading.Event()
         self._probing.start()
-
-    @property
-    def window(self) -> int:
-        """See the protocol."""
-        return self.options.context
-
-    @property
-    def counts_exactly(self) -> bool:
-        """See the protocol. The server's tokenizer is not known."""
-        return False
-
-    def count(self, request: GenerateRequest) -> int:
-        """See the protocol. An estimate that is rather too high."""
-        texts = [request.prompt] if request.prompt is not None else [one.content for one in request.messages]
-        return sum(self.count_texts(texts)) + _MESSAGE_TOKENS * len(request.messages)
-
-    def count_texts(self, texts: Sequence[str]) -> list[int]:
-        """See the protocol. An estimate that is rather too high."""
-        return [len(text) // _LEAST_CHARACTERS + 1 for text in texts]
 
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None

@@ -126,7 +126,7 @@ class ConversationReference(RequestPart):
     id: Annotated[PlainText, Field(min_length=1, max_length=200)]
 
 
-ConversationIn = Annotated[
+ContinuedConversation = Annotated[
     ConversationReference,
     BeforeValidator(lambda value: {"id": value} if isinstance(value, str) else value),
 ]
@@ -156,7 +156,7 @@ class ResponsesRequest(RequestPart):
     ) = None
     previous_response_id: Annotated[PlainText, Field(max_length=200)] | None = None
     #: The conversation that the input continues: its id, or an object with it.
-    conversation: ConversationIn | None = None
+    conversation: ContinuedConversation | None = None
     #: An extension: what of the conversation and of memory goes into the prompt.
     memory: MemoryOptions | None = None
     store: bool | None = None
