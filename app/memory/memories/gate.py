@@ -73,6 +73,9 @@ _ABOUT_ITSELF = re.compile(
 _CLAUSE = re.compile(r"[,;:]\s|\s(?:but|although|while|aber|mais|pero)\s", re.IGNORECASE)
 #: The beginning of a statement about somebody.
 _SUBJECT = re.compile(r"(?:the\s+)?(?:user|they|he|she|team|customer)\b", re.IGNORECASE)
+#: A statement of the user, and a sentence that begins with something of theirs.
+_OF_USER = re.compile(r"(?:the\s+)?user\s", re.IGNORECASE)
+_POSSESSED = re.compile(r"^\W*(?:\w+,\s+){0,2}my\s+([^\W\d_]+)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?:['\u2019]s|ingly|edly|ings?|ied|ies|ed|es|s|ly|e)$")
 
 
@@ -197,6 +200,9 @@ def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Seq
     if bool(_NEGATION.search(proposed.text)) != any(one.is_negative_about(wanted) for one in evidence):
         detail = "it has a negation that the messages do not have, or the other way round"
         return GateDecision(proposed, GateReason.NOT_GROUNDED, detail, covered=covered)
+    if (other := _other_subject(proposed.text, wanted, evidence)) is not None:
+        detail = f"the messages say it of the user's {other}"
+        return GateDecision(proposed, GateReason.NOT_GROUNDED, detail, covered=covered)
     numbers = tuple(sorted({one.message for one in evidence}))
     said = any(one.role in _SPEAKERS for one in evidence)
     replaces = _replaced(proposed, wanted, known)
@@ -205,6 +211,16 @@ def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Seq
     if not said and proposed.kind not in _SHARED_KINDS:
         return GateDecision(proposed, GateReason.ONLY_ASSISTANT, "no message of the user says it", numbers)
     return GateDecision(proposed, None, "", numbers, replaces, covered=covered)
+
+
+def _other_subject(text: str, wanted: Collection[str], evidence: Sequence[_Evidence]) -> str | None:
+    """Whom the sentence with most of the words is about (`my sister`), if the memory says it of the user."""
+    most = max(evidence, key=lambda one: len(one.words.intersection(wanted)))
+    found = _POSSESSED.search(most.text)
+    if found is None or not _OF_USER.match(text):
+        return None
+    other = found[1].casefold()
+    return None if other in _FRAME or _stem(other) in _said_words(text) else other
 
 
 def _refused_by_form(proposed: ProposedMemory) -> GateDecision | None:

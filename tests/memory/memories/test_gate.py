@@ -51,6 +51,7 @@ def test_what_the_user_said_passes(text: str) -> None:
         ("The user does not prefer tofu.", GateReason.NOT_GROUNDED),  # with one that is not there
         ("The user lives in Oslo and has 3 cats.", GateReason.NOT_GROUNDED),  # from the prompt alone
         ("The user enjoys hiking in the mountains.", GateReason.NOT_GROUNDED),
+        ("The user works at Siemens.", GateReason.NOT_GROUNDED),  # it is the sister who does
         ("The user owns a bicycle", GateReason.ONLY_ASSISTANT),
         ("tofu", GateReason.TOO_SHORT),
         ("The user prefers tofu " + "and tofu " * 60, GateReason.TOO_LONG),
