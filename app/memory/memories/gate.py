@@ -70,6 +70,7 @@ _ABOUT_ITSELF = re.compile(
     r"respond(?:s|ed|ing)?|request(?:s|ed|ing)?|say(?:s|ing)? (?:hello|hi|bye|thanks))\b",
     re.IGNORECASE,
 )
+_QUESTION_MARKS = ("?", "\uff1f", "\u061f")
 _CLAUSE = re.compile(r"[,;:]\s|\s(?:but|although|while|aber|mais|pero)\s", re.IGNORECASE)
 #: The beginning of a statement about somebody.
 _SUBJECT = re.compile(r"(?:the\s+)?(?:user|they|he|she|team|customer)\b", re.IGNORECASE)
@@ -231,7 +232,7 @@ def _refused_by_form(proposed: ProposedMemory) -> GateDecision | None:
     if len(text) > MAX_CHARACTERS or len(words) > MAX_WORDS:
         detail = f"{len(text)} characters, {len(words)} words; at most {MAX_CHARACTERS} and {MAX_WORDS}"
         return GateDecision(proposed, GateReason.TOO_LONG, detail)
-    if text.endswith(("?", "\uff1f", "\u061f")):
+    if text.endswith(_QUESTION_MARKS):
         return GateDecision(proposed, GateReason.JUNK, "it is a question")
     if "\n" in text or _JUNK.search(text):
         return GateDecision(proposed, GateReason.JUNK, "it is no statement")
@@ -297,9 +298,11 @@ def _sentences(message: GateMessage) -> list[_Evidence]:
         return []
     found = []
     names = frozenset(_stem(word) for word in texts.words(message.speaker))
-    # A question is a sentence like others: what answers it may need its words.
+    # What somebody asks, nobody says; but a question of the assistant may have words that its answer needs.
     for place in texts.sentences(message.content):
         text = message.content[place.start : place.end]
+        if message.role in _SPEAKERS and text.rstrip().endswith(_QUESTION_MARKS):
+            continue
         words = frozenset(_stem(word) for word in texts.words(text))
         found.append(
             _Evidence(

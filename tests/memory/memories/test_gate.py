@@ -67,6 +67,16 @@ def test_what_they_did_not_say_is_refused_with_the_reason(text: str, reason: Gat
     assert reason_of(text) is reason
 
 
+def test_a_question_says_nothing_unless_it_is_answered() -> None:
+    talk = [
+        GateMessage(1, "user", "Is there a good book on knots?"),
+        GateMessage(2, "assistant", "Yes. Do you sail a dinghy?"),
+        GateMessage(3, "user", "Yes, since May."),
+    ]
+    asked = [ProposedMemory("The user has a good book on knots."), ProposedMemory("The user sails a dinghy since May.")]
+    assert [one.reason for one in gate.decide(asked, talk, [])] == [GateReason.NOT_GROUNDED, None]
+
+
 def test_a_decision_may_be_in_the_words_of_the_assistant() -> None:
     assert reason_of("Batching the writes will cut the cost by 40 %", MemoryKind.BREAKTHROUGH) is None
     assert reason_of("Batching the writes will cut the cost by 40 %") is GateReason.ONLY_ASSISTANT
