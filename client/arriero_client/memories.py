@@ -67,11 +67,13 @@ class Memories:
         conversation: str | None = None,
         messages: Sequence[str] = (),
         supersedes: str | None = None,
-        **more: Any,
+        importance: float = 0.5,
+        valid_from: str | None = None,
+        note: str = "",
     ) -> Operation[Memory]:
-        """Remember a statement. One that holds and says the same is returned instead. `more` are further fields."""
-        body = {"text": text, "kind": kind, "user": user, "messages": list(messages), **more}
-        given = {"conversation": conversation, "supersedes": supersedes}
+        """Remember a statement. One that holds and says the same is returned instead."""
+        body = {"text": text, "kind": kind, "user": user, "messages": list(messages), "importance": importance}
+        given = {"conversation": conversation, "supersedes": supersedes, "valid_from": valid_from, "note": note or None}
         body |= {name: value for name, value in given.items() if value is not None}
         request = Request("POST", "/v1/memories", body=body)
         return Memory.model_validate((yield from exchange.send_json(request, self.retries)))

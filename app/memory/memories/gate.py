@@ -70,9 +70,13 @@ _ABOUT_ITSELF = re.compile(
     r"respond(?:s|ed|ing)?|request(?:s|ed|ing)?|say(?:s|ing)? (?:hello|hi|bye|thanks))\b",
     re.IGNORECASE,
 )
+_QUESTION_MARKS = ("?", "\uff1f", "\u061f")
 _CLAUSE = re.compile(r"[,;:]\s|\s(?:but|although|while|aber|mais|pero)\s", re.IGNORECASE)
 #: The beginning of a statement about somebody.
 _SUBJECT = re.compile(r"(?:the\s+)?(?:user|they|he|she|team|customer)\b", re.IGNORECASE)
+#: A statement of the user, and a sentence that begins with something of theirs.
+_OF_USER = re.compile(r"(?:the\s+)?user\s", re.IGNORECASE)
+_POSSESSED = re.compile(r"^\W*(?:\w+,\s+){0,2}my\s+([^\W\d_]+)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?:['\u2019]s|ingly|edly|ings?|ied|ies|ed|es|s|ly|e)$")
 
 
@@ -197,6 +201,9 @@ def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Seq
     if bool(_NEGATION.search(proposed.text)) != any(one.is_negative_about(wanted) for one in evidence):
         detail = "it has a negation that the messages do not have, or the other way round"
         return GateDecision(proposed, GateReason.NOT_GROUNDED, detail, covered=covered)
+    if (other := _other_subject(proposed.text, wanted, evidence)) is not None:
+        detail = f"the messages say it of the user's {other}"
+        return GateDecision(proposed, GateReason.NOT_GROUNDED, detail, covered=covered)
     numbers = tuple(sorted({one.message for one in evidence}))
     said = any(one.role in _SPEAKERS for one in evidence)
     replaces = _replaced(proposed, wanted, known)
@@ -207,6 +214,16 @@ def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Seq
     return GateDecision(proposed, None, "", numbers, replaces, covered=covered)
 
 
+def _other_subject(text: str, wanted: Collection[str], evidence: Sequence[_Evidence]) -> str | None:
+    """Whom the sentence with most of the words is about (`my sister`), if the memory says it of the user."""
+    most = max(evidence, key=lambda one: len(one.words.intersection(wanted)))
+    found = _POSSESSED.search(most.text)
+    if found is None or not _OF_USER.match(text):
+        return None
+    other = found[1].casefold()
+    return None if other in _FRAME or _stem(other) in _said_words(text) else other
+
+
 def _refused_by_form(proposed: ProposedMemory) -> GateDecision | None:
     text = proposed.text.strip()
     words = texts.words(text)
@@ -215,7 +232,7 @@ def _refused_by_form(proposed: ProposedMemory) -> GateDecision | None:
     if len(text) > MAX_CHARACTERS or len(words) > MAX_WORDS:
         detail = f"{len(text)} characters, {len(words)} words; at most {MAX_CHARACTERS} and {MAX_WORDS}"
         return GateDecision(proposed, GateReason.TOO_LONG, detail)
-    if text.endswith(("?", "\uff1f", "\u061f")):
+    if text.endswith(_QUESTION_MARKS):
         return GateDecision(proposed, GateReason.JUNK, "it is a question")
     if "\n" in text or _JUNK.search(text):
         return GateDecision(proposed, GateReason.JUNK, "it is no statement")
@@ -281,9 +298,11 @@ def _sentences(message: GateMessage) -> list[_Evidence]:
         return []
     found = []
     names = frozenset(_stem(word) for word in texts.words(message.speaker))
-    # A question is a sentence like others: what answers it may need its words.
+    # What somebody asks, nobody says; but a question of the assistant may have words that its answer needs.
     for place in texts.sentences(message.content):
         text = message.content[place.start : place.end]
+        if message.role in _SPEAKERS and text.rstrip().endswith(_QUESTION_MARKS):
+            continue
         words = frozenset(_stem(word) for word in texts.words(text))
         found.append(
             _Evidence(

@@ -51,6 +51,7 @@ def test_what_the_user_said_passes(text: str) -> None:
         ("The user does not prefer tofu.", GateReason.NOT_GROUNDED),  # with one that is not there
         ("The user lives in Oslo and has 3 cats.", GateReason.NOT_GROUNDED),  # from the prompt alone
         ("The user enjoys hiking in the mountains.", GateReason.NOT_GROUNDED),
+        ("The user works at Siemens.", GateReason.NOT_GROUNDED),  # it is the sister who does
         ("The user owns a bicycle", GateReason.ONLY_ASSISTANT),
         ("tofu", GateReason.TOO_SHORT),
         ("The user prefers tofu " + "and tofu " * 60, GateReason.TOO_LONG),
@@ -64,6 +65,16 @@ def test_what_the_user_said_passes(text: str) -> None:
 )
 def test_what_they_did_not_say_is_refused_with_the_reason(text: str, reason: GateReason) -> None:
     assert reason_of(text) is reason
+
+
+def test_a_question_says_nothing_unless_it_is_answered() -> None:
+    talk = [
+        GateMessage(1, "user", "Is there a good book on knots?"),
+        GateMessage(2, "assistant", "Yes. Do you sail a dinghy?"),
+        GateMessage(3, "user", "Yes, since May."),
+    ]
+    asked = [ProposedMemory("The user has a good book on knots."), ProposedMemory("The user sails a dinghy since May.")]
+    assert [one.reason for one in gate.decide(asked, talk, [])] == [GateReason.NOT_GROUNDED, None]
 
 
 def test_a_decision_may_be_in_the_words_of_the_assistant() -> None:
