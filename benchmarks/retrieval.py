@@ -78,7 +78,7 @@ class Embedder:
         settings = load().settings
         entry = files.read_catalog().get(MODEL)
         path = files.locate(entry, settings.data_dir)
-        self._engine = LlamaEngine(path, EngineOptions(slots=1, embedding_context=256, threads=2, profile=entry.prompt))
+        self._engine = LlamaEngine(path, EngineOptions(slots=1, embedding_context=256, threads=1, profile=entry.prompt))
 
     def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """The vectors of texts."""
