@@ -1,6 +1,6 @@
 """recall
 
-Revision 0015, after 0012. Passages of texts with their words and vectors, for recall.
+Revision 0015, after 0014. Passages of texts with their words and vectors, for recall.
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from sqlalchemy.types import UserDefinedType
 from alembic import op
 
 revision = "0015"
-down_revision = "0013"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 

@@ -42,7 +42,20 @@ from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
-from app.api.memory import recall
+from app.api.memory import (
+    block_templates,
+    blocks,
+    conversations,
+    deletion,
+    extraction,
+    memories,
+    messages,
+    recall,
+    retention,
+    search,
+)
+from app.api.memory import context as personal_context
+from app.api.memory.documents import ConversationForkIn, ConversationIn, ConversationPatch, ItemsIn, MessagesIn
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -128,6 +141,15 @@ ROUTERS = (
     ollama_models.router,
     files.router,
     batches.router,
+    blocks.router,
+    block_templates.router,
+    personal_context.router,
+    search.router,
+    conversations.router,
+    messages.router,
+    deletion.conversations_router,
+    deletion.users_router,
+    retention.router,
     runs.router,
     payloads.router,
     events.router,
@@ -149,6 +171,8 @@ ROUTERS = (
     audit.router,
     dead_letters.router,
     keys.router,
+    extraction.router,
+    memories.router,
     health.router,
 )
 
@@ -162,6 +186,9 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn, compression.CompressIn),
     *(recall.RecallIn,),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
+    *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
+    *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
+    *(ConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 

@@ -37,6 +37,7 @@ class Services:
     #: The run-time settings and the limits on calls, which change while the process runs.
     live: LiveSettings = field(init=False)
     call_limits: CallLimitTable = field(init=False)
+    #: Recall of what was said.
     #: Finds what was said; by its words alone until the application has started.
     recall: Recall = field(init=False)
 

@@ -1,1 +1,1 @@
-"""Commands for memory."""
+"""Commands for memory, a module for each resource."""
