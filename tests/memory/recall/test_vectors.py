@@ -126,6 +126,10 @@ def test_one_text_that_cannot_be_embedded_does_not_keep_others_from_their_vector
     assert found(database, "ship", "one")[0] == "msg_0"
     assert found(database, "bad text", "one", mode=RecallMode.LEXICAL) == ["msg_1"]
 
+    with database.work() as work:
+        vectors.ensure_model(work, "another, which may be able to")
+    assert (status.read(database, "default").waiting, status.read(database, "default").refused) == (1, 0)
+
 
 def test_an_engine_that_fails_for_all_texts_fails_the_step_and_refuses_none(database: Database) -> None:
     put(database, "bad", "bad too")
