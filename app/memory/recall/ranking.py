@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 #: Weight of the score by meaning, and of the better neighbour.
-DENSE_WEIGHT, NEIGHBOUR_WEIGHT = 1.0, 0.35
+DENSE_WEIGHT, NEIGHBOUR_WEIGHT = 1.0, 0.2
 
 
 @dataclass(frozen=True, slots=True)

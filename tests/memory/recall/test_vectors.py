@@ -194,6 +194,7 @@ def test_the_index_finds_what_a_comparison_of_all_finds(database: Database, monk
     vector_index.create(database, model.id, 4, 90)
     vectors.note_index(database, model, is_indexed=True)
     monkeypatch.setattr("app.memory.recall.dense._COMPARED", 0)
+    monkeypatch.setattr("app.memory.recall.dense._INDEX_COST", 0)
     monkeypatch.setattr("app.memory.recall.lexical.EXACT_LIMIT", -1)
 
     indexed = Recall(database, Given("one")).search(RecallQuery("ship", "default", mode=RecallMode.DENSE, limit=30))
