@@ -121,10 +121,10 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
         work.run(text("TRUNCATE passage, passage_vector, passage_pending, recall_model RESTART IDENTITY"))
         work.run(
             text(
-                "INSERT INTO recall_model (name, state, dimensions, ready_at) "
-                "VALUES (:name, 'ready', :dimensions, now())"
+                "INSERT INTO recall_model (name, state, dimensions, made, ready_at) "
+                "VALUES (:name, 'ready', :dimensions, :made, now())"
             ),
-            {"name": MODEL, "dimensions": DIMENSIONS},
+            {"name": MODEL, "dimensions": DIMENSIONS, "made": count},
         )
         work.run(text("DROP INDEX IF EXISTS ix_passage_lexemes"))
     all_vectors = np.empty((count, DIMENSIONS), np.float16)

@@ -29,6 +29,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import text
 
 from app.catalog import files
 from app.inference.requests import EmbedRequest
@@ -69,6 +70,8 @@ class FoundCandidates:
     dense: Mapping[int, float]
     #: Pairs of passages beside each other, for every candidate.
     pairs: Sequence[tuple[int, int]]
+    #: What the names in the best passages find.
+    by_names: Mapping[int, float]
 
 
 class Embedder:
@@ -78,7 +81,7 @@ class Embedder:
         settings = load().settings
         entry = files.read_catalog().get(MODEL)
         path = files.locate(entry, settings.data_dir)
-        self._engine = LlamaEngine(path, EngineOptions(slots=1, embedding_context=256, threads=2, profile=entry.prompt))
+        self._engine = LlamaEngine(path, EngineOptions(slots=1, embedding_context=256, threads=1, profile=entry.prompt))
 
     def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """The vectors of texts."""
@@ -164,11 +167,17 @@ def candidates(database: Database, asked: AskedQuestion, vector: Sequence[float]
         given = QueryVectors({MODEL: tuple(vector)})
         ((_, cosines),) = dense.search(work, query, size, given, tuple(words.scores)).cosines
         best = sorted({*words.scores, *cosines})
-        return FoundCandidates(words.scores, cosines, service._pairs(work, query, best))
+        scores = ranking.combined(words.scores, [cosines])
+        names = service._by_names(work, query, size, lexical.WordFrequencies(), scores)
+        return FoundCandidates(words.scores, cosines, service._pairs(work, query, best), names)
 
 
 def order(
-    found: FoundCandidates, arm: str, weight: float = ranking.DENSE_WEIGHT, near: float = ranking.NEIGHBOUR_WEIGHT
+    found: FoundCandidates,
+    arm: str,
+    weight: float = ranking.DENSE_WEIGHT,
+    near: float = ranking.NEIGHBOUR_WEIGHT,
+    bridge: float = ranking.BRIDGE_WEIGHT,
 ) -> list[int]:
     """The ids of the passages in the order of an arm."""
     match arm:
@@ -183,6 +192,8 @@ def order(
                     scores[id_] += 1 / (61 + rank)
         case _:
             scores = ranking.combined(found.lexical, [found.dense], weight)
+            if arm == "hybrid":
+                scores = ranking.bridged(scores, found.by_names, bridge)
     best = set(sorted(scores, key=lambda id_: -scores[id_])[: service._MOST_WITH_NEIGHBOURS])
     pairs = [pair for pair in found.pairs if pair[0] in best] if arm == "hybrid" else []
     return [one.id for one in ranking.ranked(scores, pairs, {}, datetime.now(UTC), None, near)]
@@ -223,19 +234,22 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversations", type=int, default=50)
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", action="store_true", help="the seed for choosing constants, and other constants")
+    parser.add_argument("--seed", type=int, help="another seed")
     parser.add_argument("--locomo", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     log.configure(LogSettings(level="warning"))
     console, results = Console(), []
-    seeds: Sequence[int | Path] = [options.locomo] if options.locomo else [TUNED] if options.tune else REPORTED
+    seeds: Sequence[int | Path] = [TUNED] if options.tune else REPORTED
+    if options.locomo or options.seed:
+        seeds = [options.locomo or options.seed]
     embedder = Embedder()
     for seed in seeds:
         passages, asked = locomo(seed) if isinstance(seed, Path) else generated(seed, options.conversations)
         with stored(passages, embedder) as database:
             with database.work() as work:
-                rows = work.rows(service.text("SELECT id, source_id FROM passage"))
+                rows = work.rows(text("SELECT id, source_id FROM passage"))
             ids = {row.id: row.source_id for row in rows}
             said = embedder.embed([one.text for one in asked])
             found = [candidates(database, one, vector) for one, vector in zip(asked, said, strict=True)]
@@ -244,8 +258,9 @@ def main() -> None:
             for name in ("dense", "lexical", "reciprocal ranks", "hybrid without neighbours", "hybrid")
         }
         if options.tune or options.locomo:
-            for weight, near in itertools.product((0.5, 0.75, 1.0, 1.5), (0.0, 0.1, 0.2, 0.35)):
-                arms[f"dense x {weight}, neighbours x {near}"] = {"arm": "hybrid", "weight": weight, "near": near}
+            for weight, near, bridge in itertools.product((1.0, 1.5), (0.0, 0.1, 0.2), (0.0, 0.3, 0.5, 0.8)):
+                name = f"dense x {weight}, neighbours x {near}, names x {bridge}"
+                arms[name] = {"arm": "hybrid", "weight": weight, "near": near, "bridge": bridge}
         table = Table(
             "arm", *(f"R@{depth}" for depth in DEPTHS), "R@10 by kind", title=f"{seed}: {len(asked)} questions"
         )

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
@@ -18,6 +18,12 @@ from app.memory.recall.passages import SourceKind
 from app.memory.recall.query import MAX_LIMIT, MAX_QUERY, MAX_VALUES, RecallMode, RecallQuery, RecallScope
 
 router = APIRouter(prefix="/v1/recall", tags=["memory"], dependencies=[requires(KeyScope.READ)])
+
+
+def _no_number(value: Any) -> Any:
+    if not isinstance(value, str) or "-" not in value:
+        raise ValueError("this is no time; accepted: 2026-11-22T09:00:00Z")
+    return value
 
 
 def _with_zone(value: datetime) -> datetime:
@@ -32,7 +38,7 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
-_Instant = Annotated[datetime, AfterValidator(_with_zone)]
+_Instant = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_with_zone)]
 _Text = Annotated[str, Field(min_length=1, max_length=200)]
 _Values = Annotated[list[_Text], Field(max_length=MAX_VALUES)]
 

@@ -22,12 +22,13 @@ from app.memory.recall.scopes import CONDITIONS, parameters
 MOST_NEAREST = 100
 #: Nodes of the index that a scan keeps at least, and tuples after which it ends.
 _EF_SEARCH, _MOST_SCANNED = 100, 40_000
-#: Passages of a scope up to which all vectors are compared although there is an index: a scan of the index would read
-#: more of them, and of others.
+#: Passages of a scope up to which all vectors are compared although there is an index.
 _COMPARED = 12_000
+#: What reading a vector through the index costs, as vectors that are compared one after the other.
+_INDEX_COST = 8
 
 _MODELS = text("""
-    SELECT id, name, dimensions, is_indexed FROM recall_model
+    SELECT id, name, dimensions, is_indexed, made FROM recall_model
     WHERE dimensions IS NOT NULL AND state IN ('building', 'ready', 'retired')
     ORDER BY state = 'ready' DESC, state = 'building' DESC, id DESC LIMIT 2
 """)
@@ -86,7 +87,7 @@ def search(
         if vector is None or len(vector) != model.dimensions:
             continue
         values = {**parameters(query), "vector": literal(vector), "model": model.id, "most": MOST_NEAREST}
-        if size.passages <= _COMPARED or not model.is_indexed:
+        if not model.is_indexed or _is_compared(size.passages, model.made):
             rows = work.rows(_EXACT, values)
             methods.add("exact")
         else:
@@ -110,6 +111,11 @@ def search(
         models=tuple(name for name, _ in found),
     )
     return VectorMatches(tuple(found), leg)
+
+
+def _is_compared(passages: int, vectors: int) -> bool:
+    """Whether comparing all vectors of a scope costs less than scanning the index until enough of it was found."""
+    return passages <= _COMPARED or passages <= _INDEX_COST * MOST_NEAREST * vectors / passages
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 #: Weight of the score by meaning, and of the better neighbour.
-DENSE_WEIGHT, NEIGHBOUR_WEIGHT = 1.0, 0.35
+DENSE_WEIGHT, NEIGHBOUR_WEIGHT = 1.0, 0.2
+#: Weight of the names in the best passages, which lead from one fact to the next.
+BRIDGE_WEIGHT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,16 @@ def combined(
     for id_, value in meanings.items():
         found[id_] = found.get(id_, 0.0) + dense_weight * value
     return found
+
+
+def bridged(
+    scores: Mapping[int, float], by_names: Mapping[int, float], weight: float = BRIDGE_WEIGHT
+) -> dict[int, float]:
+    """Return scores to which those by names in the best passages are added, where a passage was found without them."""
+    top = max(by_names.values(), default=0.0)
+    if top <= 0:
+        return dict(scores)
+    return {id_: score + weight * by_names.get(id_, 0.0) / top for id_, score in scores.items()}
 
 
 def ranked(

@@ -7,7 +7,8 @@ it, passages are found by their words, and the answer says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from sqlalchemy import text
 from app.kernel.database import Database, UnitOfWork
 from app.memory.recall import dense, lexical, ranking, word_plan
 from app.memory.recall.dense import VectorMatches
-from app.memory.recall.lexical import WordFrequencies, WordMatches
+from app.memory.recall.lexical import ScopeSize, WordFrequencies, WordMatches
 from app.memory.recall.passages import embedded_text, terms_of
 from app.memory.recall.query import (
     PassageScores,
@@ -42,7 +43,10 @@ class EmbedsQueries(Protocol):
 
 #: The best passages of which neighbours are looked at.
 _MOST_WITH_NEIGHBOURS = 60
+#: The best passages whose names are searched, too.
+_BRIDGES = 5
 
+_TEXTS = text("SELECT text FROM passage WHERE id = ANY(:ids)")
 _NOW = text("SELECT now() AS now")
 _TIMES = text("SELECT id, at FROM passage WHERE id = ANY(:ids)")
 # The next passage on either side, if it is in the scope of the query too.
@@ -80,7 +84,10 @@ class Recall:
             if query.mode is not RecallMode.DENSE:
                 by_words = lexical.search(work, query, size, self._frequencies)
             by_meaning = dense.search(work, query, size, vectors, tuple(by_words.scores))
-            return _answer(work, query, by_words, by_meaning)
+            scores = ranking.combined(by_words.scores, [cosines for _, cosines in by_meaning.cosines])
+            if by_words.leg.used and by_meaning.leg.used:
+                scores = ranking.bridged(scores, _by_names(work, query, size, self._frequencies, scores))
+            return _answer(work, query, by_words, by_meaning, scores)
 
     def close(self) -> None:
         """Close the connections for vectors of queries."""
@@ -98,8 +105,27 @@ class Recall:
         return self._embed(query.text, models)
 
 
-def _answer(work: UnitOfWork, query: RecallQuery, by_words: WordMatches, by_meaning: VectorMatches) -> Recalled:
-    scores = ranking.combined(by_words.scores, [cosines for _, cosines in by_meaning.cosines])
+def _by_names(
+    work: UnitOfWork,
+    query: RecallQuery,
+    size: ScopeSize,
+    frequencies: WordFrequencies,
+    scores: Mapping[int, float],
+) -> Mapping[int, float]:
+    """Return what the names in the best passages find."""
+    best = sorted(scores, key=lambda id_: -scores[id_])[:_BRIDGES]
+    texts = [row.text for row in work.rows(_TEXTS, {"ids": best})] if best else []
+    names = word_plan.names_in(texts, set(word_plan.query_terms(query.text)))
+    return lexical.search(work, replace(query, text=" ".join(names)), size, frequencies).scores if names else {}
+
+
+def _answer(
+    work: UnitOfWork,
+    query: RecallQuery,
+    by_words: WordMatches,
+    by_meaning: VectorMatches,
+    scores: Mapping[int, float],
+) -> Recalled:
     best = sorted(scores, key=lambda id_: -scores[id_])[:_MOST_WITH_NEIGHBOURS]
     pairs = _pairs(work, query, best) if query.neighbours else []
     times: dict[int, datetime] = {}

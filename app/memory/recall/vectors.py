@@ -65,6 +65,7 @@ _REFUSE = text("""
     INSERT INTO passage_pending (passage_id, problem) SELECT id, :problem FROM passage WHERE id = :id
     ON CONFLICT (passage_id) DO UPDATE SET problem = excluded.problem
 """)
+_RETRY = text("UPDATE passage_pending SET problem = NULL WHERE problem IS NOT NULL")
 _READY = text("""
     WITH others AS (
         UPDATE recall_model SET state = 'retired', reached = 0, run_id = NULL WHERE id <> :model AND state <> 'retired'
@@ -142,6 +143,8 @@ def ensure_model(work: UnitOfWork, name: str) -> RecallModel:
     """Return the model, new or wanted again."""
     found = work.row_of(RecallModel, _ENSURE, {"name": name})
     assert found is not None, "it is there"
+    if found.made == 0:
+        work.execute(_RETRY)  # what another model could not embed, this one perhaps can
     return found
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from app.memory.compression.stop_words import STOP_WORDS
 from app.memory.compression.texts import words
@@ -19,6 +20,10 @@ from app.memory.recall.passages import quoted, terms_of
 MOST_TERMS = 24
 #: Frequent words of which pairs are tried.
 _PAIRED = 6
+#: Marks around a word.
+_MARKS = ".,;:!?()[]\"'\u201c\u201d\u2018\u2019"
+#: Names of found passages that are searched, too.
+_MOST_NAMES = 8
 
 
 def query_terms(query: str) -> list[str]:
@@ -30,6 +35,23 @@ def query_terms(query: str) -> list[str]:
 def rarest(terms: Sequence[str], frequencies: Mapping[str, float]) -> list[str]:
     """Return the rarest words, the rarest first. A word without a frequency is rare; of two such, the longer is."""
     return sorted(terms, key=lambda term: (frequencies.get(term, 0.0), -len(term)))[:MOST_TERMS]
+
+
+def names_in(texts: Sequence[str], known: Collection[str]) -> list[str]:
+    """
+    Return the words that begin with a capital or have a digit, the most frequent first, without those of the query.
+
+    Names in what was found lead to the second of two facts that answer a question together.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for token in text.split():
+            bare = token.strip(_MARKS).removesuffix("'s").removesuffix("\u2019s")
+            found = words(bare)
+            is_name = bare[:1].isupper() or any(c.isdigit() for c in bare)
+            if len(found) == 1 and is_name and found[0] not in STOP_WORDS["en"]:
+                counts.update(term for term in terms_of(bare) if term not in known)
+    return [term for term, _ in counts.most_common(_MOST_NAMES)]
 
 
 def any_of(terms: Sequence[str]) -> str:

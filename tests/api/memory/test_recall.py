@@ -88,6 +88,7 @@ def test_a_query_gets_its_vector_from_a_pool_and_says_when_there_is_none(
         ({"query": "x" * 10_001}, "query"),
         ({"query": "a", "limit": 201}, "limit"),
         ({"query": "a", "since": "2026-01-01T00:00:00"}, "since"),
+        ({"query": "a", "until": "2026"}, "until"),
         ({"query": "a", "half_life": "0s"}, "half_life"),
         ({"query": "a", "sources": ["email"]}, "sources.0"),
         ({"query": "a", "conversations": ["c"] * 101}, "conversations"),

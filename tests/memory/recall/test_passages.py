@@ -44,6 +44,13 @@ def test_stop_words_are_searched_only_when_there_are_no_others() -> None:
     assert word_plan.query_terms("where was it") == ["where", "was", "it"]
 
 
+def test_names_in_what_was_found_lead_to_the_next_fact() -> None:
+    texts = ["By the way, Mira is Anna's sister.", "Locker B-104? Mira has it.", "The end."]
+
+    assert word_plan.names_in(texts, {"anna", "siste"}) == ["mira", "locke"]
+    assert ranking.bridged({1: 1.0, 2: 0.2}, {2: 4.0, 3: 2.0}, 0.5) == {1: 1.0, 2: 0.7}
+
+
 def test_rare_words_find_their_passages_and_frequent_ones_only_together() -> None:
     frequencies = {"often": 0.5, "some": 0.02, "more": 0.03}
     terms = word_plan.rarest(["often", "more", "rare", "some"], frequencies)

@@ -126,6 +126,10 @@ def test_one_text_that_cannot_be_embedded_does_not_keep_others_from_their_vector
     assert found(database, "ship", "one")[0] == "msg_0"
     assert found(database, "bad text", "one", mode=RecallMode.LEXICAL) == ["msg_1"]
 
+    with database.work() as work:
+        vectors.ensure_model(work, "another, which may be able to")
+    assert (status.read(database, "default").waiting, status.read(database, "default").refused) == (1, 0)
+
 
 def test_an_engine_that_fails_for_all_texts_fails_the_step_and_refuses_none(database: Database) -> None:
     put(database, "bad", "bad too")
@@ -190,6 +194,7 @@ def test_the_index_finds_what_a_comparison_of_all_finds(database: Database, monk
     vector_index.create(database, model.id, 4, 90)
     vectors.note_index(database, model, is_indexed=True)
     monkeypatch.setattr("app.memory.recall.dense._COMPARED", 0)
+    monkeypatch.setattr("app.memory.recall.dense._INDEX_COST", 0)
     monkeypatch.setattr("app.memory.recall.lexical.EXACT_LIMIT", -1)
 
     indexed = Recall(database, Given("one")).search(RecallQuery("ship", "default", mode=RecallMode.DENSE, limit=30))
