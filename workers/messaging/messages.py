@@ -20,6 +20,7 @@ from uuid import UUID
 
 from app.inference.batches.tasks import BATCHES
 from app.kernel.dead_letters import Reason
+from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers.messaging import timetable
@@ -186,5 +187,6 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     timetable.SCHEDULES: _is_nothing,
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
+    IMPORT_FOLDER: _is_nothing,
     BATCHES: _is_nothing,
 }
