@@ -124,6 +124,8 @@ SHELLS = {
     "memory/recall/rows.py",
     "memory/recall/service.py",
     "memory/recall/storage.py",
+    "memory/blocks/attachments.py",
+    "memory/blocks/block_id.py",
     "memory/blocks/indexing.py",
     "memory/blocks/rows.py",
     "memory/blocks/service.py",
