@@ -20,12 +20,14 @@ from app.fleet.pool import PoolPhase
 from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
+from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
-from workers.memory import context_folder
+from workers.memory import context_folder, expiry, extraction
+from workers.memory import jobs as memory_jobs
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -82,6 +84,18 @@ class Application:
         @task(name=BATCHES)
         def run_batches() -> None:
             batch_jobs.run_batches(self.runtime)
+
+        @task(name=timetable.EXPIRE_CONVERSATIONS)
+        def run_conversation_expiry() -> None:
+            expiry.run_conversation_expiry(self.runtime)
+
+        @task(name=EXTRACTION)
+        def run_extraction() -> None:
+            extraction.run_extraction(self.runtime)
+
+        @task(name=timetable.RECALL)
+        def run_recall() -> None:
+            memory_jobs.run_recall(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

@@ -38,7 +38,8 @@ MAX_KEPT = 1_000
 _MAX_BODY = 16 * 1024
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches;
-#: edits of memory blocks, whose versions have their authors.
+#: what is said in conversations; edits of memory blocks, whose versions have their authors.
+#: The texts of conversations, memories and documents must not outlive them here.
 ORDINARY = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -46,6 +47,7 @@ ORDINARY = frozenset(
         ("POST", "/v1/embeddings"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/compress"),
+        ("POST", "/v1/recall"),
         ("POST", "/v1/responses"),
         ("POST", "/v1/runs"),
         ("POST", "/v1/runs/{run_id}/events"),
@@ -58,6 +60,14 @@ ORDINARY = frozenset(
         # Its endpoint writes an entry without the document, which its user may ask to be deleted.
         ("PUT", "/v1/context/{kind}/{name}"),
         ("POST", "/v1/context/relevant"),
+        ("POST", "/v1/conversations"),
+        ("POST", "/v1/conversations/{conversation_id}/items"),
+        ("POST", "/v1/conversations/{conversation_id}/messages"),
+        ("POST", "/v1/conversations/{conversation_id}/fork"),
+        ("POST", "/v1/memories"),
+        ("POST", "/v1/memories/{memory_id}/invalidate"),
+        ("POST", "/v1/memories/{memory_id}/supersede"),
+        ("POST", "/v1/memories/{memory_id}/breakthrough"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

@@ -17,6 +17,7 @@ from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
 from app.api.services import InjectedServices
+from app.inference import refinement_counters
 from app.kernel.dead_letters import KEPT, DeadLetters
 
 router = APIRouter(tags=["dead letters"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
@@ -76,9 +77,11 @@ def clear(services: InjectedServices) -> Cleared:
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=problems.documented())
 def metrics(services: InjectedServices) -> Response:
-    """Metrics of the broker. Each pool has a port of its own for its metrics."""
+    """Metrics of the broker and of refined outputs. Each pool has a port of its own for its metrics."""
     registry = CollectorRegistry()
     registry.register(_BrokerMetrics(services.publisher.dead_letters()))
+    with services.publisher.connection() as client:
+        registry.register(_RefinementMetrics(refinement_counters.read(client)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -96,3 +99,17 @@ class _BrokerMetrics(Collector):
         for labels, count in self._counts.items():
             total.add_metric(labels, count)
         yield total
+
+
+class _RefinementMetrics(Collector):
+    """Collects the counters of refine, ensemble and verify steps."""
+
+    def __init__(self, counts: refinement_counters.RefinementCounts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (meaning, label) in refinement_counters.COUNTERS.items():
+            family = CounterMetricFamily(f"arriero_refinement_{name}", meaning, labels=("kind", label))
+            for kind, value, count in self._counts.get(name, ()):
+                family.add_metric((kind, value), count)
+            yield family

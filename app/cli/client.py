@@ -20,7 +20,15 @@ from app.kernel.settings import Settings
 _DEFAULT_PORT = ApiSettings().port
 
 #: The beginnings of paths with names that belong to a namespace, or of requests for many runs.
-_NAMED = ("/v1/workflows", "/v1/schedules", "/v1/bulk/", "/v1/blocks", "/v1/block-templates", "/v1/context")
+_NAMED = (
+    "/v1/workflows",
+    "/v1/schedules",
+    "/v1/bulk/",
+    "/v1/blocks",
+    "/v1/block-templates",
+    "/v1/context",
+    "/v1/memories",
+)
 #: What follows a refusal for want of a key.
 _KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"
 #: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.

@@ -5,7 +5,7 @@ A message is a hint: it contains a task and a few ids, and losing it loses no wo
 Messages are acknowledged when they are received and never prefetched. No results and no delays are stored here.
 Callers never wait long for the broker: what cannot be sent within seconds is sent later by the sweep.
 
-Redis keys. Celery and RedBeat create all but the last six:
+Redis keys. Celery and RedBeat create all but those of `arriero:`:
     control, io, model.<slug>   lists: waiting messages of priority 0, which is served first
     <queue>\x06\x16<n>            lists: waiting messages of priority n
     unacked*                    messages that are delivered and not yet acknowledged
@@ -18,6 +18,9 @@ Redis keys. Celery and RedBeat create all but the last six:
     arriero:changes             notices of changed settings and limits (`app/kernel/live/notices.py`)
     arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
     arriero:residencies         how long clients want models loaded (`app/scheduler/residencies.py`)
+    arriero:conversation:*      the last messages of conversations (`app/memory/conversations/hot.py`)
+    arriero:recall:wanted:*     embedding models that queries needed (`app/memory/recall/query_vectors.py`)
+    arriero:refinements         counters of refined outputs (`app/inference/refinement_counters.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

@@ -21,6 +21,7 @@ from arriero_client.errors import (
     Unauthorized,
 )
 from arriero_client.exchange import Retries
+from arriero_client.recall import Recollection, Recollections
 from arriero_client.results import (
     Batch,
     Block,
@@ -86,6 +87,8 @@ __all__ = [
     "NotFound",
     "RateLimited",
     "Reasoned",
+    "Recollection",
+    "Recollections",
     "Retries",
     "Run",
     "RunFailed",

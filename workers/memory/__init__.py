@@ -1,1 +1,1 @@
-"""What pools and control workers do for memory."""
+"""What workers do for memory: prompts are put together, messages appended, and the scheduled jobs."""

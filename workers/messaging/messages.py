@@ -20,6 +20,7 @@ from uuid import UUID
 
 from app.inference.batches.tasks import BATCHES
 from app.kernel.dead_letters import Reason
+from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
@@ -189,4 +190,6 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     DEFRAGMENT: _is_nothing,
     IMPORT_FOLDER: _is_nothing,
     BATCHES: _is_nothing,
+    EXTRACTION: _is_nothing,
+    timetable.RECALL: _is_nothing,
 }

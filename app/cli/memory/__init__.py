@@ -1,1 +1,1 @@
-"""Commands for what models remember."""
+"""Commands for memory, a module for each resource."""

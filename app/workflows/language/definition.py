@@ -18,7 +18,7 @@ from pydantic import Discriminator, Field, Tag
 from app.kernel.units.durations import Duration
 from app.workflows.language import ancestry
 from app.workflows.language.step_work import NAME, DocumentPart, Expression, PositiveDuration, Template
-from app.workflows.language.steps import MODEL_KINDS, AnyStep, DiscriminatedStep, ModelWork, work_of
+from app.workflows.language.steps import DRAFT_KINDS, MODEL_KINDS, AnyStep, DiscriminatedStep, ModelWork, work_of
 
 #: The pattern of label names.
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
@@ -120,9 +120,15 @@ class Definition(DocumentPart):
 
     def models(self) -> tuple[str, ...]:
         """Return the names of all models that a run may need, without duplicates."""
-        works = (work_of(step) for step in self.all_steps())
-        named = (self.models_of(work) for work in works if isinstance(work, MODEL_KINDS))
-        return tuple(dict.fromkeys(model for models in named for model in models))
+        found: dict[str, None] = {}
+        for work in map(work_of, self.all_steps()):
+            if isinstance(work, MODEL_KINDS):
+                found |= dict.fromkeys(self.models_of(work))
+            elif isinstance(work, DRAFT_KINDS):
+                for _, draft in work.drafts():
+                    found |= dict.fromkeys(self.models_of(draft))
+                found |= dict.fromkeys(model for _, model in work.models())
+        return tuple(found)
 
     def output_parts(self) -> dict[str, Output]:
         """Return the named parts of the run's output."""

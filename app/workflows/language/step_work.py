@@ -102,3 +102,7 @@ class StepWork(DocumentPart):
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
         """Yield the path of each expression in the step, the expression, and its required result type."""
         return iter(())
+
+    def own_names(self) -> tuple[str, ...]:
+        """Return the names that its expressions can use beside those of the run."""
+        return ()

@@ -1,0 +1,1 @@
+"""Refinement: outputs of models are verified, mended, and chosen from."""
