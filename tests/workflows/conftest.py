@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from app.kernel import settings
 from app.kernel.errors import FailureReason, LeaseLost, StepFailure
-from app.kernel.settings import Settings
+from app.memory.recall.service import Recall
 from app.workflows.language import check
 from app.workflows.language.agent import AgentCall, AgentFields, AgentTurn
 from app.workflows.language.http_fields import HttpFields
@@ -97,9 +97,10 @@ class StepWorker:
             answer = answers.get(key, f"the text of {claim.key}")
             found = answer(claim) if callable(answer) else answer
             return found if isinstance(found, Success | Failure) else Success(found)
-        runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=Settings())
         own_settings = settings.load(environment={}).settings
-        runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=own_settings, refinements=None)
+        runtime: Any = SimpleNamespace(
+            runs=self.runs, recall=Recall(self.runs.database), engine=None, settings=own_settings, refinements=None
+        )
         try:
             return step_kinds.execute(step_kinds.StepTask(claim, Holding(claim), runtime))
         except StepFailure as error:

@@ -33,7 +33,7 @@ def run_import_folder(runtime: Runtime) -> None:
         if done != FolderImport():
             _log.info("context_folder_imported", stored=done.stored, removed=done.removed, refused=done.refused)
     except FolderUnreadable as error:
-        if _REASONS != [str(error)]:
+        if [str(error)] != _REASONS:
             _REASONS[:] = [str(error)]
             _log.warning("context_folder_unreadable", error=str(error))
     except Unavailable as error:

@@ -46,6 +46,7 @@ class MemoryAccess:
     """For whom the tools work."""
 
     database: Database
+    recall: Recall
     namespace: str
     user: str | None
     #: The public id.
@@ -151,7 +152,7 @@ def _history(access: MemoryAccess, arguments: Mapping[str, Any]) -> list[dict[st
             since=since,
             until=until,
         )
-        return [_passage(one) for one in Recall(access.database).search(query).passages]
+        return [_passage(one) for one in access.recall.search(query).passages]
     latest = [
         message
         for message in _latest(access, _LOOKED_AT)
@@ -187,7 +188,7 @@ def _memories(access: MemoryAccess, topic: str, arguments: Mapping[str, Any]) ->
         since=_instant(arguments, "since"),
     )
     found: list[dict[str, Any]] = []
-    for passage in Recall(access.database).search(query).passages:
+    for passage in access.recall.search(query).passages:
         try:
             memory = memories.get(access.database, passage.source_id, access.namespace)
         except NotFound:
@@ -220,7 +221,7 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
     seen = {one["id"] for one in chosen}
     breakthroughs = _memories(access, question, {"kinds": [MemoryKind.BREAKTHROUGH.value], "k": 5})
     query = RecallQuery(question, access.namespace, access.user, RecallScope.SHARED, limit=20)
-    semantic = [_passage(one) for one in Recall(access.database).search(query).passages]
+    semantic = [_passage(one) for one in access.recall.search(query).passages]
     skipped = 0
     for name, candidates in (("breakthroughs", breakthroughs), ("semantic", semantic)):
         parts[name] = []
@@ -240,10 +241,12 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
 def _edit(access: MemoryAccess, name: str, arguments: Mapping[str, Any]) -> str:
     scope = BlockScope(access.namespace, access.user, access.conversation)
     author = BlockAuthor(BlockAuthorKind.MODEL, access.model, access.run_id, access.key)
+    query = block_tools.recall_query(scope, name, arguments)
+    recalled = None if query is None else access.recall.search(query)
     with access.database.work() as work:
         if work.row(_DONE_ALREADY, {"run_id": access.run_id, "step": access.key}) is not None:
             return "This was done before."
-        answer = block_tools.call(work, BlockToolContext(scope, author, access.blocks), name, arguments)
+        answer = block_tools.call(work, BlockToolContext(scope, author, access.blocks, recalled), name, arguments)
     if answer.is_error:
         raise _wrong(answer.text)
     return answer.text

@@ -79,6 +79,7 @@ def _of_memory(task: AgentTask, agent: AgentFields, record: Record, name: str, a
     claim, settings = task.claim, task.runtime.settings
     access = MemoryAccess(
         task.runtime.runs.database,
+        task.runtime.recall,
         claim.namespace,
         record.opening.user,
         record.opening.conversation,

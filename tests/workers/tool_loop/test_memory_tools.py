@@ -19,6 +19,7 @@ from app.memory.memories.kinds import MemoryKind
 from app.memory.memories.memory import NewMemory
 from app.memory.recall import storage as recall
 from app.memory.recall.passages import NewPassage, SourceKind
+from app.memory.recall.service import Recall
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import Success
 from tests.workflows.conftest import StepWorker
@@ -38,8 +39,9 @@ def talk(database: Database) -> str:
 
 @pytest.fixture
 def access(database: Database, talk: str) -> MemoryAccess:
+    found = Recall(database)
     return MemoryAccess(
-        database, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", "run-1", "agent[1]"
+        *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", "run-1", "agent[1]")
     )
 
 
