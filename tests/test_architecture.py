@@ -140,6 +140,8 @@ SHELLS = {
     "memory/recall/service.py",
     "memory/recall/status.py",
     "memory/recall/storage.py",
+    "memory/blocks/attachments.py",
+    "memory/blocks/block_id.py",
     "memory/blocks/indexing.py",
     "memory/recall/vector_index.py",
     "memory/recall/vectors.py",

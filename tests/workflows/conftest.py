@@ -100,6 +100,7 @@ class StepWorker:
         own_settings = settings.load(environment={}).settings
         runtime: Any = SimpleNamespace(
             runs=self.runs, engine=None, settings=own_settings, refinements=None, recall=Recall(self.runs.database)
+            runs=self.runs, recall=Recall(self.runs.database), engine=None, settings=own_settings, refinements=None
         )
         try:
             return step_kinds.execute(step_kinds.StepTask(claim, Holding(claim), runtime))

@@ -17,6 +17,8 @@ _log = log.get(__name__)
 _SECONDS = 5.0
 
 _RUNNING = threading.Lock()
+#: Why the folder could not be read last; a reason is logged once.
+_REASONS: list[str] = []
 
 
 def run_import_folder(runtime: Runtime) -> None:
@@ -27,10 +29,13 @@ def run_import_folder(runtime: Runtime) -> None:
     try:
         until = time.monotonic() + _SECONDS
         done = import_folder(runtime.runs.database, settings, lambda: time.monotonic() < until)
+        _REASONS.clear()
         if done != FolderImport():
             _log.info("context_folder_imported", stored=done.stored, removed=done.removed, refused=done.refused)
     except FolderUnreadable as error:
-        _log.warning("context_folder_unreadable", error=str(error))
+        if [str(error)] != _REASONS:
+            _REASONS[:] = [str(error)]
+            _log.warning("context_folder_unreadable", error=str(error))
     except Unavailable as error:
         _log.warning("context_import_postponed", error=str(error))
     finally:

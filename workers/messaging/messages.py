@@ -189,6 +189,7 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     timetable.SCHEDULES: _is_nothing,
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
+    IMPORT_FOLDER: _is_nothing,
     BATCHES: _is_nothing,
     EXTRACTION: _is_nothing,
     IMPORT_FOLDER: _is_nothing,

@@ -223,6 +223,7 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
     query = RecallQuery(question, access.namespace, access.user, RecallScope.SHARED, limit=20)
     recalled = access.recall.search(query)
     semantic = [_passage(one) for one in recalled.passages]
+    semantic = [_passage(one) for one in access.recall.search(query).passages]
     skipped = 0
     for name, candidates in (("breakthroughs", breakthroughs), ("semantic", semantic)):
         parts[name] = []
@@ -245,10 +246,12 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
 def _edit(access: MemoryAccess, name: str, arguments: Mapping[str, Any]) -> str:
     scope = BlockScope(access.namespace, access.user, access.conversation)
     author = BlockAuthor(BlockAuthorKind.MODEL, access.model, access.run_id, access.key)
+    query = block_tools.recall_query(scope, name, arguments)
+    recalled = None if query is None else access.recall.search(query)
     with access.database.work() as work:
         if work.row(_DONE_ALREADY, {"run_id": access.run_id, "step": access.key}) is not None:
             return "This was done before."
-        answer = block_tools.call(work, BlockToolContext(scope, author, access.blocks), name, arguments)
+        answer = block_tools.call(work, BlockToolContext(scope, author, access.blocks, recalled), name, arguments)
     if answer.is_error:
         raise _wrong(answer.text)
     return answer.text

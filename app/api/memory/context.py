@@ -31,7 +31,6 @@ from app.memory.personal.relevant import relevant, render
 from app.memory.personal.service import PersonalContext
 from app.memory.personal.storage import ContextOwner
 from app.memory.recall.query import MAX_QUERY
-from app.memory.recall.service import Recall
 
 router = APIRouter(prefix="/v1/context", tags=["memory"], dependencies=[requires(KeyScope.READ)])
 
@@ -175,7 +174,7 @@ def find_relevant(
 ) -> RelevantOut:
     """The parts that a prompt of a user about something contains, with the ids of their documents and their scores."""
     owner = _owner(namespace, body.user)
-    found = relevant(services.database, Recall(services.database), owner, body.query, body.limit)
+    found = relevant(services.database, services.recall, owner, body.query, body.limit)
     search = None
     if found.recalled is not None:
         search = {"lexical": asdict(found.recalled.lexical), "dense": asdict(found.recalled.dense)}

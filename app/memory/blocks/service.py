@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from app.kernel.database import Database
 from app.kernel.sections.blocks import BlockSettings
-from app.memory.blocks import storage
+from app.memory.blocks import attachments, storage
 from app.memory.blocks.block import (
     AttachedBlock,
     Block,
@@ -55,13 +55,13 @@ class Blocks:
         """Create a block and attach it. Raises InvalidInput, LabelTaken, TooManyBlocks."""
         with self.database.work() as work:
             block = storage.create_in(work, namespace, new, author, self.settings, targets=targets)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def get(self, namespace: str | None, id_: str) -> BlockView:
         """Return a block. Raises NotFound."""
         with self.database.work() as work:
             block = storage.get_in(work, namespace, id_)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def page(self, wanted: BlockFilter, *, after: str | None = None, limit: int = 100) -> BlockPage:
         """Return blocks, the newest first."""
@@ -82,7 +82,7 @@ class Blocks:
         with self.database.work() as work:
             block = storage.get_in(work, namespace, id_, hold=True)
             block = storage.change_in(work, block, change, author, self.settings, expected=expected)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def rollback(
         self, namespace: str | None, id_: str, version: int, author: BlockAuthor, *, expected: int
@@ -91,7 +91,7 @@ class Blocks:
         with self.database.work() as work:
             block = storage.get_in(work, namespace, id_, hold=True)
             block = storage.rollback_in(work, block, version, author, self.settings, expected=expected)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def versions(
         self, namespace: str | None, id_: str, *, before: int | None = None, limit: int = 50
@@ -110,21 +110,21 @@ class Blocks:
         with self.database.work() as work:
             block = storage.get_in(work, namespace, id_, hold=True)
             storage.attach_in(work, block, target, self.settings)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def detach(self, namespace: str | None, id_: str, target: BlockTarget) -> BlockView:
         """Detach a block; one that is not attached stays so. Raises NotFound."""
         with self.database.work() as work:
             block = storage.get_in(work, namespace, id_, hold=True)
             storage.detach_in(work, block, target)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def set_archived(self, namespace: str | None, id_: str, *, archived: bool) -> BlockView:
         """Archive a block or take it back into context. Raises NotFound, TooManyBlocks."""
         with self.database.work() as work:
             block = storage.get_in(work, namespace, id_, hold=True)
             block = storage.set_archived_in(work, block, self.settings, archived=archived)
-            return BlockView(block, tuple(storage.attachments_in(work, [block])[block.id]))
+            return BlockView(block, tuple(attachments.of_in(work, [block])[block.id]))
 
     def delete(self, namespace: str | None, id_: str) -> None:
         """Delete a block with its versions. Raises NotFound."""

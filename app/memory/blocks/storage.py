@@ -7,7 +7,6 @@ namespaces are not found.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,9 +19,8 @@ from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import InvalidInput, NotFound
 from app.kernel.sections.blocks import BlockSettings
-from app.memory.blocks import indexing
+from app.memory.blocks import attachments, indexing
 from app.memory.blocks.block import (
-    PREFIX,
     AttachedBlock,
     Block,
     BlockAuthor,
@@ -33,16 +31,13 @@ from app.memory.blocks.block import (
     BlockTarget,
     BlockTargetKind,
     BlockVersion,
-    LabelTaken,
     NewBlock,
     TooManyBlocks,
     nearest,
-    shown_target,
-    target_problems,
     text_problems,
 )
+from app.memory.blocks.block_id import parsed_id, shown_id
 
-_DIGITS = re.compile(r"[0-9a-f]{32}", re.ASCII)
 #: Most characters of the name of an author that are stored.
 _MAX_AUTHOR = 200
 
@@ -84,28 +79,6 @@ _VERSIONS = text(f"""
     ORDER BY version DESC LIMIT :limit
 """)
 _VERSION = text(f"SELECT {_VERSION_COLUMNS} FROM memory_block_version WHERE block_id = :id AND version = :version")
-_ATTACH = text("""
-    INSERT INTO memory_block_attachment (namespace, target_kind, target, label, block_id)
-    VALUES (:namespace, :kind, :target, :label, :id)
-    ON CONFLICT (namespace, target_kind, target, label) DO NOTHING
-""")
-_ATTACHED_HERE = text("""
-    SELECT a.block_id, b.archived_at IS NOT NULL AS archived
-    FROM memory_block_attachment AS a JOIN memory_block AS b ON b.id = a.block_id
-    WHERE a.namespace = :namespace AND a.target_kind = :kind AND a.target = :target AND a.label = :label
-""")
-_COUNT_ATTACHED = text("""
-    SELECT count(*) AS n FROM memory_block_attachment AS a JOIN memory_block AS b ON b.id = a.block_id
-    WHERE a.namespace = :namespace AND a.target_kind = :kind AND a.target = :target AND b.archived_at IS NULL
-""")
-_DETACH = text("""
-    DELETE FROM memory_block_attachment
-    WHERE block_id = :id AND namespace = :namespace AND target_kind = :kind AND target = :target
-""")
-_ATTACHMENTS = text("""
-    SELECT block_id, target_kind, target FROM memory_block_attachment WHERE block_id = ANY(:ids)
-    ORDER BY block_id, target_kind, target
-""")
 _IN_SCOPE = """
     SELECT {columns}, a.target_kind, a.target
     FROM memory_block_attachment AS a JOIN memory_block AS b ON b.id = a.block_id
@@ -159,19 +132,6 @@ class BlockFilter:
     query: str | None = None
 
 
-def shown_id(id_: UUID) -> str:
-    """Return the id of a block as the API shows it."""
-    return f"{PREFIX}{id_.hex}"
-
-
-def parsed_id(shown: str) -> UUID:
-    """Return the id that a text shows. Raises NotFound: a text that is no id is the id of nothing."""
-    digits = shown.removeprefix(PREFIX)
-    if not shown.startswith(PREFIX) or not _DIGITS.fullmatch(digits):
-        raise NotFound("block", shown)
-    return UUID(digits)
-
-
 def get_in(work: UnitOfWork, namespace: str | None, id_: str, *, hold: bool = False) -> Block:
     """Return a block of a namespace, or of any; with `hold`, nobody else changes it meanwhile. Raises NotFound."""
     row = work.row(_HOLD if hold else _FIND, {"id": parsed_id(id_), "namespace": namespace})
@@ -207,7 +167,7 @@ def create_in(
     _note(work, id_, author, operation)
     block = get_in(work, namespace, shown_id(id_))
     for target in targets:
-        _attach(work, block, target, settings)
+        attachments.add_in(work, block, target, settings)
     if archived:
         _index(work, block)
     return block
@@ -296,7 +256,7 @@ def list_in(
         ORDER BY b.id DESC LIMIT :limit
     """)
     found = [_block(row) for row in work.rows(statement, {**given, "limit": limit})]
-    targets = attachments_in(work, found)
+    targets = attachments.of_in(work, found)
     return [(block, targets[block.id]) for block in found]
 
 
@@ -325,62 +285,23 @@ def _conditions(wanted: BlockFilter) -> tuple[list[str], dict[str, Any]]:
     return conditions, given
 
 
-def attachments_in(work: UnitOfWork, blocks: Sequence[Block]) -> dict[str, list[BlockTarget]]:
-    """Return what blocks are attached to, by their ids."""
-    found: dict[str, list[BlockTarget]] = {block.id: [] for block in blocks}
-    if blocks:
-        for row in work.rows(_ATTACHMENTS, {"ids": [parsed_id(block.id) for block in blocks]}):
-            found[shown_id(row.block_id)].append(BlockTarget(BlockTargetKind(row.target_kind), row.target))
-    return found
-
-
 def attach_in(work: UnitOfWork, block: Block, target: BlockTarget, settings: BlockSettings) -> None:
     """Attach a block; one that is attached already stays so. Raises LabelTaken, TooManyBlocks, InvalidInput."""
-    _attach(work, block, target, settings)
+    attachments.add_in(work, block, target, settings)
     if block.archived_at is not None:
         _index(work, block)
 
 
-def _attach(work: UnitOfWork, block: Block, target: BlockTarget, settings: BlockSettings) -> None:
-    if problems := target_problems(target):
-        raise InvalidInput(problems, "request")
-    at = {"namespace": block.namespace, "kind": target.kind, "target": target.name}
-    if not work.run(_ATTACH, {**at, "label": block.label, "id": parsed_id(block.id)}):
-        other = work.row(_ATTACHED_HERE, {**at, "label": block.label})
-        if other is not None and shown_id(other.block_id) != block.id:
-            raise LabelTaken(block.label, target, shown_id(other.block_id), archived=other.archived)
-        return
-    _require_room(work, block.namespace, target, settings)
-
-
-def is_label_taken_in(work: UnitOfWork, namespace: str, target: BlockTarget, label: str) -> bool:
-    """Whether a block with this label is attached to something."""
-    at = {"namespace": namespace, "kind": target.kind, "target": target.name}
-    return work.row(_ATTACHED_HERE, {**at, "label": label}) is not None
-
-
-def _require_room(work: UnitOfWork, namespace: str, target: BlockTarget, settings: BlockSettings) -> None:
-    """Raise TooManyBlocks when a target, the attachments of this transaction included, has too many in context."""
-    count = work.row(_COUNT_ATTACHED, {"namespace": namespace, "kind": target.kind, "target": target.name})
-    assert count is not None, "an aggregate has one row"
-    if count.n > settings.max_attached:
-        raise TooManyBlocks(
-            f"{settings.max_attached} blocks in context are attached to {shown_target(target)}, and no more are "
-            "accepted (setting blocks.max_attached); archive or detach some"
-        )
-
-
 def detach_in(work: UnitOfWork, block: Block, target: BlockTarget) -> bool:
     """Detach a block; False when it was not attached."""
-    at = {"namespace": block.namespace, "kind": target.kind, "target": target.name}
-    detached = bool(work.run(_DETACH, {**at, "id": parsed_id(block.id)}))
+    detached = attachments.remove_in(work, block, target)
     if detached and block.archived_at is not None:
         _index(work, block)
     return detached
 
 
 def _index(work: UnitOfWork, block: Block) -> None:
-    indexing.index_in(work, block, attachments_in(work, [block])[block.id])
+    indexing.index_in(work, block, attachments.of_in(work, [block])[block.id])
 
 
 def in_context_in(work: UnitOfWork, scope: BlockScope) -> list[AttachedBlock]:
@@ -420,10 +341,10 @@ def _parameters(scope: BlockScope) -> dict[str, Any]:
 def set_archived_in(work: UnitOfWork, block: Block, settings: BlockSettings, *, archived: bool) -> Block:
     """Archive a block or take it back into context. Raises TooManyBlocks."""
     work.execute(_SET_ARCHIVED, {"id": parsed_id(block.id), "archived": archived})
-    targets = attachments_in(work, [block])[block.id]
+    targets = attachments.of_in(work, [block])[block.id]
     if not archived:
         for target in targets:
-            _require_room(work, block.namespace, target, settings)
+            attachments.require_room_in(work, block.namespace, target, settings)
     changed = get_in(work, block.namespace, block.id)
     indexing.index_in(work, changed, targets)
     return changed

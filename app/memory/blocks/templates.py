@@ -19,7 +19,7 @@ from sqlalchemy import text
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
 from app.kernel.sections.blocks import BlockSettings
-from app.memory.blocks import storage
+from app.memory.blocks import attachments, storage
 from app.memory.blocks.block import (
     Block,
     BlockAuthor,
@@ -139,7 +139,7 @@ class BlockTemplates:
         with self.database.work() as work:
             made = []
             for new in _get_in(work, namespace, name).blocks:
-                taken = [one for one in targets if storage.is_label_taken_in(work, namespace, one, new.label)]
+                taken = [one for one in targets if attachments.is_label_taken_in(work, namespace, one, new.label)]
                 if taken and existing is ExistingLabels.KEEP:
                     continue
                 operation = f"template {name}"

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from sqlalchemy import text
+
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
-from app.kernel.errors import InvalidInput
+from app.kernel.errors import InvalidInput, NotFound
 from app.kernel.sections.blocks import BlockSettings
 from app.memory.blocks import edits, storage
 from app.memory.blocks.block import (
@@ -43,6 +45,11 @@ _MAX_TEXT = MAX_LIMIT
 _RESULTS, _MAX_RESULTS = 5, 20
 #: The beginning of the labels of texts that `archival_insert` stores.
 _ARCHIVE_LABEL = "archive-"
+
+
+#: What a refused tool has written before it was refused is undone, and nothing else of the transaction.
+_SAVEPOINT = text("SAVEPOINT block_tool")
+_UNDO, _RELEASE = text("ROLLBACK TO SAVEPOINT block_tool"), text("RELEASE SAVEPOINT block_tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +178,17 @@ def call(work: UnitOfWork, context: BlockToolContext, name: str, arguments: Mapp
     tool = _TOOLS.get(name)
     if tool is None:
         return BlockToolAnswer(f"there is no memory tool {name!r}; there are: {', '.join(_TOOLS)}", is_error=True)
+    work.execute(_SAVEPOINT)
     try:
-        return BlockToolAnswer(tool(work, context, _checked(name, arguments)))
-    except (EditRefused, LabelTaken, TooManyBlocks) as error:
-        return BlockToolAnswer(str(error), is_error=True)
+        answer = BlockToolAnswer(tool(work, context, _checked(name, arguments)))
+    except (EditRefused, LabelTaken, NotFound, TooManyBlocks) as error:
+        answer = BlockToolAnswer(str(error), is_error=True)
     except InvalidInput as error:
-        return BlockToolAnswer("; ".join(str(problem) for problem in error.problems), is_error=True)
+        answer = BlockToolAnswer("; ".join(str(problem) for problem in error.problems), is_error=True)
+    if answer.is_error:
+        work.execute(_UNDO)
+    work.execute(_RELEASE)
+    return answer
 
 
 def _checked(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

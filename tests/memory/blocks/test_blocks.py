@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, NotFound
 from app.kernel.sections.blocks import BlockSettings
+from app.kernel.sections.memory import ConversationSettings
 from app.memory.blocks import storage, tools
 from app.memory.blocks.block import (
     BlockAuthor,
@@ -25,6 +28,8 @@ from app.memory.blocks.block import (
 from app.memory.blocks.service import Blocks
 from app.memory.blocks.storage import BlockFilter
 from app.memory.blocks.tools import BlockToolAnswer, BlockToolContext
+from app.memory.conversations.conversation import NewConversation
+from app.memory.conversations.service import Conversations, shown_conversation
 from app.memory.recall.passages import SourceKind
 from app.memory.recall.query import RecallQuery, RecallScope
 from app.memory.recall.service import Recall
@@ -228,3 +233,55 @@ def test_what_is_deleted_with_a_user_is_found_by_nobody(blocks: Blocks) -> None:
     assert recalled(blocks, "pixel", "ana") == [shared.id]
     assert [one.block.id for one in blocks.page(BlockFilter("default")).blocks] == [shared.id]
     assert blocks.get("default", shared.id).targets == (EVERYBODY,)
+
+
+def test_a_block_of_a_conversation_needs_one_and_goes_with_it(blocks: Blocks) -> None:
+    conversations = Conversations(blocks.database, ConversationSettings())
+    shown = shown_conversation(conversations.create(NewConversation("default")).id)
+    target, scope = BlockTarget(BlockTargetKind.CONVERSATION, shown), BlockScope("default", conversation=shown)
+
+    with pytest.raises(NotFound, match="no conversation 'conv_nowhere'"):
+        blocks.create("default", NewBlock("plan"), CALLER, [BlockTarget(BlockTargetKind.CONVERSATION, "conv_nowhere")])
+    with pytest.raises(NotFound, match="no conversation 'conv_"):
+        blocks.create("other", NewBlock("plan"), CALLER, [target])
+    nowhere = BlockScope("default", conversation="conv_nowhere")
+    assert use(blocks, "memory_create", nowhere, label="plan", description="").is_error
+    use(blocks, "memory_create", scope, label="plan", description="what to do", value="buy milk")
+    use(blocks, "archival_insert", scope, content="The cat is called Pixel.")
+    assert [one.block.label for one in blocks.in_context(scope)] == ["plan"]
+    assert "Pixel" in use(blocks, "archival_search", scope, query="cat").text
+    assert recalled(blocks, "Pixel", None) == [], "it is the conversation's alone"
+    with blocks.database.work() as work:
+        assert len(storage.delete_of_in(work, "default", target)) == 2
+    assert blocks.page(BlockFilter(None)).blocks == []
+
+
+def test_a_refused_tool_has_written_nothing(blocks: Blocks) -> None:
+    hidden = blocks.create("default", NewBlock("plan"), CALLER, [ANA]).block
+    blocks.set_archived("default", hidden.id, archived=True)
+
+    answer = use(blocks, "memory_create", label="plan", description="")
+
+    assert answer.is_error
+    assert "the archived block" in answer.text
+    assert [one.block.id for one in blocks.page(BlockFilter(None)).blocks] == [hidden.id]
+
+
+def test_of_edits_at_once_one_is_made_and_the_others_are_refused(blocks: Blocks) -> None:
+    made = blocks.create("default", NewBlock("human"), CALLER).block
+    together, currents = threading.Barrier(4), []
+
+    def edit(value: str) -> str:
+        together.wait()
+        try:
+            return blocks.edit("default", made.id, BlockChange(value=value), CALLER, expected=1).block.value
+        except BlockChanged as error:
+            currents.append(error.current)
+            return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(edit, "abcd"))
+
+    assert (sorted(values)[:3], currents) == (["", "", ""], [2, 2, 2])
+    assert blocks.get("default", made.id).block.value == max(values)
+    assert [one.version for one in blocks.versions("default", made.id)] == [2, 1]

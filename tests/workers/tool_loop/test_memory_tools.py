@@ -39,6 +39,7 @@ def talk(database: Database) -> str:
 
 @pytest.fixture
 def access(database: Database, talk: str) -> MemoryAccess:
+    found = Recall(database)
     return MemoryAccess(
         database,
         Recall(database),
@@ -50,6 +51,7 @@ def access(database: Database, talk: str) -> MemoryAccess:
         "m",
         "run-1",
         "agent[1]",
+        *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", "run-1", "agent[1]")
     )
 
 
