@@ -186,7 +186,7 @@ def _report(
             "draft": spent[0],
             "after_draft": total - spent[0],
         },
-        **({"vote": dict(voted)} if voted is not None else {}),
+        "vote": dict(voted) if voted is not None else None,
         "feedback": feedback,
         "text": text,
         "open": wanted and not chain.last and not exhausted,

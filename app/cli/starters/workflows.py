@@ -27,6 +27,7 @@ class StarterKind(StrEnum):
     MAP = "map"
     EXTRACT = "extract"
     APPROVE = "approve"
+    REFINE = "refine"
 
 
 def text(kind: StarterKind, name: str, model: str = _MODEL) -> str:
