@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine_runs import text
-from benchmarks.interactive import MODEL, SLOTS, arriero
+from benchmarks.interactive import MODEL, SLOTS, UNCACHED, arriero
 
 #: Tokens of an interactive answer, and of a request of the batch.
 TOKENS, BATCH_TOKENS = 32, 64
@@ -123,7 +123,7 @@ async def _call(client: httpx2.AsyncClient, prompt: str) -> tuple[float, float]:
         "logit_bias": {"2": -100},  # the end of the text: every answer has the same length
     }
     begun, first = time.perf_counter(), 0.0
-    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+    async with client.stream("POST", "/v1/chat/completions", json=body, headers=UNCACHED) as answer:
         async for line in answer.aiter_lines():
             if not first and line.startswith("data: {") and '"content":"' in line and '"content":""' not in line:
                 first = time.perf_counter() - begun

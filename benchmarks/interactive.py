@@ -36,8 +36,10 @@ from benchmarks.engine_runs import model_path, text
 from benchmarks.installations import MODEL
 
 TOKENS, CONTEXT, SLOTS = 32, 512, 16
-#: Calls of a measurement, for each number of streams.
-CALLS = 24
+#: Every answer is computed: the response cache gives none and keeps none.
+UNCACHED = {"Cache-Control": "no-cache, no-store"}
+#: Calls of a measurement: for each stream, and at the least.
+CALLS, LEAST_CALLS = 6, 24
 _SERVER = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
@@ -93,10 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(name: str, ask: Any, streams: int, number: int) -> Figures:
-    """Keep `streams` calls going until `CALLS` have ended."""
+    """Keep `streams` calls going until all have ended."""
 
     async def run() -> tuple[list[Any], float]:
-        waiting = iter(range(CALLS))
+        waiting = iter(range(max(LEAST_CALLS, CALLS * streams)))
         results: list[Any] = []
 
         async def one() -> None:
@@ -187,7 +189,7 @@ def _client(url: str, *, recorded: bool) -> Any:
         first, tokens = 0.0, 0
         async with httpx2.AsyncClient(timeout=120, trust_env=False, verify=False) as client:
             begun = time.perf_counter()
-            async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+            async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=UNCACHED) as answer:
                 run = answer.headers.get("X-Arriero-Run", "")
                 async for line in answer.aiter_lines():
                     if not line.startswith("data: {"):

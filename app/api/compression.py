@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from app.access.callers import KeyScope
+from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems, threads
 from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
@@ -40,6 +41,8 @@ RUN_HEADER = "X-Arriero-Run"
 _STEP = "compressed"
 #: Seconds between two looks at the run: the first, and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.03, 0.5
+#: Most calls of this process that wait for their run; each polls the database.
+MAX_WAITING = 100
 
 
 class CompressIn(CompressionFields):
@@ -110,6 +113,14 @@ async def compress(
         labels=caller.labels({}),
     )
     namespace = caller.namespace_of(submission.labels)
+    waiting: WaitingCalls = request.app.state.compressions
+    with waiting.one():
+        return await _answer(request, services, caller, submission, namespace, wait)
+
+
+async def _answer(
+    request: Request, services: Services, caller: Caller, submission: Submission, namespace: str, wait: float
+) -> Response:
     limits = await threads.run_for_request(admit_submission, services, caller, namespace)
     accepted = await threads.run_for_request(services.runs.submit, submission)
     headers = {RUN_HEADER: str(accepted.id), **limits}
@@ -168,6 +179,34 @@ def _result(services: Services, run_id: UUID, state: RunState) -> str:
             raise Conflict(message)
         case _:
             raise CompressionFailed(message)
+
+
+class TooManyWaiting(ArrieroError):
+    """More calls wait for their compression than one process answers."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} calls wait for their compression, and no more are accepted; send this one again later, or submit "
+            "a run with a 'compress' step"
+        )
+
+
+class WaitingCalls:
+    """The calls of this process that wait for their compression."""
+
+    def __init__(self, limit: int = MAX_WAITING) -> None:
+        self._limit, self._calls = limit, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count a call while it waits. Raises TooManyWaiting."""
+        if self._calls >= self._limit:
+            raise TooManyWaiting(self._limit)
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
 
 class CompressionFailed(ArrieroError):

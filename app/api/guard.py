@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api import problems
 from app.api.bodies import JSON, YAML, UnsupportedMediaType
-from app.kernel.errors import Problem
+from app.api.error_forms import ErrorForms
+from app.kernel.errors import InvalidInput, Problem
 from app.kernel.security.request_guard import STATUS, ForbiddenRequest, RequestGuard
 
 #: The media types that a page of any site can send without a preflight.
@@ -34,6 +34,7 @@ class GuardMiddleware:
         self,
         app: ASGIApp,
         guard: RequestGuard,
+        errors: ErrorForms,
         origins: Callable[[], Collection[str]] = tuple,
         forms: frozenset[str] = frozenset(),
     ) -> None:
@@ -42,7 +43,8 @@ class GuardMiddleware:
 
         `forms` are the paths whose POST accepts `multipart/form-data`.
         """
-        self._app, self._guard, self._origins, self._forms = app, guard, origins, forms
+        self._app, self._guard, self._errors = app, guard, errors
+        self._origins, self._forms = origins, forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -53,14 +55,17 @@ class GuardMiddleware:
         address = (scope.get("server") or [None])[0]
         refusal = self._guard.refuse(scope["method"], headers, address, self._origins())
         if refusal is not None:
-            await problems.of_error(STATUS, ForbiddenRequest([refusal]))(scope, receive, send)
+            await self._refuse(scope, receive, send, STATUS, ForbiddenRequest([refusal]))
             return
         accepts_forms = scope["method"] == "POST" and scope["path"] in self._forms
         problem = _refuse_body(scope["method"], headers, accepts_forms=accepts_forms)
         if problem is not None:
-            await problems.of_error(415, UnsupportedMediaType([problem]))(scope, receive, send)
+            await self._refuse(scope, receive, send, 415, UnsupportedMediaType([problem]))
             return
         await self._app(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, error: InvalidInput) -> None:
+        await self._errors.of_error(scope["path"], status, error)(scope, receive, send)
 
 
 def _refuse_body(method: str, headers: Iterable[tuple[str, str]], *, accepts_forms: bool) -> Problem | None:

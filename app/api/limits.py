@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import problems
-from app.kernel.errors import BodyTooLarge, InvalidInput, Problem
+from app.api.error_forms import ErrorForms
+from app.kernel.errors import ArrieroError, BodyTooLarge, InvalidInput, Problem
 
 #: Most headers of a request.
 MAX_HEADERS = 100
 #: The setting with the limit of most bodies.
 _SETTING = "api.max_body_bytes"
+
+
+class TooManyHeaders(ArrieroError):
+    """The request has too many headers."""
+
+    def __init__(self, headers: int) -> None:
+        super().__init__(f"the request has {headers} headers; accepted: at most {MAX_HEADERS}")
 
 
 class BodyLimit:
@@ -23,9 +30,13 @@ class BodyLimit:
     """
 
     def __init__(
-        self, app: ASGIApp, limit: Callable[[], int], longer: Mapping[str, tuple[int, str]] | None = None
+        self,
+        app: ASGIApp,
+        errors: ErrorForms,
+        limit: Callable[[], int],
+        longer: Mapping[str, tuple[int, str]] | None = None,
     ) -> None:
-        self._app, self._limit, self._longer = app, limit, longer or {}
+        self._app, self._errors, self._limit, self._longer = app, errors, limit, longer or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and count the bytes of its body."""
@@ -33,18 +44,17 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         if len(scope["headers"]) > MAX_HEADERS:
-            detail = f"the request has {len(scope['headers'])} headers; accepted: at most {MAX_HEADERS}"
-            await problems.response(431, "too-many-headers", "too many headers", detail)(scope, receive, send)
+            await self._refuse(scope, receive, send, 431, TooManyHeaders(len(scope["headers"])))
             return
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             problem = Problem("url", "it contains the character NUL", "a URL without %00")
-            await problems.of_error(422, InvalidInput([problem], "url"))(scope, receive, send)
+            await self._refuse(scope, receive, send, 422, InvalidInput([problem], "url"))
             return
         usual = (self._limit(), _SETTING)
         limit, setting = self._longer.get(scope["path"], usual) if scope["method"] == "POST" else usual
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
-            await problems.of_error(413, BodyTooLarge(limit, setting))(scope, receive, send)
+            await self._refuse(scope, receive, send, 413, BodyTooLarge(limit, setting))
             return
         received, answered = 0, False
 
@@ -66,4 +76,7 @@ class BodyLimit:
         except BodyTooLarge as error:
             if answered:
                 raise
-            await problems.of_error(413, error)(scope, receive, send)
+            await self._refuse(scope, receive, send, 413, error)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, error: ArrieroError) -> None:
+        await self._errors.of_error(scope["path"], status, error)(scope, receive, send)

@@ -38,6 +38,7 @@ from app.api.bodies import UnsupportedMediaType
 from app.api.cache import endpoints as cache
 from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
+from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
@@ -104,6 +105,7 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     ModelFileUnusable: 409,
     Unavailable: 503,
     LimitReached: 429,
+    compression.TooManyWaiting: 429,
     ArrieroError: 500,
 }
 
@@ -145,6 +147,9 @@ ROUTERS = (
     keys.router,
     health.router,
 )
+
+#: Errors that no endpoint answers, in the form of the interface to which their path belongs.
+_ERRORS = ErrorForms(ROUTERS)
 
 #: Types for the OpenAPI document that are not in the signatures of endpoints.
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -230,6 +235,7 @@ def serve(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.keyring = Keyring(services.database, operator_key.read(services.settings.data_dir))
+    app.state.compressions = compression.WaitingCalls()
     documentation.add(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -244,13 +250,14 @@ def serve(services: Services) -> FastAPI:
     settings = services.settings
     app.add_middleware(AuditMiddleware, services=services)
     uploads = {files.PATH: (settings.files.max_bytes + OVERHEAD_BYTES, "files.max_bytes")}
-    app.add_middleware(BodyLimit, limit=lambda: services.settings.api.max_body_bytes, longer=uploads)
+    app.add_middleware(BodyLimit, errors=_ERRORS, limit=lambda: services.settings.api.max_body_bytes, longer=uploads)
     # The middleware that is added last runs first.
     guard = guard_of(settings.api.host, settings.trusted_hosts, settings.api.url)
     app.add_middleware(CorsMiddleware, origins=lambda: services.settings.api.cors_origins)
     app.add_middleware(
         GuardMiddleware,
         guard=guard,
+        errors=_ERRORS,
         origins=lambda: services.settings.api.cors_origins,
         forms=frozenset({files.PATH}),
     )
@@ -264,23 +271,23 @@ def status_of(error: ArrieroError) -> int:
     return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
 
 
-def _on_error(_: Request, error: Exception) -> JSONResponse:
+def _on_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ArrieroError)
-    answer = problems.of_error(status_of(error), error)
+    answer = _ERRORS.of_error(request.url.path, status_of(error), error)
     if isinstance(error, LimitReached):
         answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
     return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
 
 
-def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return problems.of_error(422, InvalidInput(problems.of_request(error), "request"))
+    return _ERRORS.of_error(request.url.path, 422, InvalidInput(problems.of_request(error), "request"))
 
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    answer = problems.response(error.status_code, "http", str(error.detail), detail)
+    answer = _ERRORS.response(request.url.path, error.status_code, "http", str(error.detail), detail)
     answer.headers.update(error.headers or {})
     return answer
 
@@ -289,7 +296,7 @@ def _on_unstorable(request: Request, error: Exception) -> JSONResponse:
     message = str(error) if isinstance(error, UnicodeEncodeError) else str(error).partition("\n")[0]
     _log.warning("value_unstorable", method=request.method, path=request.url.path, error=message)
     problem = Problem("", f"a value of the request cannot be stored or looked up: {message}")
-    return problems.of_error(422, InvalidInput([problem], "request"))
+    return _ERRORS.of_error(request.url.path, 422, InvalidInput([problem], "request"))
 
 
 def _on_disconnect(_: Request, __: Exception) -> Response:
@@ -300,9 +307,8 @@ def _on_disconnect(_: Request, __: Exception) -> Response:
 def _on_defect(request: Request, error: Exception) -> JSONResponse:
     # The last handler of a request: Starlette calls it for unexpected exceptions, and re-raises them for the log.
     _log.error("request_failed", method=request.method, path=request.url.path, error=type(error).__name__)
-    return problems.response(
-        500, "defect", "internal error", "a defect of Arriero; the log of the API has the traceback"
-    )
+    detail = "a defect of Arriero; the log of the API has the traceback"
+    return _ERRORS.response(request.url.path, 500, "defect", "internal error", detail)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

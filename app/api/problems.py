@@ -56,7 +56,7 @@ def response(status: int, name: str, title: str, detail: str, problems: tuple[Pr
     ]
     detail = _cut(detail, _MAX_DETAIL)
     body = ProblemOut(type=f"urn:arriero:error:{name}", title=title, status=status, detail=detail, errors=errors)
-    headers = {"Retry-After": "5"} if status == 503 else None
+    headers = {"Retry-After": "5"} if status in (429, 503) else None
     return AsciiResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 

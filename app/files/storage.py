@@ -59,6 +59,7 @@ _SLICE = text("""
         WHERE file_id = :id AND number BETWEEN CAST(:offset AS bigint) / :chunk AND (CAST(:end AS bigint) - 1) / :chunk
     ) AS part ORDER BY number
 """)
+_LOCK = text("SELECT id FROM file WHERE id = :id FOR UPDATE")
 _EXPIRE = text("UPDATE file SET expires_at = now() WHERE id = :id")
 _DELETE_CHUNKS = text("""
     DELETE FROM file_chunk WHERE file_id = :id AND number IN (
@@ -238,9 +239,15 @@ def slice_of(work: UnitOfWork, id_: UUID, offset: int, length: int) -> bytes:
     return b"".join(row.data for row in work.rows(_SLICE, values))
 
 
-def remove(database: Database, id_: UUID) -> None:
-    """Make a file invisible, then delete its content and the file."""
+def remove(database: Database, id_: UUID, check: Callable[[UnitOfWork], None] = lambda _: None) -> None:
+    """
+    Make a file invisible, then delete its content and the file.
+
+    `check` raises when the file is used. It sees every transaction that has held the file (`get_in`).
+    """
     with database.work() as work:
+        work.run(_LOCK, {"id": id_})  # waits for those that hold it; the update alone would not
+        check(work)
         work.execute(_EXPIRE, {"id": id_})
     _delete(database, id_, lambda: True)
 

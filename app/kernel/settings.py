@@ -32,11 +32,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.access import AccessSettings, AuditSettings, LimitSettings
+from app.kernel.sections.blocks import BlockSettings
 from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.memory import ConversationSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.verification import VerificationSettings
@@ -94,6 +97,9 @@ class Settings(BaseSettings):
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
     verification: VerificationSettings = VerificationSettings()
+    conversations: ConversationSettings = ConversationSettings()
+    blocks: BlockSettings = BlockSettings()
+    context: ContextSettings = ContextSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

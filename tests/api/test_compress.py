@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.api.compression import WaitingCalls
 from app.catalog import files
 from app.kernel.activity import Activity
 from app.kernel.security.secrets import Secrets
@@ -93,6 +94,20 @@ def test_a_call_counts_against_the_limits_of_its_caller(client: TestClient) -> N
     assert [answer.status_code for answer in answers] == [202, 429]
     assert answers[0].headers["RateLimit"].startswith('"requests";r=0')
     assert len(client.get("/v1/runs").json()["runs"]) == 1, "a refused call stores nothing"
+
+
+def test_only_so_many_calls_wait(client: TestClient) -> None:
+    waiting = client.app.state.compressions = WaitingCalls(1)  # type: ignore[attr-defined] # it is a FastAPI
+    given = {"model": MODEL, "text": "a", "max_tokens": 1}
+    with waiting.one():
+        refused = client.post("/v1/compress", params={"wait": 0}, json=given)
+    accepted = [client.post("/v1/compress", params={"wait": 0}, json=given) for _ in range(2)]
+
+    assert refused.status_code == 429
+    assert "1 calls wait" in refused.json()["detail"]
+    assert refused.headers["Retry-After"] == "5"
+    assert [answer.status_code for answer in accepted] == [202, 202], "calls that have ended wait no more"
+    assert len(client.get("/v1/runs").json()["runs"]) == 2, "a refused call stores nothing"
 
 
 @pytest.mark.parametrize(

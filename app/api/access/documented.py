@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of access: the scheme of the keys, the scopes of each operation, and the refusals."""
+"""What the OpenAPI document says of access: the scheme of the keys, the scopes of each operation, and all refusals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.access import keys
-from app.api import problems
 from app.api.callers import Requirement, requirement_of
-from app.api.ollama import errors as ollama_errors
-from app.api.openai import errors
+from app.api.error_forms import CONTENTS, INVALID, form_of
 
 #: The name of the scheme.
 _SCHEME = "apiKey"
+#: Why an operation that needs no key refuses one.
+_OTHER_SITE = "A web page of another site may have sent the request, or it is for a server with another name"
 _HEADERS = {"WWW-Authenticate": {"schema": {"type": "string"}}}
 
 
@@ -29,21 +29,27 @@ def describe(app: FastAPI, document: dict[str, Any]) -> None:
     }
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        requirement = requirement_of(route)
         path = document["paths"].get(context.path_format)
-        if isinstance(route, APIRoute) and requirement is not None and requirement.any_of and path is not None:
+        if isinstance(route, APIRoute) and path is not None:
             for method in context.methods or ():
-                _describe(path[method.lower()], requirement, _content(route))
+                _describe(path[method.lower()], method, route)
 
 
-def _content(route: APIRoute) -> dict[str, Any]:
-    """The form of the errors of a route."""
-    if isinstance(route, ollama_errors.OllamaRoute):
-        return ollama_errors.CONTENT
-    return errors.CONTENT if isinstance(route, errors.OpenAIRoute) else problems.CONTENT
+def _describe(operation: dict[str, Any], method: str, route: APIRoute) -> None:
+    form, requirement, answers = form_of(route), requirement_of(route), operation["responses"]
+    content = CONTENTS[form]
+    if INVALID[form] != 422:
+        answers.pop("422", None)  # FastAPI adds it
+    if requirement is not None and requirement.any_of:
+        _describe_access(operation, requirement, content)
+    refusals = {INVALID[form]: "The request is invalid", 403: _OTHER_SITE, 431: "The request has too many headers"}
+    if method != "GET":
+        refusals |= {413: "The body is too large", 415: "The media type of the body is not supported"}
+    for status, what in refusals.items():
+        answers.setdefault(str(status), {"description": what, "content": content})
 
 
-def _describe(operation: dict[str, Any], requirement: Requirement, content: dict[str, Any]) -> None:
+def _describe_access(operation: dict[str, Any], requirement: Requirement, content: dict[str, Any]) -> None:
     scopes = " or ".join(f"`{scope}`" for scope in sorted(requirement.any_of))
     needed = f"Needs a key with the scope {scopes}{', for all namespaces' if requirement.all_namespaces else ''}."
     operation["description"] = f"{operation.get('description', '')}\n\n{needed}".strip()

@@ -97,7 +97,7 @@ class SimilarChats:
 
     async def _rows(self, group: str) -> list[bytes]:
         # One read: a group has at most _MOST chats.
-        return [bytes(row) for row in await self._redis.lrange(_key(group), 0, -1)]  # type: ignore[arg-type]
+        return [bytes(row) for row in await self._redis.lrange(_key(group), 0, -1)]  # type: ignore[arg-type] # the client returns bytes, its types say text
 
 
 def _key(group: str) -> str:

@@ -19,7 +19,7 @@ from app.api.admission import openai_headers, refusal_headers
 from app.api.bodies import UnsupportedMediaType
 from app.api.openai import errors
 from app.api.openai.errors import DeadlineUnmet, ModelNotFound, RequestFailed, TooManyCalls
-from app.kernel.errors import InvalidInput, Unavailable
+from app.kernel.errors import ArrieroError, InvalidInput, Unavailable
 
 #: The content of an error in the OpenAPI document.
 CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/OllamaErrorOut"}}}
@@ -40,6 +40,11 @@ def response(status: int, message: str) -> JSONResponse:
     """Return an error."""
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return problems.AsciiResponse(OllamaErrorOut(error=message).model_dump(), status_code=status, headers=headers)
+
+
+def of_error(status: int, error: ArrieroError) -> JSONResponse:
+    """Return the answer for an error that no endpoint has raised."""
+    return response(status, _text(error.problems) if isinstance(error, InvalidInput) else str(error))
 
 
 class OllamaRoute(APIRoute):

@@ -20,6 +20,7 @@ from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
 from app.api import callers, problems
 from app.api.admission import openai_headers, refusal_headers
+from app.api.bodies import UnsupportedMediaType
 from app.files.storage import FileTooLarge
 from app.inference.openai import failures
 from app.kernel.errors import ArrieroError, Conflict, InvalidInput, NotFound, Problem, Unavailable
@@ -115,54 +116,64 @@ class OpenAIRoute(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as error:
-                return _response(400, _first(problems.of_request(error)))
+                return response(400, _first(problems.of_request(error)))
             except HTTPException as error:
-                return _response(error.status_code, document(str(error.detail), error.status_code))
+                return response(error.status_code, document(str(error.detail), error.status_code))
             except NotAuthenticated as error:
-                return callers.challenged(_response(401, document(str(error), 401, code="invalid_api_key")), error)
+                return callers.challenged(response(401, document(str(error), 401, code="invalid_api_key")), error)
             except NotAllowed as error:
-                return callers.challenged(_response(403, document(str(error), 403, code="insufficient_scope")), error)
+                return callers.challenged(response(403, document(str(error), 403, code="insufficient_scope")), error)
             except RequestFailed as error:
-                return _response(*of_failure(error.reason, str(error)))
+                return response(*of_failure(error.reason, str(error)))
             except ModelNotFound as error:
-                return _response(404, document(str(error), 404, "model", "model_not_found"))
+                return response(404, document(str(error), 404, "model", "model_not_found"))
             except ResponseNotFound as error:
-                return _response(404, document(str(error), 404))
+                return response(404, document(str(error), 404))
             except PreviousResponseNotFound as error:
                 code = "previous_response_not_found"
-                return _response(400, document(str(error), 400, "previous_response_id", code))
+                return response(400, document(str(error), 400, "previous_response_id", code))
+            except UnsupportedMediaType as error:
+                return of_error(415, error)
             except InvalidInput as error:
-                return _response(400, _first(error.problems))
+                return response(400, _first(error.problems))
             except LimitReached as error:
                 return _limited(error)
             except TooManyCalls as error:
-                return _response(429, document(str(error), 429, code="rate_limit_exceeded"))
+                return response(429, document(str(error), 429, code="rate_limit_exceeded"))
             except DeadlineUnmet as error:
-                return _response(503, document(str(error), 503, code=DEADLINE), error.retry_after)
+                return response(503, document(str(error), 503, code=DEADLINE), error.retry_after)
             except NotFound as error:
-                return _response(404, document(str(error), 404))
+                return response(404, document(str(error), 404))
             except FileTooLarge as error:
-                return _response(413, document(str(error), 413))
+                return response(413, document(str(error), 413))
             except Conflict as error:
-                return _response(409, document(str(error), 409))
+                return response(409, document(str(error), 409))
             except Unavailable as error:
-                return _response(503, document(str(error), 503))
+                return response(503, document(str(error), 503))
 
         return handled
 
 
-def _first(found: tuple[Problem, ...]) -> dict[str, Any]:
+def of_error(status: int, error: ArrieroError) -> JSONResponse:
+    """Return the answer for an error that no endpoint has raised."""
+    if isinstance(error, InvalidInput):
+        return response(status, _first(error.problems, status))
+    return response(status, document(str(error), status))
+
+
+def _first(found: tuple[Problem, ...], status: int = 400) -> dict[str, Any]:
     """Return a document of the first problem; the message has all."""
     param = found[0].where if found else None
-    return document("; ".join(str(problem) for problem in found[:20]), 400, param or None)
+    return document("; ".join(str(problem) for problem in found[:20]), status, param or None)
 
 
 def _limited(error: LimitReached) -> JSONResponse:
-    answer = _response(429, document(str(error), 429, code="rate_limit_exceeded"))
+    answer = response(429, document(str(error), 429, code="rate_limit_exceeded"))
     answer.headers.update({**openai_headers(error.standings), **refusal_headers(error)})
     return answer
 
 
-def _response(status: int, content: dict[str, Any], retry_after: int = 1) -> JSONResponse:
+def response(status: int, content: dict[str, Any], retry_after: int = 1) -> JSONResponse:
+    """Return an error."""
     headers = {"Retry-After": str(retry_after)} if status in (429, 503) else None
     return problems.AsciiResponse(content, status_code=status, headers=headers)

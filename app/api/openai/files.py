@@ -202,8 +202,7 @@ async def content(file_id: str, services: InjectedServices, caller: InjectedCall
 def delete(file_id: str, services: InjectedServices, caller: InjectedCaller) -> FileDeletedOut:
     """Delete a file with its content. The input of a batch that has not ended cannot be deleted."""
     found = storage.get(services.database, parsed_id(file_id), caller.namespace, file_id)
-    batches.require_unused(services.database, found.id)
-    storage.remove(services.database, found.id)
+    storage.remove(services.database, found.id, lambda work: batches.require_unused(work, found.id))
     return FileDeletedOut(id=file_id)
 
 

@@ -127,12 +127,11 @@ def cancel(database: Database, publisher: Publisher, shown: str, namespace: str 
     return found
 
 
-def require_unused(database: Database, file_id: UUID) -> None:
+def require_unused(work: UnitOfWork, file_id: UUID) -> None:
     """Raise Conflict when a batch that has not ended reads the file."""
-    with database.work() as work:
-        if file_id in store.used_files(work):
-            message = "is the input of a batch that has not ended; cancel the batch first"
-            raise Conflict(f"{shown_id(file_id)} {message}")
+    if file_id in store.used_files(work):
+        message = "is the input of a batch that has not ended; cancel the batch first"
+        raise Conflict(f"{shown_id(file_id)} {message}")
 
 
 def wake(publisher: Publisher) -> None:

@@ -105,7 +105,7 @@ def app_client(services: Services) -> TestClient:
 
 
 def routes_of(client: TestClient) -> Iterator[Route]:
-    for context in iter_route_contexts(client.app.routes):  # type: ignore[attr-defined]
+    for context in iter_route_contexts(client.app.routes):  # type: ignore[attr-defined] # it is a FastAPI
         route = context.original_route
         if not isinstance(route, APIRoute):
             assert getattr(route, "path", None) in PLAIN, route
@@ -176,7 +176,7 @@ def test_no_route_lets_in_who_has_no_valid_key(app_client: TestClient, database:
 
 def test_no_body_is_read_before_the_caller_is_known(app_client: TestClient) -> None:
     """FastAPI reads and parses a body that is an argument of the endpoint before any dependency; see bodies.of."""
-    contexts = iter_route_contexts(app_client.app.routes)  # type: ignore[attr-defined]
+    contexts = iter_route_contexts(app_client.app.routes)  # type: ignore[attr-defined] # it is a FastAPI
     routes = [context.original_route for context in contexts if isinstance(context.original_route, APIRoute)]
 
     assert [route.path for route in routes if route.body_field is not None] == []

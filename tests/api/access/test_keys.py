@@ -92,10 +92,10 @@ def test_both_secrets_work_during_the_overlap_and_then_only_the_new_one(
     assert new["id"] == old["id"]
     assert [strict.get("/v1/runs", headers=bearer(key)).status_code for key in (old, new)] == [200, 200]
     run_sql(database, "UPDATE api_key SET overlap_until = now()")
-    strict.app.state.keyring.forget(old["id"])  # type: ignore[attr-defined]
+    strict.app.state.keyring.forget(old["id"])  # type: ignore[attr-defined] # it is a FastAPI
     assert [strict.get("/v1/runs", headers=bearer(key)).status_code for key in (old, new)] == [401, 200]
     newest = client.post(f"/v1/keys/{old['id']}/rotate", json={"overlap": 0}).json()
-    strict.app.state.keyring.forget(old["id"])  # type: ignore[attr-defined]
+    strict.app.state.keyring.forget(old["id"])  # type: ignore[attr-defined] # it is a FastAPI
     assert [strict.get("/v1/runs", headers=bearer(key)).status_code for key in (old, new, newest)] == [401, 401, 200]
 
 

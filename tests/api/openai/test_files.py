@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import os
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,7 +14,7 @@ from datetime import timedelta
 import httpx2
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from app.files import storage
 from app.files.file import parsed_id
@@ -46,9 +47,13 @@ def http(api: str) -> Iterator[httpx2.Client]:
         yield made
 
 
-def chunks(database: Database) -> int:
+def counted(database: Database, statement: TextClause) -> int:
     with database.work() as work:
-        return int(work.rows(text("SELECT count(*) AS count FROM file_chunk"))[0].count)
+        return int(work.rows(statement)[0].count)
+
+
+def chunks(database: Database) -> int:
+    return counted(database, text("SELECT count(*) AS count FROM file_chunk"))
 
 
 def form(file: bytes, *fields: tuple[str, str], last: bytes = b"--x--\r\n") -> bytes:
@@ -225,6 +230,26 @@ def test_expired_files_are_removed_with_their_content(client: OpenAI, database: 
     assert storage.remove_expired(database) == 1
     with pytest.raises(NotFound):
         storage.get(database, parsed_id(gone), None)
+
+
+def test_a_removal_waits_for_who_holds_the_file_and_then_looks_whether_it_is_used(
+    client: OpenAI, database: Database
+) -> None:
+    """A batch that is being created holds its input: it is not removed between the look and the batch's commit."""
+    file = parsed_id(client.files.create(file=b"x", purpose="batch").id)
+    assert file is not None
+    order: list[str] = []
+    removing = threading.Thread(target=lambda: storage.remove(database, file, lambda _: order.append("looked")))
+    blocked = text("SELECT count(*) AS count FROM pg_locks WHERE NOT granted")
+    pause = threading.Event()
+    with database.work() as work:
+        storage.get_in(work, file, None, hold=True)
+        removing.start()
+        assert any(order or counted(database, blocked) or pause.wait(0.02) for _ in range(1000))
+        order.append("created")
+    removing.join()
+
+    assert order == ["created", "looked"]
 
 
 def test_an_upload_that_was_given_up_is_removed(database: Database) -> None:

@@ -230,10 +230,10 @@ def test_input_items_are_listed_page_by_page(client: openai.OpenAI, start_pool: 
     start_pool()
     given: Any = [{"role": "user", "content": f"{number}"} for number in range(5)]
     made = client.responses.create(model=MODEL, input=given, max_output_tokens=4)
-    listed = [item.content[0].text for item in client.responses.input_items.list(made.id, order="asc", limit=2)]  # type: ignore[union-attr]
+    listed = [item.content[0].text for item in client.responses.input_items.list(made.id, order="asc", limit=2)]  # type: ignore[union-attr] # all are messages of text
     assert listed == ["0", "1", "2", "3", "4"], "the client follows the pages"
     newest = client.responses.input_items.list(made.id, limit=1)
-    assert newest.data[0].content[0].text == "4"  # type: ignore[union-attr]
+    assert newest.data[0].content[0].text == "4"  # type: ignore[union-attr] # as above
     assert newest.has_more
     with pytest.raises(openai.BadRequestError):
         client.responses.input_items.list(made.id, after="nothing")

@@ -1,0 +1,45 @@
+"""Stored messages in the form of chat templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from app.inference.requests import ChatMessage, ToolCall
+from app.memory.conversations.message import MessageRole, StoredCall, StoredMessage
+
+_ROLES: dict[MessageRole, Literal["system", "user", "assistant", "tool"]] = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.TOOL: "tool",
+}
+
+
+def chat_messages(messages: Iterable[StoredMessage]) -> list[ChatMessage]:
+    """
+    Return the messages for a chat template.
+
+    Calls that follow each other, and the text before them, are one message, as chat templates expect.
+    """
+    found: list[ChatMessage] = []
+    for message in messages:
+        calls = tuple(ToolCall(call.name, _arguments(call), call.arguments) for call in message.calls)
+        last = found[-1] if found else None
+        if message.role is MessageRole.ASSISTANT and not message.content and last is not None:
+            if last.role == "assistant":
+                found[-1] = ChatMessage("assistant", last.content, (*last.tool_calls, *calls))
+                continue
+        found.append(ChatMessage(_ROLES[message.role], message.content, calls))
+    return found
+
+
+def _arguments(call: StoredCall) -> dict[str, Any]:
+    """The arguments of a call; none where the model wrote no JSON object."""
+    try:
+        value = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

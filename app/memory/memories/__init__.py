@@ -1,0 +1,1 @@
+"""Memories: facts, preferences, decisions, breakthroughs and patterns that outlast a conversation."""

@@ -1,0 +1,221 @@
+"""
+What can be done with memories: remember, look, end, supersede, mark.
+
+A memory that is remembered twice exists once. A memory that ends keeps its text and its place; deleting it for real is
+`forgetting.py`. Everything is bound to a namespace; memories of another one are not found. `None` as a namespace means
+any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from app.files.file import parsed_id, shown_id
+from app.kernel import clock
+from app.kernel.database import Database, UnitOfWork
+from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
+from app.kernel.security import texts
+from app.memory.memories import store
+from app.memory.memories.kinds import MAX_AUTHOR, MAX_NOTE, MemoryEvent, MemoryKind
+from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, NewMemory, checked
+from app.memory.memories.store import MemoryFilter
+
+#: Most memories of a chain that a history shows.
+_LONGEST_CHAIN = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The memory that answers a request to remember something."""
+
+    memory: Memory
+    #: False: one that holds says the same.
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPage:
+    """A part of a list of memories, the newest first."""
+
+    memories: list[Memory]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryHistory:
+    """The memories that took each other's place, the oldest first, and what happened to them."""
+
+    memories: list[Memory]
+    entries: list[MemoryHistoryEntry]
+
+
+def shown(id_: UUID) -> str:
+    """Return the id of a memory as the API shows it."""
+    return shown_id(id_, PREFIX)
+
+
+def remember(
+    database: Database, new: NewMemory, namespace: str, author: str, *, supersedes: str | None = None
+) -> Remembered:
+    """
+    Write a memory; one that says the same is returned instead. With `supersedes`, that one ends where this one begins.
+
+    Raises InvalidInput, NotFound and Conflict.
+    """
+    with database.work() as work:
+        return remember_in(work, new, namespace, author, supersedes=supersedes)
+
+
+def remember_in(
+    work: UnitOfWork,
+    new: NewMemory,
+    namespace: str,
+    author: str,
+    *,
+    supersedes: str | None = None,
+    note: str = "",
+) -> Remembered:
+    """As `remember`, in a transaction of the caller."""
+    new, author, note = checked(new), _author(author), _note(note)
+    old = None if supersedes is None else _require(work, supersedes, namespace, lock=True)
+    if old is not None:
+        _require_replaceable(old, new)
+    made = store.insert(work, new, namespace)
+    if made is None:
+        same = store.of_text(work, namespace, new.user, new.text)
+        if same is None:
+            raise Conflict("a memory with the same words has ended at this moment; remember this one again")
+        if old is not None and same.id != old.id:
+            raise Conflict(f"{shown(same.id)} says the same already; invalidate {shown(old.id)} instead")
+        return Remembered(same, created=False)
+    store.note(work, made.id, MemoryEvent.REMEMBERED, author, "" if old is None else note)
+    if old is not None:
+        _end(work, old, made.valid_from, author, note, by=made.id)
+    return Remembered(made, created=True)
+
+
+def get(database: Database, id_: str, namespace: str | None) -> Memory:
+    """Return a memory. Raises NotFound."""
+    with database.work() as work:
+        return _require(work, id_, namespace)
+
+
+def page(database: Database, of: MemoryFilter, after: str | None = None, limit: int = 100) -> MemoryPage:
+    """Return memories, the newest first. Raises NotFound when there is no memory `after`."""
+    with database.work() as work:
+        last = None if after is None else _require(work, after, of.namespace).id
+        found = store.page(work, of, last, limit + 1)
+    return MemoryPage(found[:limit], len(found) > limit)
+
+
+def history(database: Database, id_: str, namespace: str | None) -> MemoryHistory:
+    """Return a memory with those that it superseded and that superseded it. Raises NotFound."""
+    with database.work() as work:
+        found = _require(work, id_, namespace)
+        linked = store.chain(work, found.id, _LONGEST_CHAIN)
+        memories = sorted(store.all_of(work, linked), key=lambda memory: (memory.valid_from, memory.id))
+        return MemoryHistory(memories, store.history(work, linked))
+
+
+def invalidate(
+    database: Database, id_: str, namespace: str | None, author: str, *, at: datetime | None = None, note: str = ""
+) -> Memory:
+    """
+    End a memory, now or at an instant. Its text stays, for reads as of an earlier instant.
+
+    Raises NotFound, Conflict when it has ended before, and InvalidInput when it would end before it begins.
+    """
+    with database.work() as work:
+        memory = _require(work, id_, namespace, lock=True)
+        return _end(work, memory, at or max(clock.now(), memory.valid_from), _author(author), _note(note))
+
+
+def supersede(
+    database: Database, id_: str, new: NewMemory, namespace: str | None, author: str, *, note: str = ""
+) -> Remembered:
+    """
+    Put a new memory of the same scope in the place of one, which ends where the new one begins.
+
+    Raises NotFound, Conflict and InvalidInput.
+    """
+    with database.work() as work:
+        old = _require(work, id_, namespace, lock=True)
+        return remember_in(work, new, old.namespace, author, supersedes=id_, note=note)
+
+
+def mark(
+    database: Database, id_: str, namespace: str | None, author: str, *, is_breakthrough: bool = True, note: str = ""
+) -> Memory:
+    """
+    Mark a memory as a breakthrough, or give it back the kind that it had before.
+
+    Raises NotFound, and Conflict for a memory that was written as a breakthrough and would have no other kind.
+    """
+    with database.work() as work:
+        memory = _require(work, id_, namespace, lock=True)
+        if (memory.kind == MemoryKind.BREAKTHROUGH) == is_breakthrough:
+            return memory
+        if is_breakthrough:
+            kind, event = MemoryKind.BREAKTHROUGH, MemoryEvent.MARKED
+        else:
+            before = store.kind_before(work, memory.id)
+            if before is None:
+                raise Conflict(f"{id_} was remembered as a breakthrough; supersede it with a memory of another kind")
+            kind, event = before, MemoryEvent.UNMARKED
+        store.note(work, memory.id, event, _author(author), _note(note), memory.kind)
+        store.set_kind(work, memory.id, kind)
+        return _require(work, id_, namespace)
+
+
+def note_used_in(work: UnitOfWork, memory_ids: Collection[UUID]) -> None:
+    """Write that memories became part of a prompt or of an answer."""
+    store.used(work, memory_ids)
+
+
+def _require(work: UnitOfWork, id_: str, namespace: str | None, *, lock: bool = False) -> Memory:
+    parsed = parsed_id(id_, PREFIX)
+    found = None if parsed is None else store.find(work, parsed, lock=lock)
+    if found is None or (namespace is not None and found.namespace != namespace):
+        raise NotFound("memory", texts.printable(id_, 100))
+    return found
+
+
+def _require_replaceable(old: Memory, new: NewMemory) -> None:
+    if old.invalid_at is not None:
+        raise Conflict(f"{shown(old.id)} ended at {old.invalid_at:%Y-%m-%dT%H:%M:%SZ}, and cannot be superseded")
+    if new.user != old.user:
+        whose = "the whole namespace" if old.user is None else f"the user {old.user!r}"
+        raise InvalidInput([Problem("user", "it is not that of the old memory", whose)], "memory")
+    if new.valid_from is not None and new.valid_from < old.valid_from:
+        raise InvalidInput(
+            [Problem("valid_from", "the new memory would begin before the old one", f"after {old.valid_from:%FT%TZ}")],
+            "memory",
+        )
+
+
+def _end(work: UnitOfWork, memory: Memory, at: datetime, author: str, note: str, by: UUID | None = None) -> Memory:
+    if memory.invalid_at is not None:
+        raise Conflict(f"{shown(memory.id)} ended at {memory.invalid_at:%Y-%m-%dT%H:%M:%SZ}")
+    if at < memory.valid_from:
+        raise InvalidInput(
+            [Problem("at", "the memory would end before it begins", f"{memory.valid_from:%FT%TZ} or later")], "memory"
+        )
+    event = MemoryEvent.INVALIDATED if by is None else MemoryEvent.SUPERSEDED
+    store.note(work, memory.id, event, author, note, "" if by is None else shown(by))
+    ended = store.end(work, memory.id, at, by)
+    assert ended is not None, "it is locked"
+    return store.with_sources(work, [ended])[0]
+
+
+def _author(author: str) -> str:
+    return texts.storable(author, MAX_AUTHOR)
+
+
+def _note(note: str) -> str:
+    """Raises InvalidInput."""
+    if len(note) > MAX_NOTE:
+        raise InvalidInput([Problem("note", f"it has {len(note)} characters", f"at most {MAX_NOTE}")], "memory")
+    return texts.storable(note)
