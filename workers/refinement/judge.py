@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from app.workflows.language.verification import ChainFields, VoteFields
 from workers.refinement import outputs
-from workers.refinement.verdict import CheckResult, VerifierVerdict, Verdicts
+from workers.refinement.verdict import CheckResult, Verdicts, VerifierVerdict
 from workers.refinement.verifiers import CandidateOutput
 
 #: What is known of the kept output.

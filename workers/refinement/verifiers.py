@@ -28,7 +28,7 @@ from workers.refinement import grounding, outputs
 from workers.refinement.code_tests import CodeRun
 from workers.refinement.grounding import GroundingSources
 from workers.refinement.outputs import NoValue
-from workers.refinement.verdict import CheckResult, VerifierVerdict, Verdicts
+from workers.refinement.verdict import CheckResult, Verdicts, VerifierVerdict
 
 #: Runs a code with tests: code, tests, seconds, mebibytes.
 RunCode = Callable[[str, Sequence[str], float, int], CodeRun]
