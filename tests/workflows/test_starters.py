@@ -56,7 +56,7 @@ def test_extract(pools: Pools) -> None:
 
 
 def test_refine(pools: Pools) -> None:
-    run = pools.work(pools.worker.submit(workflows.text(StarterKind.REFINE, "orders")))
+    run = pools.work(pools.worker.submit(workflows.text(StarterKind.REFINE, "orders")), others=True)
 
     assert run.state == "succeeded", run.error
     assert set(run.output["order"]) == {"number", "customer", "city"}

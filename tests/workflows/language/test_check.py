@@ -80,12 +80,17 @@ WRONG = {
         "steps[0].retry.attempts",
         "max_attempts",
     ),
-    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | openai | compress | transform | http"),
+    "no kind": (
+        steps("{id: a}"),
+        3,
+        "steps[0]",
+        "generate | embed | openai | compress | refine | ensemble | verify | transform | http",
+    ),
     "an unknown kind": (
         steps("{id: a, kind: think}"),
         3,
         "steps[0]",
-        "generate | embed | openai | compress | transform | http",
+        "generate | embed | openai | compress | refine | ensemble | verify | transform | http",
     ),
     "an invalid id": (steps("{id: A-1, kind: noop}"), 3, "steps[0].id", "underscores"),
     "a duplicate id": (
@@ -363,7 +368,8 @@ WRONG = {
         "steps[0].step",
         (
             "'map' is not supported here "
-            "kind: generate | embed | openai | compress | transform | http | workflow | noop; for more than one step"
+            "kind: generate | embed | openai | compress | refine | ensemble | verify | transform | http | workflow | noop; "
+            "for more than one step"
         ),
     ),
     "a wait in a map": (mapped("kind: wait, for: 1h"), 3, "steps[0].step", "call a workflow"),
