@@ -60,7 +60,7 @@ $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
 
-fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own
+fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own; FUZZ_PATHS=REGEX: to some paths
 	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py
 
 lint: $(DEV) ## Check style, types and imports

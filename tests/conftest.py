@@ -6,6 +6,7 @@ With pytest-xdist each worker is a session: it has servers, ports and folders of
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -47,6 +48,9 @@ from app.workflows.runs.changes.transactions import RunPolicy
 from app.workflows.runs.service import Runs
 from app.workflows.runs.storage import rows  # noqa: F401 as above
 
+# Until all is collected there is no garbage, and each look for it takes longer than the one before.
+gc.disable()
+
 # A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -64,6 +68,8 @@ for name in [name for name in os.environ if name.startswith("ARRIERO_")]:
 #: Folders whose tests run worker programs, and fixtures that tests of a real model ask for: both take long.
 SLOW_FOLDERS = ("live", "faults")
 SLOW_FIXTURES = frozenset({"model_path", "gemma_path"})
+#: Files of tests/live with an installation of their own.
+OWN_TREE = ("tests/live/test_access.py", "tests/live/test_fuzz.py")
 #: The parts of the suite that take longest, the longest first. Workers begin with them, so that none ends alone.
 LONGEST = ("live", "faults", "workers", "kernel")
 #: Seconds for a slow test, on a machine that does much else. Each of its conditions has a deadline of its own.
@@ -80,10 +86,17 @@ WORKER_BYTES = 2 * 2**30
 
 
 class Scheduling(LoadFileScheduling):
-    """A file goes to one worker, because its tests share fixtures; those of faults share none and go one by one."""
+    """
+    A file goes to one worker, because its tests share fixtures; those of faults share none and go one by one.
+
+    The files that share one `arriero up` go to one worker together: another one would start its own.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid if nodeid.startswith("tests/faults/") else str(super()._split_scope(nodeid))
+        if nodeid.startswith("tests/faults/"):
+            return nodeid
+        file = str(super()._split_scope(nodeid))
+        return "tests/live" if file.startswith("tests/live/") and file not in OWN_TREE else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
@@ -100,6 +113,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: no look for garbage visits it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def _folder(item: pytest.Item) -> str:

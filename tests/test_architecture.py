@@ -17,6 +17,7 @@ CONCEPTS = (
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
     "workflows/runs/admission.py",
+    "workflows/runs/agents.py",
     "workflows/runs/calls.py",
     "workflows/runs/changes/cancellation.py",
     "workflows/runs/changes/change.py",
@@ -38,6 +39,7 @@ SHELLS = {
     "workflows/runs/recovery/owners.py",
     "workflows/runs/recovery/sweep.py",
     "workflows/runs/service.py",
+    "workflows/runs/storage/agent_items.py",
     "workflows/runs/storage/history.py",
     "workflows/runs/storage/items.py",
     "workflows/runs/storage/pauses.py",
@@ -51,6 +53,7 @@ SHELLS = {
     "workflows/runs/submission.py",
     "workflows/runs/views.py",
     "workflows/runs/waits.py",
+    "workflows/erasure.py",
     "workflows/retention.py",
     "workflows/garbage.py",
     "workflows/registry.py",
@@ -74,12 +77,16 @@ SHELLS = {
     "inference/batches/service.py",
     "inference/batches/store.py",
     "inference/direct.py",
+    "memory/memories/cursors.py",
+    "memory/memories/extraction.py",
     "memory/memories/forgetting.py",
     "memory/memories/memory.py",
+    "memory/memories/options.py",
     "memory/memories/rows.py",
     "memory/memories/service.py",
     "memory/memories/store.py",
     "inference/queues.py",
+    "inference/refinement_counters.py",
     "catalog/conversion/bert.py",
     "catalog/install.py",
     "catalog/live.py",
@@ -115,21 +122,38 @@ SHELLS = {
     "inference/routing/fleet.py",
     "inference/refinement_counters.py",
     "memory/conversations/chat.py",
+    "memory/deletion.py",
+    "memory/deletion_stores.py",
     "memory/conversations/conversation.py",
+    "memory/conversations/items.py",
+    "memory/conversations/hot.py",
+    "memory/conversations/lists.py",
     "memory/conversations/message.py",
+    "memory/conversations/retention.py",
     "memory/conversations/rows.py",
     "memory/conversations/service.py",
     "memory/conversations/store.py",
     "memory/recall/dense.py",
     "memory/recall/lexical.py",
+    "memory/recall/query_vectors.py",
     "memory/recall/rows.py",
     "memory/recall/service.py",
+    "memory/recall/status.py",
     "memory/recall/storage.py",
+    "memory/blocks/indexing.py",
+    "memory/recall/vector_index.py",
+    "memory/recall/vectors.py",
     "memory/blocks/rows.py",
     "memory/blocks/service.py",
     "memory/blocks/storage.py",
+    "memory/blocks/templates.py",
     "memory/blocks/tools.py",
+    "memory/personal/folder.py",
+    "memory/personal/importing.py",
+    "memory/personal/indexing.py",
+    "memory/personal/relevant.py",
     "memory/personal/rows.py",
+    "memory/personal/service.py",
     "memory/personal/storage.py",
 }
 #: What a pure module cannot import: clocks, chance, processes, networks, files, vendors, and shells.
@@ -236,15 +260,25 @@ def test_alembic_is_no_package() -> None:
 
 def test_task_names_are_their_import_paths() -> None:
     from app.inference.batches.tasks import BATCHES
+    from app.memory.memories.tasks import EXTRACTION
+    from app.memory.personal.tasks import IMPORT_FOLDER
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
+    from workers.memory import context_folder, expiry, extraction
+    from workers.memory import jobs as memory_jobs
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
     assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
+    folder = context_folder.run_import_folder
+    assert f"{folder.__module__}.{folder.__name__}" == IMPORT_FOLDER
+    assert f"{extraction.run_extraction.__module__}.{extraction.run_extraction.__name__}" == EXTRACTION
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
+    expire = expiry.run_conversation_expiry
+    assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
+    assert f"{memory_jobs.run_recall.__module__}.{memory_jobs.run_recall.__name__}" == timetable.RECALL
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 
 

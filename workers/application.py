@@ -20,10 +20,14 @@ from app.fleet.pool import PoolPhase
 from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
+from app.memory.memories.tasks import EXTRACTION
+from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
+from workers.memory import context_folder, expiry, extraction
+from workers.memory import jobs as memory_jobs
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -81,6 +85,18 @@ class Application:
         def run_batches() -> None:
             batch_jobs.run_batches(self.runtime)
 
+        @task(name=timetable.EXPIRE_CONVERSATIONS)
+        def run_conversation_expiry() -> None:
+            expiry.run_conversation_expiry(self.runtime)
+
+        @task(name=EXTRACTION)
+        def run_extraction() -> None:
+            extraction.run_extraction(self.runtime)
+
+        @task(name=timetable.RECALL)
+        def run_recall() -> None:
+            memory_jobs.run_recall(self.runtime)
+
         @task(name=RECONCILE)
         def run_reconcile() -> None:
             jobs.run_reconcile(self.runtime)
@@ -88,6 +104,10 @@ class Application:
         @task(name=DEFRAGMENT)
         def run_defragment() -> None:
             jobs.run_defragment(self.runtime)
+
+        @task(name=IMPORT_FOLDER)
+        def run_import_folder() -> None:
+            context_folder.run_import_folder(self.runtime)
 
     @property
     def runtime(self) -> Runtime:

@@ -30,6 +30,7 @@ from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers import embedding_step
 from workers.engine import Engine, OnPiece, OnStop, Ticket
+from workers.memory.assembly import AssembledPrompt
 
 AnyRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | RerankingRequest
 
@@ -70,12 +71,25 @@ def parse(body: Any, model: str, endpoint: str | None = None) -> AnyRequest:
         raise _invalid(str(error)) from None
 
 
-def start(engine: Engine, request: ChatRequest | CompletionRequest, priority: str, on_piece: OnPiece | None) -> Ticket:
+def start(
+    engine: Engine,
+    request: ChatRequest | CompletionRequest,
+    priority: str,
+    on_piece: OnPiece | None,
+    assembled: AssembledPrompt | None = None,
+) -> Ticket:
     """Submit a request for text to the engine. Raises StepFailure when it can never be served."""
-    return engine.generate(replace(request.translated(), priority=PriorityClass(priority)), on_piece=on_piece)
+    translated = request.translated() if assembled is None else assembled.request
+    return engine.generate(replace(translated, priority=PriorityClass(priority)), on_piece=on_piece)
 
 
-def success(request: ChatRequest | CompletionRequest, generated: Generated, run_id: UUID, created: int) -> Success:
+def success(
+    request: ChatRequest | CompletionRequest,
+    generated: Generated,
+    run_id: UUID,
+    created: int,
+    assembled: AssembledPrompt | None = None,
+) -> Success:
     """The outcome of a request for text."""
     usage = TokenUsage(
         generated.tokens_in,
@@ -84,7 +98,8 @@ def success(request: ChatRequest | CompletionRequest, generated: Generated, run_
         generated.time_to_first,
         "tool_calls" if generated.tool_calls else generated.finish.value,
     )
-    return Success(answers.document(request, generated, str(run_id), created), usage)
+    done = Success(answers.document(request, generated, str(run_id), created), usage)
+    return done if assembled is None else assembled.success(done, generated)
 
 
 def embed(request: EmbeddingsRequest, engine: Engine, priority: str, on_stop: OnStop, timeout: timedelta) -> Success:
@@ -125,10 +140,12 @@ def execute(
     on_piece: OnPiece | None,
     watch: Callable[[Callable[[], int]], AbstractContextManager[None]],
     timeout: timedelta,
+    assemble: Callable[[ChatRequest], AssembledPrompt],
 ) -> Success:
     """
     Do a request, and wait for its end. `watch` is given a function that returns the number of tokens written so far.
-    Where its `endpoint` is not known, its kind follows from its fields.
+    `assemble` puts the prompt of a conversation together. Where its `endpoint` is not known, its kind follows from its
+    fields.
 
     Raises StepFailure, and CancelledError when it was stopped.
     """
@@ -137,7 +154,8 @@ def execute(
         return embed(request, engine, priority, on_stop, timeout)
     if isinstance(request, RerankingRequest):
         return rerank(request, engine, priority, on_stop, timeout)
-    ticket = start(engine, request, priority, on_piece)
+    assembled = assemble(request) if isinstance(request, ChatRequest) and request.is_assembled else None
+    ticket = start(engine, request, priority, on_piece, assembled)
     on_stop(ticket.cancel)
     seconds = timeout.total_seconds()
     try:
@@ -146,7 +164,7 @@ def execute(
     except TimeoutError:
         ticket.cancel()
         raise StepFailure(FailureReason.TIMEOUT, f"the model did not finish within {seconds:g} s") from None
-    done = success(request, generated, run_id, created)
+    done = success(request, generated, run_id, created, assembled)
     if endpoint is not None and isinstance(request, ResponseChat):
         of_response = ResponsesRequest.model_validate(request.response)
         return replace(done, output=responses.answered(of_response, str(run_id), done.output))

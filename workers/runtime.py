@@ -24,6 +24,9 @@ from app.kernel.live import live_settings
 from app.kernel.live.notices import ChangeListener
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
+from app.memory.conversations.hot import HotConversations
+from app.memory.recall.query_vectors import QueryEmbedder
+from app.memory.recall.service import Recall
 from app.scheduler.residencies import Residencies
 from app.scheduler.wake_up import AgentCalls, WakingPublisher
 from app.workflows.runs.changes.transactions import RunPolicy
@@ -33,6 +36,8 @@ from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
+from workers.memory.counting import TokenCounts
+from workers.memory.sources import PromptSources
 from workers.messaging.step_events import StepEvents
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
@@ -90,16 +95,28 @@ class Runtime:
     tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
+    #: The last messages of conversations in Redis, in a pool; without it they are read from the record.
+    hot: HotConversations | None = None
+    #: Tokens of stored messages by the model of this process, in a pool.
+    token_counts: TokenCounts = field(default_factory=TokenCounts)
+    #: What prompts have beside their conversations, in a pool.
+    prompt_sources: PromptSources = field(default_factory=PromptSources)
     #: Count tokens for steps that need no pool.
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
     #: What Flower shows of the steps; silent until the worker is attached.
     events: StepEvents = field(default_factory=StepEvents)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
+    #: Finds what was said; by its words alone until the worker has started.
+    recall: Recall = field(init=False)
     #: For how long clients want models to stay loaded; None in a pool.
     residencies: Residencies | None = None
     #: Counts refined outputs; None in a pool.
     refinements: RefinementCounters | None = None
+
+    def __post_init__(self) -> None:
+        """Without a broker, recall has no vectors of queries."""
+        self.recall = Recall(self.runs.database)
 
     @property
     def catalog(self) -> Catalog:
@@ -125,12 +142,15 @@ class Runtime:
     def _apply(self, settings: Settings) -> None:
         self.settings = settings
         self.runs.policy.retention = settings.runs.retention
+        if self.hot is not None:
+            self.hot.settings = settings.conversations
 
     def close(self) -> None:
         """Stop the renewal of leases and the reports, close the engine, and write the last tokens."""
         if self.listener is not None:
             self.listener.close()
         self.leases.close()
+        self.recall.close()
         self.token_reports.close()
         self.tokenizers.close()
         self.activity.close()
@@ -183,7 +203,10 @@ def start(
         reports,
         None if engine is None else TokenWriter(redis_url),
         residencies=Residencies(redis_url) if engine is None else None,
+        hot=None if engine is None else HotConversations(resources.database, broker, settings.conversations),
         refinements=RefinementCounters(redis_url) if engine is None else None,
     )
+    embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)
+    runtime.recall = Recall(resources.database, embed)
     runtime.follow_settings(redis_url)
     return runtime

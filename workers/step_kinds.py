@@ -11,26 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from app.inference import prompts, step_outputs
-from app.inference.requests import FinishReason, PriorityClass
+from app.inference.openai.chat import ChatRequest
+from app.inference.requests import FinishReason, GenerateRequest, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, StepFailure, Unavailable
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
+from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
 from app.workflows.language.steps import (
+    AgentStep,
     CallFields,
     EmbedFields,
-    HttpFields,
     JoinStep,
     MapStep,
     NoopFields,
@@ -38,6 +43,7 @@ from app.workflows.language.steps import (
     TransformFields,
     WaitStep,
 )
+from app.workflows.language.summarize import SummarizeFields
 from app.workflows.language.verification import VerifyFields
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import (
@@ -53,9 +59,12 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
+from workers.memory import assembly, embeddings, recall_step, summarize_step
+from workers.memory.assembly import AssembledPrompt
 from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
+from workers.tool_loop import agent_step, http_requests, tool_calls
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -122,14 +131,34 @@ def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
     with _failures_in(stream):
         outcome = _generated(task, step, stream.piece)
     if isinstance(outcome, Success):
-        stream.done(outcome.output)
-    else:
-        stream.failed(outcome.reason, outcome.message)
+        return _answered(stream, outcome)
+    stream.failed(outcome.reason, outcome.message)
     return outcome
+
+
+def _answered(stream: TokenStream, done: Success) -> Success:
+    """Write the end of a stream: at once, or when what is recorded with the answer has been recorded."""
+    if done.within is None:
+        stream.done(done.output)
+        return done
+    follows = done.recorded
+
+    def recorded(outcome: Success | Failure) -> None:
+        if isinstance(outcome, Success):
+            stream.done(done.output)
+        else:
+            stream.failed(outcome.reason, outcome.message)
+        if follows is not None:
+            follows(outcome)
+
+    return replace(done, recorded=recorded)
 
 
 def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -> Success | Failure:
     request = prompts.request_of(step, task.data, priority=task.claim.priority, attempt=task.claim.attempt)
+    assembled = _assembled(task, step, request) if step.is_assembled else None
+    if assembled is not None:
+        request = assembled.request
     ticket = task.engine.generate(request, on_piece=on_piece)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
@@ -153,7 +182,44 @@ def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -
     if step.on_length == "fail" and step_outputs.was_cut(generated):
         message = f"the text was cut at max_tokens ({step.max_tokens})"
         return Failure(FailureReason.TRUNCATED, message, generated.text, usage)
-    return Success(step_outputs.output_of(step, generated), usage)
+    done = Success(step_outputs.output_of(step, generated), usage)
+    return done if assembled is None else assembled.success(done, generated)
+
+
+def _assembled(task: StepTask, step: GenerateFields, request: GenerateRequest) -> AssembledPrompt:
+    claim = task.claim
+    assert claim.model is not None, "its model is chosen when it becomes ready"
+    named = None if step.conversation is None else templates.render(step.conversation, task.data).strip()
+    of = assembly.of_messages(
+        request.messages,
+        namespace=claim.namespace,
+        model=claim.model,
+        run_id=claim.run_id,
+        step_key=claim.key,
+        conversation=named,
+        user=None if step.user is None else templates.render(step.user, task.data).strip() or None,
+        options=step.memory or MemoryOptions(),
+    )
+    return assembly.assemble(task.runtime, task.engine, of, request)
+
+
+def _summarize(task: StepTask, step: SummarizeFields) -> Success:
+    claim = task.claim
+    assert claim.model is not None, "its model is chosen when it becomes ready"
+    return summarize_step.summarize(
+        step,
+        templates.render(step.conversation, task.data).strip(),
+        assembly.conversations_of(task.runtime),
+        task.runtime.runs.database,
+        task.engine,
+        task.runtime.token_counts,
+        namespace=claim.namespace,
+        model=claim.model,
+        run_id=claim.run_id,
+        priority=claim.priority,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+    )
 
 
 def _interactive_stream(task: StepTask) -> TokenStream | None:
@@ -200,10 +266,14 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             on_piece=None if stream is None else stream.piece,
             watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
+            assemble=partial(_assembled_chat, task),
         )
-    if stream is not None:
-        stream.done(done.output)
-    return done
+    return done if stream is None else _answered(stream, done)
+
+
+def _assembled_chat(task: StepTask, request: ChatRequest) -> AssembledPrompt:
+    of = assembly.of_chat(request, task.claim.namespace, task.claim.run_id, task.claim.key)
+    return assembly.assemble(task.runtime, task.engine, of, request.translated())
 
 
 def _compress(task: StepTask, step: CompressFields) -> Success | Called:
@@ -216,6 +286,23 @@ def _compress(task: StepTask, step: CompressFields) -> Success | Called:
         task.runtime.tokenizers.count,
         on_stop=task.holding.on_stop,
         timeout=task.timeout,
+    )
+
+
+def _recall(task: StepTask, step: RecallFields) -> Success:
+    return recall_step.recall(step, task.data, task.claim.namespace, task.runtime.recall)
+
+
+def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
+    assert task.claim.model is not None, "its model is chosen when it becomes ready"
+    return embeddings.embed_passages(
+        task.runtime.runs.database,
+        task.engine,
+        task.claim.model,
+        step.most,
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        priority=PriorityClass(task.claim.priority),
     )
 
 
@@ -249,26 +336,9 @@ def _failures_in(stream: TokenStream) -> Iterator[None]:
 
 
 def _http(task: StepTask, step: HttpFields) -> Success:
-    parts = {"url": step.url, "headers": step.headers, "query": step.query, "json": step.json_, "body": step.body}
-    secrets = task.runtime.secrets.reveal(calls.secret_names(parts))
-    filled = calls.render_texts(parts, task.data, secrets)
-    body = calls.json_body(filled["json"]) if step.has_json else None
-    if step.body is not None:
-        body = calls.text_body(filled["body"])
-    call = calls.HttpCall(
-        filled["url"],
-        step.method,
-        filled["headers"],
-        filled["query"],
-        body,
-        step.expect,
-        task.timeout,
-        step.max_bytes,
-        step.follow_redirects,
-        f"{task.claim.run_id}/{task.claim.key}",
-        step.idempotency_header,
-        tuple(secrets.values()),
-    )
+    secrets = task.runtime.secrets.reveal(calls.secret_names(http_requests.texts_of(step)))
+    key = f"{task.claim.run_id}/{task.claim.key}"
+    call = http_requests.call_of(step, task.data, secrets, timeout=task.timeout, key=key)
     response = outbound.call(call, settings=task.runtime.settings.http, on_stop=task.holding.on_stop)
     return Success(response.output())
 
@@ -314,6 +384,9 @@ _KINDS: Mapping[type[Any], _Kind] = {
     EmbedFields: _embed,
     OpenAIFields: _openai,
     CompressFields: _compress,
+    SummarizeFields: _summarize,
+    RecallFields: _recall,
+    EmbedPassagesFields: _embed_passages,
     RefineFields: _refine,
     EnsembleFields: _refine,
     VerifyFields: _verify,
@@ -321,4 +394,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     MapStep: _map,
     CallFields: _call,
     WaitStep: _wait,
+    AgentStep: agent_step.proceed,
+    AgentTurn: agent_step.take_turn,
+    AgentCall: lambda task, work: tool_calls.call(task, work, _call),
 }

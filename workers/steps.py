@@ -147,7 +147,15 @@ def failure_of(error: Exception) -> Failure:
 
 
 def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
-    """Record an outcome, or why it cannot be recorded. Raises LeaseLost."""
+    """Record an outcome, or why it cannot be recorded, and tell the outcome. Raises LeaseLost."""
+    recorded = _record_or_fail(runtime, claim, outcome)
+    if isinstance(outcome, Success) and outcome.recorded is not None:
+        assert isinstance(recorded.outcome, Success | Failure), "a success stays one, or becomes a failure"
+        outcome.recorded(recorded.outcome)
+    return recorded
+
+
+def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
     if isinstance(outcome, Success | Failure):
         outcome = replace(outcome, usage=runtime.priced(outcome.usage, claim.model))
     try:

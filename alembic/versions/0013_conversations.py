@@ -92,11 +92,17 @@ def upgrade() -> None:
         ),
     )
     op.create_index("uq_conversation_message_id", "conversation_message", ["id"], unique=True)
-    op.create_index(
-        "ix_conversation_message_run",
-        "conversation_message",
-        ["run_id"],
-        postgresql_where=sa.text("run_id IS NOT NULL"),
+    op.create_table(
+        "conversation_run",
+        sa.Column("conversation_id", sa.Uuid(), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.PrimaryKeyConstraint("conversation_id", "run_id", name=op.f("pk_conversation_run")),
+        sa.ForeignKeyConstraint(
+            ["conversation_id"],
+            ["conversation.id"],
+            name=op.f("fk_conversation_run_conversation_id_conversation"),
+            ondelete="CASCADE",
+        ),
     )
     op.create_table(
         "conversation_retention",
@@ -109,5 +115,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("conversation_retention")
+    op.drop_table("conversation_run")
     op.drop_table("conversation_message")
     op.drop_table("conversation")

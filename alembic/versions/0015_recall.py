@@ -1,6 +1,6 @@
 """recall
 
-Revision 0015, after 0012. Passages of texts with their words and vectors, for recall.
+Revision 0015, after 0014. Passages of texts with their words and vectors, for recall.
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from sqlalchemy.types import UserDefinedType
 from alembic import op
 
 revision = "0015"
-down_revision = "0013"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 
@@ -71,6 +71,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("dimensions", sa.Integer()),
         sa.Column("reached", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("made", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("is_indexed", sa.Boolean(), nullable=False, server_default="false"),
         sa.Column("run_id", sa.Uuid()),
         sa.Column("problem", sa.Text()),
@@ -96,10 +97,14 @@ def upgrade() -> None:
     op.create_table(
         "passage_pending",
         sa.Column("passage_id", sa.BigInteger(), nullable=False),
+        sa.Column("problem", sa.Text()),
         sa.PrimaryKeyConstraint("passage_id", name=op.f("pk_passage_pending")),
         sa.ForeignKeyConstraint(
             ["passage_id"], ["passage.id"], name=op.f("fk_passage_pending_passage_id_passage"), ondelete="CASCADE"
         ),
+    )
+    op.create_index(
+        "ix_passage_pending_ready", "passage_pending", ["passage_id"], postgresql_where=sa.text("problem IS NULL")
     )
 
 

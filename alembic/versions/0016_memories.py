@@ -111,26 +111,49 @@ def upgrade() -> None:
         sa.Column("conversation_id", sa.Uuid(), nullable=False),
         sa.Column("namespace", sa.String(64), nullable=False),
         sa.Column("enabled", sa.Boolean()),
+        sa.Column("last_seq", sa.BigInteger(), nullable=False),
+        _instant("last_at", nullable=False),
         sa.Column("read_through", sa.BigInteger(), nullable=False),
+        sa.Column("read_offset", sa.Integer(), nullable=False),
         sa.Column("run_id", sa.Uuid()),
         sa.Column("run_through", sa.BigInteger()),
+        sa.Column("run_offset", sa.Integer()),
         sa.Column("failures", sa.Integer(), nullable=False),
         _instant("retry_at"),
         sa.Column("error", sa.Text(), nullable=False),
-        _instant("updated_at", nullable=False, default="now()"),
+        sa.Column("skipped", sa.Integer(), nullable=False),
+        sa.Column("runs", sa.Integer(), nullable=False),
+        sa.Column("proposed", sa.Integer(), nullable=False),
+        sa.Column("written", sa.Integer(), nullable=False),
+        sa.Column("tokens_in", sa.BigInteger(), nullable=False),
+        sa.Column("tokens_out", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("conversation_id", name=op.f("pk_memory_extraction")),
     )
     op.create_index(
         "ix_memory_extraction_run", "memory_extraction", ["run_id"], postgresql_where=sa.text("run_id IS NOT NULL")
     )
     op.create_index("ix_memory_extraction_namespace", "memory_extraction", ["namespace", "conversation_id"])
+    op.create_index(
+        "ix_memory_extraction_pending",
+        "memory_extraction",
+        ["last_at"],
+        postgresql_where=sa.text("run_id IS NULL AND last_seq > read_through"),
+    )
     op.create_table(
         "memory_policy",
         sa.Column("namespace", sa.String(64), nullable=False),
         sa.Column("enabled", sa.Boolean()),
         sa.Column("model", sa.Text()),
+        _instant("since", nullable=False, default="now()"),
         sa.PrimaryKeyConstraint("namespace", name=op.f("pk_memory_policy")),
     )
+    op.create_table(
+        "memory_watermark",
+        sa.Column("name", sa.String(32), nullable=False),
+        _instant("seen", nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_memory_watermark")),
+    )
+    op.create_index("ix_conversation_updated", "conversation", ["updated_at"])
     op.create_table(
         "memory_refusal",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -152,6 +175,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("memory_refusal")
+    op.drop_index("ix_conversation_updated", "conversation")
+    op.drop_table("memory_watermark")
     op.drop_table("memory_policy")
     op.drop_table("memory_extraction")
     op.drop_table("memory_event")

@@ -37,7 +37,9 @@ MAX_KEPT = 1_000
 #: Bytes of a body that are looked at for the summary.
 _MAX_BODY = 16 * 1024
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-#: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches.
+#: Ordinary work, which has a history of its own: calls of models, compressions, runs, their events, files and batches;
+#: what is said in conversations; edits of memory blocks, whose versions have their authors.
+#: The texts of conversations, memories and documents must not outlive them here.
 ORDINARY = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -45,12 +47,27 @@ ORDINARY = frozenset(
         ("POST", "/v1/embeddings"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/compress"),
+        ("POST", "/v1/recall"),
         ("POST", "/v1/responses"),
         ("POST", "/v1/runs"),
         ("POST", "/v1/runs/{run_id}/events"),
         ("POST", "/v1/runs/{run_id}/fork"),
         ("POST", "/v1/files"),
         ("POST", "/v1/batches"),
+        ("POST", "/v1/blocks"),
+        ("PATCH", "/v1/blocks/{block_id}"),
+        ("POST", "/v1/blocks/{block_id}/rollback"),
+        # Its endpoint writes an entry without the document, which its user may ask to be deleted.
+        ("PUT", "/v1/context/{kind}/{name}"),
+        ("POST", "/v1/context/relevant"),
+        ("POST", "/v1/conversations"),
+        ("POST", "/v1/conversations/{conversation_id}/items"),
+        ("POST", "/v1/conversations/{conversation_id}/messages"),
+        ("POST", "/v1/conversations/{conversation_id}/fork"),
+        ("POST", "/v1/memories"),
+        ("POST", "/v1/memories/{memory_id}/invalidate"),
+        ("POST", "/v1/memories/{memory_id}/supersede"),
+        ("POST", "/v1/memories/{memory_id}/breakthrough"),
         ("POST", "/api/chat"),
         ("POST", "/api/generate"),
         ("POST", "/api/embed"),

@@ -42,6 +42,20 @@ from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
+from app.api.memory import (
+    block_templates,
+    blocks,
+    conversations,
+    deletion,
+    extraction,
+    memories,
+    messages,
+    recall,
+    retention,
+    search,
+)
+from app.api.memory import context as personal_context
+from app.api.memory.documents import ConversationForkIn, ConversationIn, ConversationPatch, ItemsIn, MessagesIn
 from app.api.ollama import endpoints as ollama_endpoints
 from app.api.ollama import models as ollama_models
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
@@ -82,6 +96,8 @@ from app.kernel.live.notices import ChangeListener, ChangeTopic
 from app.kernel.security.request_guard import STATUS as FORBIDDEN
 from app.kernel.security.request_guard import ForbiddenRequest, guard_of
 from app.kernel.settings import Settings
+from app.memory.recall.query_vectors import QueryEmbedder
+from app.memory.recall.service import Recall
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import WakingPublisher, wake_reconciler
 from app.workflows.language.definition import Definition
@@ -118,12 +134,22 @@ ROUTERS = (
     selection.router,
     responses.router,
     compression.router,
+    recall.router,
     served_models.router,
     cache.router,
     ollama_endpoints.router,
     ollama_models.router,
     files.router,
     batches.router,
+    blocks.router,
+    block_templates.router,
+    personal_context.router,
+    search.router,
+    conversations.router,
+    messages.router,
+    deletion.conversations_router,
+    deletion.users_router,
+    retention.router,
     runs.router,
     payloads.router,
     events.router,
@@ -145,6 +171,8 @@ ROUTERS = (
     audit.router,
     dead_letters.router,
     keys.router,
+    extraction.router,
+    memories.router,
     health.router,
 )
 
@@ -156,7 +184,11 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(runs.RunIn, Definition, Schedule, problems.ProblemOut, events.EventIn, run_control.ForkIn, run_control.FilterIn),
     *(ChatRequest, CompletionRequest, EmbeddingsRequest, RerankingRequest, ResponsesRequest, batches.BatchIn),
     *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn, compression.CompressIn),
+    *(recall.RecallIn,),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
+    *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
+    *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
+    *(ConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 
@@ -210,6 +242,8 @@ def serve(services: Services) -> FastAPI:
         client = road.connect(redis_url)
         reader = TokenReader(client)
         reader.start()
+        embed = QueryEmbedder(redis_url, lambda: services.catalog, lambda: services.settings.recall)
+        services.recall = Recall(services.database, embed)
         estimates, gate = WaitEstimates(services.database), CallGate(client, services.call_limits)
         app.state.road = Road(services.runs, client, reader, estimates, gate)
         app.state.answers = Answers(client, app.state.road, services.settings, lambda name: services.catalog.find(name))
@@ -218,6 +252,7 @@ def serve(services: Services) -> FastAPI:
         await app.state.road.close()
         await app.state.keyring.close()
         await reader.close()
+        services.recall.close()
         await client.aclose()
         listener.close()
         services.database.close()

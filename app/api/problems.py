@@ -121,6 +121,7 @@ def documented(
     descriptions = {
         404: "The resource does not exist",
         409: "The request conflicts with the current state of the resource",
+        412: "The version of `If-Match` is not the current one",
         413: "The body is too large",
         415: "The media type of the body is not supported",
         403: "The caller may not do this",

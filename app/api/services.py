@@ -15,6 +15,7 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.live.live_settings import LiveSettings
 from app.kernel.settings import Settings
+from app.memory.recall.service import Recall
 from app.scheduler.operator_commands import OperatorCommands
 from app.workflows.runs.service import Runs
 
@@ -36,11 +37,15 @@ class Services:
     #: The run-time settings and the limits on calls, which change while the process runs.
     live: LiveSettings = field(init=False)
     call_limits: CallLimitTable = field(init=False)
+    #: Recall of what was said.
+    #: Finds what was said; by its words alone until the application has started.
+    recall: Recall = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
         self.live = LiveSettings(self.settings, self._apply)
         self.call_limits = CallLimitTable(self.settings.limits)
+        self.recall = Recall(self.database)
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings

@@ -89,6 +89,20 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.compress:compress",
         "Print a text or a conversation with fewer tokens, counted by a model's tokenizer.",
     ),
+    "remember": LazyCommand(
+        "app.cli.memory.memories:remember", "Remember a statement. One that is known already is not written twice."
+    ),
+    "memories": LazyCommand(
+        "app.cli.memory.memories:app",
+        "Memories: facts, preferences, decisions, breakthroughs and patterns that outlast a conversation.",
+    ),
+    "forget": LazyCommand(
+        "app.cli.memory.memories:forget", "Delete memories for real, and show that a search finds them no more."
+    ),
+    "recall": LazyCommand(
+        "app.cli.memory.recall:recall",
+        "Find what was said: messages, memories, blocks and documents, by words and by meaning.",
+    ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
@@ -96,6 +110,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "batches": LazyCommand(
         "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."
     ),
+    "blocks": LazyCommand(
+        "app.cli.memory.blocks:app", "Memory blocks: labelled texts in prompts, which models can edit."
+    ),
+    "context": LazyCommand("app.cli.memory.context:app", "The personal context: documents of users, for prompts."),
     "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
         "app.cli.fleet.devices:devices",

@@ -20,7 +20,15 @@ from app.kernel.settings import Settings
 _DEFAULT_PORT = ApiSettings().port
 
 #: The beginnings of paths with names that belong to a namespace, or of requests for many runs.
-_NAMED = ("/v1/workflows", "/v1/schedules", "/v1/bulk/")
+_NAMED = (
+    "/v1/workflows",
+    "/v1/schedules",
+    "/v1/bulk/",
+    "/v1/blocks",
+    "/v1/block-templates",
+    "/v1/context",
+    "/v1/memories",
+)
 #: What follows a refusal for want of a key.
 _KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"
 #: Seconds without a byte after which a stream is given up: a waiting one has a comment every few seconds.
@@ -87,9 +95,10 @@ class Client:
         given = {name: value for name, value in (parameters or {}).items() if value is not None}
         return self._call("POST", path, json=body, headers=dict(headers or {}), params=given)
 
-    def put(self, path: str, body: Any) -> Any:
+    def put(self, path: str, body: Any, **parameters: Any) -> Any:
         """Put JSON. Returns the JSON of the answer."""
-        return self._call("PUT", path, json=body)
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return self._call("PUT", path, json=body, params=given)
 
     def patch(self, path: str, body: Any) -> Any:
         """Patch JSON. Returns the JSON of the answer."""

@@ -64,6 +64,8 @@ class DirectRequest:
     labels: Mapping[str, str]
     #: When it was received, in seconds since 1970.
     created: int
+    #: Whether it becomes a run. The vector of a query does not: what it is needed for is recorded, if anything is.
+    is_recorded: bool = True
 
     @staticmethod
     def new(
@@ -81,6 +83,7 @@ class DirectRequest:
             "priority": self.priority,
             "labels": self.labels,
             "created": self.created,
+            **({} if self.is_recorded else {"recorded": False}),
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -96,6 +99,7 @@ class DirectRequest:
                 str(content["priority"]),
                 {str(name): str(value) for name, value in content["labels"].items()},
                 int(content["created"]),
+                content.get("recorded") is not False,
             )
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a direct request: {error}") from None

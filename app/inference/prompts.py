@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from app.grammar import gbnf_source
 from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, PriorityClass, Sampling, Tool, ToolCall
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
 from app.workflows.expressions import conditions, templates
-from app.workflows.language.generate_fields import GenerateFields, MessageTemplate, StepToolChoice
+from app.workflows.language.generate_fields import GenerateFields, MessageTemplate, SamplingFields, StepToolChoice
 
 #: More than any context: the limit is then what the context leaves.
 MAX_TOKENS = 1_000_000
@@ -25,7 +25,7 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
 
     Raises StepFailure when a template or an expression cannot be evaluated.
     """
-    sampling = _sampling(step)
+    sampling = sampling_of(step.sampling)
     if sampling.seed is not None:
         # The texts of one attempt have the seeds from this one on.
         sampling = replace(sampling, seed=(sampling.seed + (attempt - 1) * step.n) % 2**32)
@@ -56,9 +56,10 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
     )
 
 
-def _sampling(step: GenerateFields) -> Sampling:
-    given = step.sampling.model_dump(exclude_none=True, exclude={"logit_bias"})
-    bias = {int(token): float("-inf") if value <= -100 else value for token, value in step.sampling.logit_bias.items()}
+def sampling_of(fields: SamplingFields) -> Sampling:
+    """Returns the sampling parameters of a step."""
+    given = fields.model_dump(exclude_none=True, exclude={"logit_bias"})
+    bias = {int(token): float("-inf") if value <= -100 else value for token, value in fields.logit_bias.items()}
     return replace(Sampling(), **given, logit_bias=bias)
 
 
@@ -67,6 +68,11 @@ def _grammar(source: str) -> str:
         return gbnf_source.checked(source)
     except InvalidInput as error:  # the definition was checked by an earlier version
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from None
+
+
+def messages_of(messages: Sequence[MessageTemplate], data: Mapping[str, Any]) -> list[ChatMessage]:
+    """Returns messages with their templates rendered. Raises StepFailure."""
+    return [_message(part, data) for part in messages]
 
 
 def _messages(step: GenerateFields) -> tuple[MessageTemplate, ...]:

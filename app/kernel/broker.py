@@ -18,6 +18,8 @@ Redis keys. Celery and RedBeat create all but those of `arriero:`:
     arriero:changes             notices of changed settings and limits (`app/kernel/live/notices.py`)
     arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
     arriero:residencies         how long clients want models loaded (`app/scheduler/residencies.py`)
+    arriero:conversation:*      the last messages of conversations (`app/memory/conversations/hot.py`)
+    arriero:recall:wanted:*     embedding models that queries needed (`app/memory/recall/query_vectors.py`)
     arriero:refinements         counters of refined outputs (`app/inference/refinement_counters.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """

@@ -333,6 +333,19 @@ class Database:
         except (OperationalError, PoolTimeout) as error:
             raise DatabaseUnreachable(_reason(error)) from error
 
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """
+        Run the block on a connection of SQLAlchemy without a transaction, for what Postgres refuses in one.
+
+        Raises DatabaseUnreachable.
+        """
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except (OperationalError, PoolTimeout) as error:
+            raise DatabaseUnreachable(_reason(error)) from error
+
     def require_head(self) -> None:
         """Raise DatabaseBehind unless the schema has the revision that this version needs."""
         current, head = self.revision(), head_revision()

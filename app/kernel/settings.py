@@ -39,9 +39,12 @@ from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
+from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.tools import ToolSettings
 from app.kernel.sections.verification import VerificationSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
@@ -91,15 +94,18 @@ class Settings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
     http: HttpSettings = HttpSettings()
+    tools: ToolSettings = ToolSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     audit: AuditSettings = AuditSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
-    verification: VerificationSettings = VerificationSettings()
     conversations: ConversationSettings = ConversationSettings()
+    memories: MemorySettings = MemorySettings()
     blocks: BlockSettings = BlockSettings()
     context: ContextSettings = ContextSettings()
+    recall: RecallSettings = RecallSettings()
+    verification: VerificationSettings = VerificationSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

@@ -10,6 +10,7 @@ Foreign keys make a wrong deletion impossible.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -32,6 +33,13 @@ def remove(work: UnitOfWork, table: str, after: str, limit: int) -> tuple[int, s
     found = [row.sha256 for row in work.rows(lock, {"refs": seen})] if seen else []
     removed = work.run(delete, {"refs": found}) if found else 0
     return removed, seen[-1] if len(seen) == limit else None
+
+
+def remove_unreferenced(work: UnitOfWork, table: str, hashes: Collection[str]) -> int:
+    """Delete those of these rows that no row references; returns how many."""
+    _, lock, delete = _statements(table)
+    found = [row.sha256 for row in work.rows(lock, {"refs": list(hashes)})] if hashes else []
+    return work.run(delete, {"refs": found}) if found else 0
 
 
 @cache

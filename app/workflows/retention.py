@@ -46,7 +46,7 @@ def remove_runs(database: Database, in_time: InTime = lambda: True) -> int:
         try:
             with transactions.begin(database, _LOCK_WAIT) as work:
                 ids = removal.expired_runs(work, batch_size, skipped)
-                removed += _remove_part(work, ids)
+                removed += remove_part(work, ids)
         except DatabaseUnreachable:
             raise
         except (RowsLocked, psycopg.Error) as error:
@@ -69,7 +69,7 @@ def remove_ended_run(database: Database, run_id: UUID) -> bool:
         return removal.remove_ended_run(work, run_id)
 
 
-def _remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
+def remove_part(work: UnitOfWork, ids: list[UUID]) -> int:
     """
     Delete a bounded part of the data of runs, children first, and the runs themselves when little is left.
 

@@ -1,5 +1,6 @@
 """The Python client of Arriero."""
 
+from arriero_client.blocks import Attach
 from arriero_client.client import AsyncClient, Client
 from arriero_client.errors import (
     ApiError,
@@ -20,13 +21,19 @@ from arriero_client.errors import (
     Unauthorized,
 )
 from arriero_client.exchange import Retries
+from arriero_client.recall import Recollection, Recollections
 from arriero_client.results import (
     Batch,
+    Block,
+    BlockDiff,
+    BlockVersion,
     Capabilities,
     ChatPart,
     ChatResult,
     Check,
     Compression,
+    ContextDocument,
+    ContextPart,
     EmbeddedBatch,
     Embeddings,
     Event,
@@ -50,7 +57,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "Attach",
     "Batch",
+    "Block",
+    "BlockDiff",
+    "BlockVersion",
     "Capabilities",
     "ChatPart",
     "ChatResult",
@@ -60,6 +71,8 @@ __all__ = [
     "Compression",
     "Conflict",
     "ConnectionFailed",
+    "ContextDocument",
+    "ContextPart",
     "EmbeddedBatch",
     "Embeddings",
     "Event",
@@ -74,6 +87,8 @@ __all__ = [
     "NotFound",
     "RateLimited",
     "Reasoned",
+    "Recollection",
+    "Recollections",
     "Retries",
     "Run",
     "RunFailed",

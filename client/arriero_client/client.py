@@ -8,9 +8,11 @@ from typing import Self
 
 import httpx2
 
+from arriero_client.blocks import Blocks
 from arriero_client.exchange import Retries
 from arriero_client.files import Files
 from arriero_client.health import Capable
+from arriero_client.recall import Recalling
 from arriero_client.runs import Runs
 from arriero_client.transports import AsyncTransport, Settings, SyncTransport
 
@@ -22,7 +24,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files):
+class _Operations(Runs, Capable, Files, Blocks, Recalling):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:

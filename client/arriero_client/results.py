@@ -299,3 +299,69 @@ class Health:
     def ok(self) -> bool:
         """Whether all that were checked work."""
         return all(check.ok for check in self.checks.values())
+
+
+class Block(_Document):
+    """A memory block."""
+
+    id: str
+    label: str
+    value: str
+    description: str = ""
+    limit: int
+    read_only: bool = False
+    #: The number of its newest version, which an edit names.
+    version: int
+    archived_at: datetime | None = None
+    attached: list[dict[str, str]] = []
+
+
+class BlockVersion(_Document):
+    """A version of a block."""
+
+    version: int
+    value: str
+    description: str = ""
+    limit: int
+    #: `kind`, `name`, `run_id`, `step`.
+    author: dict[str, Any] = {}
+    operation: str = ""
+    created_at: datetime
+
+
+class BlockDiff(_Document):
+    """What changed between two versions of a block."""
+
+    from_version: int
+    to_version: int
+    changed: list[str] = []
+    #: The change of the value as a unified diff.
+    diff: str = ""
+
+
+class ContextDocument(_Document):
+    """A document of the personal context."""
+
+    id: str
+    user: str | None = None
+    kind: str
+    name: str
+    title: str = ""
+    format: str = ""
+    #: It is in each prompt.
+    always: bool = False
+    version: int
+    #: None in lists.
+    content: str | None = None
+
+
+class ContextPart(_Document):
+    """A part of a document, for a prompt."""
+
+    document_id: str
+    kind: str
+    name: str
+    heading: str
+    text: str
+    #: None for a document that is in each prompt.
+    score: float | None = None

@@ -13,8 +13,11 @@ from sqlalchemy import text
 
 from app.kernel import settings
 from app.kernel.errors import FailureReason, LeaseLost, StepFailure
+from app.kernel.settings import Settings
 from app.workflows.language import check
-from app.workflows.language.steps import MODEL_KINDS, HttpFields
+from app.workflows.language.agent import AgentCall, AgentFields, AgentTurn
+from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.steps import MODEL_KINDS
 from app.workflows.runs import control, views
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.recovery.sweep import sweep
@@ -86,11 +89,15 @@ class StepWorker:
 
     def _outcome(self, claim: Claim, answers: Mapping[str, Answer]) -> Outcome:
         key = claim.key if claim.key in answers else claim.key.partition("[")[0]
-        own = isinstance(claim.work, (*MODEL_KINDS, HttpFields))
+        own = isinstance(claim.work, (*MODEL_KINDS, HttpFields, AgentTurn)) or (
+            isinstance(claim.work, AgentCall) and claim.key in answers
+        )
+        own = own and not isinstance(claim.work, AgentFields)
         if own:
             answer = answers.get(key, f"the text of {claim.key}")
             found = answer(claim) if callable(answer) else answer
             return found if isinstance(found, Success | Failure) else Success(found)
+        runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=Settings())
         own_settings = settings.load(environment={}).settings
         runtime: Any = SimpleNamespace(runs=self.runs, engine=None, settings=own_settings, refinements=None)
         try:

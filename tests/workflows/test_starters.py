@@ -64,6 +64,23 @@ def test_refine(pools: Pools) -> None:
     assert 1 <= run.output["rounds"] <= 4
 
 
+def test_agent(pools: Pools) -> None:
+    """The calls are forced by a grammar: the model's chat template has no tools."""
+    text = (
+        workflows.text(StarterKind.AGENT, "helper").replace("turns: 3", "turns: 2").replace("tokens: 400", "tokens: 48")
+    )
+    tool = "name: order, description: Looks up an order, http: {url: 'https://a.example'}"
+    text = text.replace("- workflow: document-digest ", f"- {{{tool}}} #")
+    run = pools.work(pools.worker.submit(text.replace("limits:", "tool_retry: {max_attempts: 1}\n    limits:")))
+
+    assert run.state == "succeeded", run.error
+    assert run.output["stopped_by"] in ("answer", "turns")
+    turn, *_ = items = pools.worker.items(run.id, "agent")
+    assert turn.kind == "turn"
+    assert turn.output["finish_reason"] in ("stop", "length", "tool_calls")
+    assert {item.input["tool"] for item in items if item.kind == "call"} <= {"order"}
+
+
 @pytest.mark.parametrize("approved", [True, False])
 def test_approve(pools: Pools, approved: bool) -> None:
     run_id = pools.worker.submit(workflows.text(StarterKind.APPROVE, "replies"))

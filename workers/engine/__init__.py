@@ -6,7 +6,7 @@ A ticket can be cancelled from any thread. The engine stops the request at its n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -54,6 +54,24 @@ class Engine(Protocol):
 
     #: Requests that are processed at the same time.
     slots: int
+
+    @property
+    def window(self) -> int:
+        """Tokens of prompt and output together that each request has when all slots are in use."""
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether tokens are counted by the model's tokenizer; otherwise they are estimated."""
+
+    def count(self, request: GenerateRequest) -> int:
+        """Return the tokens of a request's prompt. Raises StepFailure when it has none."""
+
+    def count_texts(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text, without a chat template."""
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model can be given tools: its chat template, or its profile, says how it writes calls."""
 
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None

@@ -111,6 +111,26 @@ class LlamaEngine:
         most, trained = self._loop.context.n_sequence, self.model.n_context_trained
         return min(most, trained) if trained and self.options.rope == Rope() else most
 
+    @property
+    def window(self) -> int:
+        """See the protocol."""
+        return min(self.options.context // self.options.slots, self.context_limit)
+
+    @property
+    def counts_exactly(self) -> bool:
+        """See the protocol."""
+        return True
+
+    def count(self, request: GenerateRequest) -> int:
+        """See the protocol."""
+        with self._in_use():
+            return len(self._template.prompt(request).tokens)
+
+    def count_texts(self, texts: Sequence[str]) -> list[int]:
+        """See the protocol."""
+        with self._in_use():
+            return [len(self.model.tokenize(text, add_special=False, parse_special=False)) for text in texts]
+
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
     ) -> LlamaTicket:
@@ -229,6 +249,11 @@ class LlamaEngine:
             return False
 
         self._loop.submit_job(change)
+
+    @property
+    def calls_tools(self) -> bool:
+        """See the protocol."""
+        return self._template.tools is not None
 
     def stalled_for(self) -> timedelta:
         """See the protocol. An engine that gave up counts as stalled since its last decode."""

@@ -12,7 +12,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from datetime import timedelta
@@ -94,9 +94,11 @@ class SimulatedEngine:
         tokens_per_second: float,
         load: timedelta,
         on_progress: Callable[[float], None] | None = None,
+        *,
+        context: int = 4096,
     ) -> None:
         """Sleep for the load time. `on_progress` is called with the progress, from 0 to 1."""
-        self.slots = slots
+        self.slots, self._context = slots, context
         self._pace = 1 / tokens_per_second
         self._waiting: list[tuple[int, int, SimulatedTicket]] = []
         self._numbers = itertools.count()
@@ -110,6 +112,25 @@ class SimulatedEngine:
         self._threads = [threading.Thread(target=self._serve, name=f"simulated-{n}", daemon=True) for n in range(slots)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def window(self) -> int:
+        """See the protocol."""
+        return self._context
+
+    @property
+    def counts_exactly(self) -> bool:
+        """See the protocol. It has no other tokenizer than its rule."""
+        return True
+
+    def count(self, request: GenerateRequest) -> int:
+        """See the protocol."""
+        prompt = request.prompt if request.prompt is not None else "".join(one.content for one in request.messages)
+        return max(len(prompt) // CHARACTERS_PER_TOKEN, 1)
+
+    def count_texts(self, texts: Sequence[str]) -> list[int]:
+        """See the protocol."""
+        return [len(text) // CHARACTERS_PER_TOKEN for text in texts]
 
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
@@ -150,6 +171,11 @@ class SimulatedEngine:
         words = set(request.query.lower().split())
         scores = tuple(len(words & set(one.lower().split())) / max(len(words), 1) for one in request.documents)
         return Reranked(scores, read.tokens_in, read.time_total)
+
+    @property
+    def calls_tools(self) -> bool:
+        """See the protocol. It writes calls only where it is forced to."""
+        return False
 
     def stalled_for(self) -> timedelta:
         """See the protocol. It never stalls."""
@@ -213,8 +239,7 @@ class SimulatedEngine:
 
     def _generate(self, ticket: SimulatedTicket) -> Generated:
         request = ticket.request
-        prompt = request.prompt if request.prompt is not None else "".join(m.content for m in request.messages)
-        tokens_in = max(len(prompt) // CHARACTERS_PER_TOKEN, 1)
+        tokens_in = self.count(request)
         self._wait(ticket, tokens_in / _PREFILL_SPEEDUP * self._pace)
         first = time.monotonic()
         whole = self._write(ticket) if ticket.call is None else [self._write_call(ticket, *ticket.call)]

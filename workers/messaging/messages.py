@@ -20,6 +20,7 @@ from uuid import UUID
 
 from app.inference.batches.tasks import BATCHES
 from app.kernel.dead_letters import Reason
+from app.memory.memories.tasks import EXTRACTION
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers.messaging import timetable
@@ -187,4 +188,6 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
     BATCHES: _is_nothing,
+    EXTRACTION: _is_nothing,
+    timetable.RECALL: _is_nothing,
 }

@@ -13,14 +13,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import redis
 
+from app.access import namespaces
 from app.fleet.pool import PoolPhase
 from app.inference import direct
 from app.inference.direct import DirectRequest
+from app.inference.openai.chat import ChatRequest
+from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
 from app.inference.openai.reranking import RerankingRequest
 from app.inference.requests import TextPiece
@@ -30,6 +35,8 @@ from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers import openai_step, steps
 from workers.leases import StopReason
+from workers.memory import assembly
+from workers.memory.assembly import AssembledPrompt
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream, TokenWriter
 
@@ -67,6 +74,8 @@ class DirectRequests:
         self._problem = ""
         #: Ends requests, and computes embeddings.
         self.answering = ThreadPoolExecutor(2, "direct-answers")
+        #: Puts prompts together, which waits for the database.
+        self.assembling = ThreadPoolExecutor(self.engine.slots, "direct-prompts")
         self._recording = ThreadPoolExecutor(2, "direct-records")
         self._thread = threading.Thread(target=self._serve, name="direct", daemon=True)
 
@@ -97,6 +106,7 @@ class DirectRequests:
         if self._thread.is_alive():
             self._wake()
             self._thread.join(timeout=5)
+        self.assembling.shutdown()
         self.answering.shutdown()
         self._recording.shutdown()
         self._redis.close()
@@ -213,11 +223,29 @@ class _Request:
         if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
             owner.answering.submit(self._compute, parsed)
             return
-        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece)
+        if isinstance(parsed, ChatRequest) and parsed.is_assembled:
+            owner.assembling.submit(self._assemble, parsed)
+            return
+        self._generate(parsed, None)
+
+    def _assemble(self, parsed: ChatRequest) -> None:
+        if self._stopped is not None:
+            self._end(self._cancelled())
+            return
+        try:
+            runtime, namespace = self._owner.runtime, self._request.submission().labels.get(namespaces.LABEL)
+            of = assembly.of_chat(parsed, namespace or namespaces.DEFAULT, self.run_id, direct.STEP)
+            self._generate(parsed, assembly.assemble(runtime, self._owner.engine, of, parsed.translated()))
+        except Exception as error:  # noqa: BLE001 as in `begin`
+            self._end(steps.failure_of(error))
+
+    def _generate(self, parsed: ChatRequest | CompletionRequest, assembled: AssembledPrompt | None) -> None:
+        owner, request = self._owner, self._request
+        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece, assembled)
         self._stops_by(ticket.cancel)
 
         def answer() -> Success:
-            return openai_step.success(parsed, ticket.result(0), request.run_id, request.created)
+            return openai_step.success(parsed, ticket.result(0), request.run_id, request.created, assembled)
 
         def done() -> None:
             owner.answering.submit(self._finish, answer)
@@ -241,7 +269,7 @@ class _Request:
 
     def _on_piece(self, piece: TextPiece) -> None:
         self._stream.piece(piece)
-        if not self._written:
+        if not self._written and self._request.is_recorded:
             self._written = True
             self._owner.record(self._record_begin)
 
@@ -256,20 +284,37 @@ class _Request:
         try:
             outcome: Success | Failure = result()
         except CancelledError:
-            is_cancelled = self._stopped is StopReason.CANCELLED
-            outcome = Failure(FailureReason.CANCELLED, _CLIENT_LEFT) if is_cancelled else steps.REQUEUED
+            outcome = self._cancelled()
         except Exception as error:  # noqa: BLE001 as in `begin`
             outcome = steps.failure_of(error)
         self._end(outcome)
 
+    def _cancelled(self) -> Failure:
+        is_cancelled = self._stopped is StopReason.CANCELLED
+        return Failure(FailureReason.CANCELLED, _CLIENT_LEFT) if is_cancelled else steps.REQUEUED
+
     def _end(self, outcome: Success | Failure) -> None:
-        """Answer, then record."""
+        """Answer, then record; where more than the answer is recorded, first record: the next request reads it."""
+        if isinstance(outcome, Success) and outcome.within is not None:
+            outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
+        else:
+            self._answer(outcome)
+        if self._request.is_recorded:
+            self._owner.record(lambda: self._record_end(outcome))
+        self._owner.ended(self)
+
+    def _answer(self, outcome: Success | Failure) -> None:
         if isinstance(outcome, Success):
             self._stream.done(outcome.output)
         elif outcome.reason is not FailureReason.WORKER_STOPPED:
             self._stream.failed(outcome.reason, outcome.message)
-        self._owner.record(lambda: self._record_end(outcome))
-        self._owner.ended(self)
+
+    def _answer_recorded(
+        self, follows: Callable[[Success | Failure], object] | None, outcome: Success | Failure
+    ) -> None:
+        self._answer(outcome)
+        if follows is not None:
+            follows(outcome)
 
     def _record_begin(self) -> None:
         """Write the run, and hold the lease of its step from now on."""
@@ -300,7 +345,7 @@ class _Request:
         if claim is None:
             return
         if isinstance(outcome, Success):
-            outcome = Success(_kept(outcome.output), outcome.usage)
+            outcome = replace(outcome, output=_kept(outcome.output))
         elif outcome.reason is FailureReason.CANCELLED:
             steps.with_database(lambda: runtime.runs.cancel(self.run_id, message=_CLIENT_LEFT))
         with self._lease:

@@ -251,6 +251,7 @@ class _Pool:
             api_key=None if name is None else lambda: secrets.reveal([name])[name],
             policy=remote.policy,
             slots=model.slots,
+            context=model.context,
             connect_timeout=remote.connect_timeout.total_seconds(),
             read_timeout=remote.read_timeout.total_seconds(),
             retries=remote.retries,
@@ -321,7 +322,9 @@ class _Pool:
         self.status.enter(PoolPhase.LOADING)
         tokens_per_second = float(model.simulated.tokens_per_second) * part.speed
         load = needs.simulated_load(model, part.bandwidth or 1)
-        engine = SimulatedEngine(self.grant.slots, tokens_per_second, load, self.status.note_progress)
+        engine = SimulatedEngine(
+            self.grant.slots, tokens_per_second, load, self.status.note_progress, context=model.context
+        )
         self.status.enter(PoolPhase.WARMING)
         engine.generate(GenerateRequest(prompt="Hello", max_tokens=1)).result()
         return engine

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, threads
 from app.api.callers import InjectedCaller, requires
-from app.api.openai import errors
+from app.api.openai import continuation, errors
 from app.api.openai.calls import CACHE_HEADER, RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.fallback import MODEL_HEADER, REASON_HEADER
@@ -92,8 +92,11 @@ async def chat_completions(
     """
     The model's answer to a conversation. The call is a run: `X-Arriero-Run` has its id.
 
-    `service_tier` sets its class: `flex` and `batch` wait for idle slots. Unknown fields are ignored.
+    `service_tier` sets its class: `flex` and `batch` wait for idle slots. Unknown fields are ignored. With
+    `conversation_id` the messages continue that conversation: its record goes before them, and they and the answer are
+    appended to it.
     """
+    await continuation.require(services, caller, body.conversation_id, body.user)
     return await _generate(request, services, road, caller, options, body, "chat")
 
 

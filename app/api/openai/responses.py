@@ -19,7 +19,7 @@ from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems, threads
 from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
-from app.api.openai import errors, responses_store
+from app.api.openai import continuation, errors, responses_store
 from app.api.openai.calls import RUN_HEADER, Entries, ModelCall
 from app.api.openai.endpoints import body_of
 from app.api.openai.errors import OpenAIRoute, ResponseNotFound
@@ -68,11 +68,13 @@ async def create(
     body: Annotated[ResponsesRequest, body_of(ResponsesRequest)],
 ) -> Response:
     """
-    The model's answer to the input, after the conversation of `previous_response_id`.
+    The model's answer to the input, after the conversation of `previous_response_id`, or in a `conversation`.
 
     With `background` it returns at once, and the response is read later. With `store: false` it cannot be read again.
     Each response is a run of its own: none is cached.
     """
+    if body.conversation is not None:
+        await continuation.require(services, caller, body.conversation.id, body.user)
     before = await responses_store.conversation_before(services, road, caller, body.previous_response_id)
     try:
         chat = await threads.run_for_request(body.translated, before)

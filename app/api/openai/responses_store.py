@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from app.access import namespaces
 from app.access.callers import Caller
 from app.api import threads
+from app.api.openai import continuation
 from app.api.openai.errors import PreviousResponseNotFound, ResponseNotFound
 from app.api.openai.road import Road
 from app.api.services import Services
@@ -104,6 +105,8 @@ async def conversation_before(services: Services, road: Road, caller: Caller, id
         state = found.document()["status"]
         problem = Problem("previous_response_id", f"the response {id_} has no answer: it is {state}", "one that has")
         raise InvalidInput([problem], "request")
+    if found.request.conversation is not None:
+        return await continuation.messages_upto(services, caller, found.request.conversation.id, found.run_id)
     return found.conversation()
 
 

@@ -41,6 +41,10 @@ class AttemptOut(BaseModel):
     first_token_ms: int | None
     finish_reason: str | None = _FINISH_REASON
     cost: float | None = Field(description="price of its tokens by the catalogue; null for a model without a price")
+    assembly: dict[str, Any] | None = Field(
+        description="how its prompt was put together: tokens and budget of each part, and what was left out with the "
+        "reason; null for a step without a conversation or memory"
+    )
 
 
 class ItemCounts(BaseModel):
@@ -95,10 +99,11 @@ class StepOut(BaseModel):
 
 
 class ItemOut(BaseModel):
-    """An item of a map."""
+    """An item of a map or of an agent."""
 
     id: UUID
     key: str
+    kind: str = Field(description="of an agent: `turn` of the model, or `call` of a tool; else that of the map's steps")
     index: int
     input: Any
     model: str | None

@@ -28,6 +28,7 @@ class StarterKind(StrEnum):
     EXTRACT = "extract"
     APPROVE = "approve"
     REFINE = "refine"
+    AGENT = "agent"
 
 
 def text(kind: StarterKind, name: str, model: str = _MODEL) -> str:

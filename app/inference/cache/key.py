@@ -15,7 +15,7 @@ from typing import Any
 #: Changes with the form of cached answers.
 _VERSION = 1
 #: Fields of a request that do not change its answer.
-_WITHOUT_EFFECT = frozenset({"model", "stream", "stream_options", "service_tier"})
+_WITHOUT_EFFECT = frozenset({"model", "stream", "stream_options", "service_tier", "user"})
 
 
 @dataclass(frozen=True, slots=True)

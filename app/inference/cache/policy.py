@@ -48,6 +48,8 @@ BYPASS = CachePolicy(reads=False, writes=False)
 
 def policy_of(body: Mapping[str, Any], cache_control: str | None) -> CachePolicy:
     """The policy of a request. `cache_control` is the header; directives that are not known have no effect."""
+    if body.get("conversation_id") is not None or body.get("memory") is not None:
+        return BYPASS  # the answer depends on what is stored, and is stored itself
     directives = [part.strip().lower() for part in (cache_control or "").split(",")]
     ages = [int(found[1]) for part in directives if (found := _MAX_AGE.fullmatch(part))]
     max_age = min(ages) if ages else None

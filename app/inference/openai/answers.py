@@ -87,6 +87,10 @@ def _finish(text: Generated) -> str:
     return "tool_calls" if text.tool_calls else text.finish.value
 
 
+def arguments_of(call: ToolCall) -> str:
+    """The arguments of a tool call as JSON, as the model wrote them if that is known."""
+    return call.written or json.dumps(dict(call.arguments), ensure_ascii=False)
+
+
 def _tool_call(call: ToolCall, id_: str) -> dict[str, Any]:
-    arguments = call.written or json.dumps(dict(call.arguments), ensure_ascii=False)
-    return {"id": id_, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": id_, "type": "function", "function": {"name": call.name, "arguments": arguments_of(call)}}

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, mode
 
 from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, GenerationRequest, PlainText, RequestPart
 from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, Tool, ToolCall
+from app.workflows.language.memory_options import MemoryOptions
 
 #: Most messages, parts of a message, tools, and tool calls in a message.
 _MAX_MESSAGES, _MAX_PARTS, _MAX_TOOLS = 10_000, 1_000, 128
@@ -78,6 +79,9 @@ class MessageIn(RequestPart):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     tool_calls: Annotated[list[ToolCallIn], Field(max_length=_MAX_TOOLS)] | None = None
+    #: Who speaks, and the call that a result answers: kept with a conversation, and not given to the model.
+    name: Annotated[PlainText, Field(max_length=200)] | None = None
+    tool_call_id: Annotated[PlainText, Field(max_length=200)] | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> MessageIn:
@@ -177,6 +181,11 @@ class ChatRequest(GenerationRequest):
     modalities: list[Literal["text"]] | None = None
     #: An extension, as responses have it: `auto` leaves out the oldest messages that do not fit the context.
     truncation: Literal["auto", "disabled"] | None = None
+    #: Extensions: the conversation that the messages continue, whose long-term memory is used, and what of both goes
+    #: into the prompt.
+    conversation_id: Annotated[PlainText, Field(min_length=1, max_length=200)] | None = None
+    user: Annotated[PlainText, Field(max_length=200)] | None = None
+    memory: MemoryOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +209,14 @@ class ChatRequest(GenerationRequest):
             raise ValueError("tools and response_format cannot be used together; at most one is accepted")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise ValueError("tool_choice is set, but the request has no tools")
+        if self.is_assembled and (self.n or 1) > 1:
+            raise ValueError("n must be 1 with conversation_id or memory: one answer continues a conversation")
         return self
+
+    @property
+    def is_assembled(self) -> bool:
+        """Whether its prompt is put together of more than its messages."""
+        return self.conversation_id is not None or self.memory is not None
 
     def translated(self) -> GenerateRequest:
         """The request for an engine."""

@@ -10,7 +10,12 @@ from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, Generati
 from app.inference.requests import GenerateRequest
 
 #: Fields that are not supported, with what to do instead.
-_REFUSED = {"suffix": "no suffix: the models here continue a text", "best_of": "`n`"}
+_REFUSED = {
+    "suffix": "no suffix: the models here continue a text",
+    "best_of": "`n`",
+    "conversation_id": "/v1/chat/completions: a plain prompt has no messages before it",
+    "memory": "/v1/chat/completions",
+}
 
 
 class CompletionRequest(GenerationRequest):

@@ -18,6 +18,7 @@ from app.inference.routing import choice
 from app.inference.routing.availability import FleetAvailability
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.workflows.language import definition as definitions
+from app.workflows.language.agent import AgentFields
 from app.workflows.language.definition import Definition, RoutedDefinition
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.step_work import Fallback
@@ -69,7 +70,7 @@ def _routed(
 ) -> tuple[dict[str, Any], list[str]]:
     """The fields of a step's work that are replaced, and the reasons."""
     reasons: list[str] = []
-    context = (work.max_tokens or 0) + 1 if isinstance(work, GenerateFields) else 0
+    context = (work.max_tokens or 0) + 1 if isinstance(work, GenerateFields | AgentFields) else 0
     found: dict[str, None] = {}
     for name in names:
         try:

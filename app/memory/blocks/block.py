@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from app.kernel.errors import ArrieroError, Conflict, InvalidInput, Problem
+from app.kernel.errors import Conflict, InvalidInput, Problem
 
 #: The prefix of the ids of blocks; 32 hexadecimal digits follow.
 PREFIX = "block_"
@@ -196,7 +196,7 @@ class LabelTaken(Conflict):
         )
 
 
-class TooManyBlocks(ArrieroError):
+class TooManyBlocks(Conflict):
     """A namespace, or what blocks are attached to, has as many as it may."""
 
 

@@ -8,17 +8,19 @@ namespaces are not found.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import InvalidInput, NotFound
 from app.kernel.sections.blocks import BlockSettings
+from app.memory.blocks import indexing
 from app.memory.blocks.block import (
     PREFIX,
     AttachedBlock,
@@ -112,7 +114,7 @@ _IN_SCOPE = """
     ORDER BY a.label, b.id
 """
 _IN_CONTEXT = text(_IN_SCOPE.format(columns=_COLUMNS, archived="NULL"))
-_ARCHIVED = text(_IN_SCOPE.format(columns=_COLUMNS, archived="NOT NULL"))
+_ARCHIVED = text(_IN_SCOPE.format(columns=_COLUMNS, archived="NOT NULL AND b.id = ANY(:ids)"))
 #: Any of the words of a query, by rank. The archived blocks of a scope are few: they need no index of words.
 _SEARCH = text(f"""
     WITH query AS (
@@ -205,7 +207,9 @@ def create_in(
     _note(work, id_, author, operation)
     block = get_in(work, namespace, shown_id(id_))
     for target in targets:
-        attach_in(work, block, target, settings)
+        _attach(work, block, target, settings)
+    if archived:
+        _index(work, block)
     return block
 
 
@@ -242,7 +246,10 @@ def change_in(
     if step:
         _note(work, id_, author, operation)
         work.execute(_PRUNE, {"id": id_, "keep": settings.keep_versions})
-    return get_in(work, block.namespace, block.id)
+    changed = get_in(work, block.namespace, block.id)
+    if changed.archived_at is not None:
+        _index(work, changed)
+    return changed
 
 
 def _note(work: UnitOfWork, id_: UUID, author: BlockAuthor, operation: str) -> None:
@@ -329,6 +336,12 @@ def attachments_in(work: UnitOfWork, blocks: Sequence[Block]) -> dict[str, list[
 
 def attach_in(work: UnitOfWork, block: Block, target: BlockTarget, settings: BlockSettings) -> None:
     """Attach a block; one that is attached already stays so. Raises LabelTaken, TooManyBlocks, InvalidInput."""
+    _attach(work, block, target, settings)
+    if block.archived_at is not None:
+        _index(work, block)
+
+
+def _attach(work: UnitOfWork, block: Block, target: BlockTarget, settings: BlockSettings) -> None:
     if problems := target_problems(target):
         raise InvalidInput(problems, "request")
     at = {"namespace": block.namespace, "kind": target.kind, "target": target.name}
@@ -338,6 +351,12 @@ def attach_in(work: UnitOfWork, block: Block, target: BlockTarget, settings: Blo
             raise LabelTaken(block.label, target, shown_id(other.block_id), archived=other.archived)
         return
     _require_room(work, block.namespace, target, settings)
+
+
+def is_label_taken_in(work: UnitOfWork, namespace: str, target: BlockTarget, label: str) -> bool:
+    """Whether a block with this label is attached to something."""
+    at = {"namespace": namespace, "kind": target.kind, "target": target.name}
+    return work.row(_ATTACHED_HERE, {**at, "label": label}) is not None
 
 
 def _require_room(work: UnitOfWork, namespace: str, target: BlockTarget, settings: BlockSettings) -> None:
@@ -354,7 +373,14 @@ def _require_room(work: UnitOfWork, namespace: str, target: BlockTarget, setting
 def detach_in(work: UnitOfWork, block: Block, target: BlockTarget) -> bool:
     """Detach a block; False when it was not attached."""
     at = {"namespace": block.namespace, "kind": target.kind, "target": target.name}
-    return bool(work.run(_DETACH, {**at, "id": parsed_id(block.id)}))
+    detached = bool(work.run(_DETACH, {**at, "id": parsed_id(block.id)}))
+    if detached and block.archived_at is not None:
+        _index(work, block)
+    return detached
+
+
+def _index(work: UnitOfWork, block: Block) -> None:
+    indexing.index_in(work, block, attachments_in(work, [block])[block.id])
 
 
 def in_context_in(work: UnitOfWork, scope: BlockScope) -> list[AttachedBlock]:
@@ -362,9 +388,9 @@ def in_context_in(work: UnitOfWork, scope: BlockScope) -> list[AttachedBlock]:
     return nearest(_of_scope(work, _IN_CONTEXT, scope))
 
 
-def archived_in(work: UnitOfWork, scope: BlockScope) -> list[AttachedBlock]:
-    """Return the archived blocks of a scope."""
-    return _of_scope(work, _ARCHIVED, scope)
+def archived_in(work: UnitOfWork, scope: BlockScope, block_ids: Sequence[str]) -> list[AttachedBlock]:
+    """Return the archived blocks of a scope that have these ids."""
+    return _of_scope(work, _ARCHIVED, scope, {"ids": [parsed_id(id_) for id_ in block_ids]})
 
 
 def search_archived_in(work: UnitOfWork, scope: BlockScope, query: str, limit: int) -> list[Block]:
@@ -373,10 +399,12 @@ def search_archived_in(work: UnitOfWork, scope: BlockScope, query: str, limit: i
     return [_block(row) for row in found]
 
 
-def _of_scope(work: UnitOfWork, statement: Any, scope: BlockScope) -> list[AttachedBlock]:
+def _of_scope(
+    work: UnitOfWork, statement: TextClause, scope: BlockScope, more: Mapping[str, Any] = MappingProxyType({})
+) -> list[AttachedBlock]:
     return [
         AttachedBlock(_block(row), BlockTarget(BlockTargetKind(row.target_kind), row.target))
-        for row in work.rows(statement, _parameters(scope))
+        for row in work.rows(statement, {**_parameters(scope), **more})
     ]
 
 
@@ -392,15 +420,19 @@ def _parameters(scope: BlockScope) -> dict[str, Any]:
 def set_archived_in(work: UnitOfWork, block: Block, settings: BlockSettings, *, archived: bool) -> Block:
     """Archive a block or take it back into context. Raises TooManyBlocks."""
     work.execute(_SET_ARCHIVED, {"id": parsed_id(block.id), "archived": archived})
+    targets = attachments_in(work, [block])[block.id]
     if not archived:
-        for target in attachments_in(work, [block])[block.id]:
+        for target in targets:
             _require_room(work, block.namespace, target, settings)
-    return get_in(work, block.namespace, block.id)
+    changed = get_in(work, block.namespace, block.id)
+    indexing.index_in(work, changed, targets)
+    return changed
 
 
 def delete_in(work: UnitOfWork, block: Block) -> None:
     """Delete a block with its versions and attachments."""
     work.execute(_DELETE, {"id": parsed_id(block.id)})
+    indexing.forget_in(work, block.namespace, [block.id])
 
 
 def delete_of_in(work: UnitOfWork, namespace: str, target: BlockTarget) -> list[str]:
@@ -411,7 +443,14 @@ def delete_of_in(work: UnitOfWork, namespace: str, target: BlockTarget) -> list[
     """
     given = {"namespace": namespace, "kind": target.kind, "target": target.name}
     detached = [row.block_id for row in work.rows(_DETACH_ALL_OF, given)]
-    return [shown_id(row.id) for row in work.rows(_DELETE_DETACHED, {"ids": detached})] if detached else []
+    if not detached:
+        return []
+    deleted = [shown_id(row.id) for row in work.rows(_DELETE_DETACHED, {"ids": detached})]
+    indexing.forget_in(work, namespace, deleted)
+    for id_ in {shown_id(one) for one in detached}.difference(deleted):
+        if (kept := get_in(work, namespace, id_)).archived_at is not None:
+            _index(work, kept)
+    return deleted
 
 
 def _block(row: Any) -> Block:

@@ -34,6 +34,8 @@ from app.memory.blocks.block import (
     TooManyBlocks,
 )
 from app.memory.blocks.edits import EditRefused
+from app.memory.recall.passages import SourceKind
+from app.memory.recall.query import Recalled, RecallQuery, RecallScope
 
 #: Most characters of a text argument: nothing longer fits any block.
 _MAX_TEXT = MAX_LIMIT
@@ -51,6 +53,8 @@ class BlockToolContext:
     #: The model, with its run and step.
     author: BlockAuthor
     settings: BlockSettings
+    #: What recall found for `recall_query`, before the transaction; None: texts are found by their words alone.
+    recalled: Recalled | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,16 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         ),
     }
 )
+
+
+def recall_query(scope: BlockScope, name: str, arguments: Mapping[str, Any]) -> RecallQuery | None:
+    """Return what shall be searched before `call`, outside of its transaction; None when there is nothing."""
+    query = arguments.get("query")
+    if name != "archival_search" or not isinstance(query, str) or not query.strip():
+        return None
+    query = query[: SCHEMAS[name]["properties"]["query"]["maxLength"]]
+    whose = RecallScope.SHARED
+    return RecallQuery(query, scope.namespace, scope.user, whose, limit=_MAX_RESULTS, sources=(SourceKind.BLOCK,))
 
 
 def call(work: UnitOfWork, context: BlockToolContext, name: str, arguments: Mapping[str, Any]) -> BlockToolAnswer:
@@ -272,7 +286,7 @@ def _archive(work: UnitOfWork, context: BlockToolContext, given: dict[str, Any])
 
 
 def _search(work: UnitOfWork, context: BlockToolContext, given: dict[str, Any]) -> str:
-    found = storage.search_archived_in(work, context.scope, given["query"], given["limit"])
+    found = _archived(work, context, given["query"])[: given["limit"]]
     if not found:
         return f"Archival memory has nothing about {given['query']!r}. Try other words."
     entries = [
@@ -280,6 +294,17 @@ def _search(work: UnitOfWork, context: BlockToolContext, given: dict[str, Any]) 
         for at, block in enumerate(found, 1)
     ]
     return "\n".join([f"{len(found)} text(s) of archival memory:", *entries])
+
+
+def _archived(work: UnitOfWork, context: BlockToolContext, query: str) -> list[Block]:
+    """Return archived blocks, those that recall found first; each is attached to something of the scope."""
+    by_words = storage.search_archived_in(work, context.scope, query, _MAX_RESULTS)
+    if context.recalled is None:
+        return by_words
+    wanted = dict.fromkeys(passage.source_id for passage in context.recalled.passages)
+    attached = {one.block.id: one.block for one in storage.archived_in(work, context.scope, list(wanted))}
+    found = {id_: attached[id_] for id_ in wanted if id_ in attached}
+    return list((found | {block.id: block for block in by_words}).values())
 
 
 _TOOLS: Mapping[str, Callable[[UnitOfWork, BlockToolContext, dict[str, Any]], str]] = MappingProxyType(

@@ -28,11 +28,11 @@ def chat_messages(messages: Iterable[StoredMessage]) -> list[ChatMessage]:
     for message in messages:
         calls = tuple(ToolCall(call.name, _arguments(call), call.arguments) for call in message.calls)
         last = found[-1] if found else None
-        if message.role is MessageRole.ASSISTANT and not message.content and last is not None:
-            if last.role == "assistant":
-                found[-1] = ChatMessage("assistant", last.content, (*last.tool_calls, *calls))
-                continue
-        found.append(ChatMessage(_ROLES[message.role], message.content, calls))
+        role = _ROLES[message.role]
+        if last is not None and last.role == role == "assistant" and not message.content:
+            found[-1] = ChatMessage(role, last.content, (*last.tool_calls, *calls))
+        else:
+            found.append(ChatMessage(role, message.content, calls))
     return found
 
 

@@ -6,6 +6,7 @@ A message is never changed. Its `seq` is its place in the conversation, from 1; 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -37,10 +38,9 @@ class StoredCall:
     name: str
     arguments: str = "{}"
 
-    @property
-    def size(self) -> int:
-        """Bytes of its texts."""
-        return sum(len(part.encode()) for part in (self.id, self.name, self.arguments))
+    def document(self) -> dict[str, str]:
+        """The call as it is stored."""
+        return {"id": self.id, "name": self.name, "arguments": self.arguments}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,14 @@ class NewMessage:
     step_key: str | None = None
 
     @property
+    def written_calls(self) -> str | None:
+        """Its calls as they are stored."""
+        return json.dumps([call.document() for call in self.calls]) if self.calls else None
+
+    @property
     def size(self) -> int:
-        """Bytes of its texts."""
-        return len(self.content.encode()) + sum(call.size for call in self.calls)
+        """Bytes of its content and its calls, as they are stored."""
+        return len(self.content.encode()) + len(self.written_calls or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@ The database tables of conversations.
 
     conversation            what is known of one beside its messages; its row is the lock for appending
     conversation_message    what was said; a row is never updated
+    conversation_run        runs that were given messages of a conversation, whether they appended any or not
     conversation_retention  how long namespaces keep their conversations
 """
 
@@ -41,6 +42,8 @@ class ConversationRow(SQLModel, table=True):
         ),
         # Retention: of the namespace, and of its own.
         Index("ix_conversation_idle", "namespace", "updated_at", postgresql_where=text("retention IS NULL")),
+        # What is new since an instant: extraction of memories.
+        Index("ix_conversation_updated", "updated_at"),
         Index("ix_conversation_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 
@@ -71,7 +74,6 @@ class ConversationMessageRow(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint(f"role IN ({_ROLES})", name="role_is_known"),
         Index("uq_conversation_message_id", "id", unique=True),
-        Index("ix_conversation_message_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     )
 
     conversation_id: UUID = Field(primary_key=True, foreign_key="conversation.id", ondelete="CASCADE")
@@ -84,10 +86,19 @@ class ConversationMessageRow(SQLModel, table=True):
     call_id: str | None = Field(default=None, max_length=200)
     model: str | None = Field(default=None, max_length=200)
     tokens: int | None = None
-    #: The run outlives neither: its row may be gone.
+    #: The run may be removed before.
     run_id: UUID | None = None
     step_key: str | None = Field(default=None, sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_instant())
+
+
+class ConversationRunRow(SQLModel, table=True):
+    """That a run holds texts of a conversation. The run may be removed before."""
+
+    __tablename__ = "conversation_run"
+
+    conversation_id: UUID = Field(primary_key=True, foreign_key="conversation.id", ondelete="CASCADE")
+    run_id: UUID = Field(primary_key=True)
 
 
 class ConversationRetentionRow(SQLModel, table=True):

@@ -7,7 +7,7 @@ Appending locks the row of the conversation until the commit: the numbers of mes
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -46,12 +46,47 @@ _APPEND = text("""
     VALUES (:conversation_id, :seq, :id, :role, :content, :speaker, CAST(:calls AS json), :call_id, :model, :tokens,
             :run_id, :step_key, :created_at)
 """)
+_LINK = text("""
+    INSERT INTO conversation_run (conversation_id, run_id)
+    SELECT id, run_id FROM conversation, unnest(CAST(:run_ids AS uuid[])) AS run_id WHERE id = :id
+    ON CONFLICT DO NOTHING
+""")
 _READ = f"""
     SELECT {MESSAGE_COLUMNS} FROM conversation_message
     WHERE conversation_id = :id AND seq >= :first AND seq < :end ORDER BY seq {{order}} LIMIT :limit
 """
 _READ_UP, _READ_DOWN = text(_READ.format(order="ASC")), text(_READ.format(order="DESC"))
 _FIND_MESSAGE = text(f"SELECT {MESSAGE_COLUMNS} FROM conversation_message WHERE id = :id")
+_SIZE = "octet_length(content) + coalesce(octet_length(calls::text), 0)"
+# The copies are spoken again in the fork: they have its numbers, and the times at which they were said.
+_COPY = text("""
+    INSERT INTO conversation_message (conversation_id, seq, id, role, content, speaker, calls, call_id, model, tokens,
+                                      run_id, step_key, created_at)
+    SELECT :fork, row_number() OVER (ORDER BY seq), gen_random_uuid(), role, content, speaker, calls, call_id, model,
+           tokens, run_id, step_key, created_at
+    FROM conversation_message WHERE conversation_id = :id AND seq <= :last
+""")
+_COUNT_AGAIN = text(f"""
+    UPDATE conversation SET next_seq = counted.messages + 1, messages = counted.messages, bytes = counted.bytes
+    FROM (SELECT count(*) AS messages, coalesce(sum({_SIZE}), 0) AS bytes
+          FROM conversation_message WHERE conversation_id = :id) AS counted
+    WHERE conversation.id = :id
+    RETURNING {CONVERSATION_COLUMNS.replace("messages", "conversation.messages").replace("bytes", "conversation.bytes")}
+""")
+_REMOVE_MESSAGE = text(f"""
+    WITH gone AS (
+        DELETE FROM conversation_message WHERE conversation_id = :id AND seq = :seq RETURNING {_SIZE} AS size
+    )
+    UPDATE conversation SET messages = messages - 1, bytes = bytes - gone.size, revision = revision + 1
+    FROM gone WHERE conversation.id = :id
+""")
+#: Columns that a client may change.
+_CHANGEABLE = {
+    "title": "title = :title",
+    "metadata": "metadata = CAST(:metadata AS jsonb)",
+    "model": "model = :model",
+    "retention": "retention = CAST(:retention AS interval), expires_at = updated_at + CAST(:retention AS interval)",
+}
 
 #: A place behind every message.
 END = 2**62
@@ -93,8 +128,16 @@ def append(work: UnitOfWork, id_: UUID, messages: Sequence[NewMessage], limit: i
     if taken is None:
         return None
     stored = [_placed(message, id_, taken.first + at, taken.updated_at) for at, message in enumerate(messages)]
-    work.execute(_APPEND, [_values(message) for message in stored])
+    values = [_values(placed, new.written_calls) for placed, new in zip(stored, messages, strict=True)]
+    work.execute(_APPEND, values)
+    link_runs(work, id_, {message.run_id for message in messages if message.run_id is not None})
     return stored
+
+
+def link_runs(work: UnitOfWork, id_: UUID, run_ids: Collection[UUID]) -> None:
+    """Note that runs hold texts of a conversation: whoever deletes it deletes them."""
+    if run_ids:
+        work.execute(_LINK, {"id": id_, "run_ids": sorted(run_ids)})
 
 
 def read(
@@ -103,6 +146,29 @@ def read(
     """Return messages from the place `first` on and before `end`, at most `limit`."""
     given = {"id": id_, "first": first, "end": end, "limit": limit}
     return [message_of(row) for row in work.rows(_READ_DOWN if newest_first else _READ_UP, given)]
+
+
+def update(work: UnitOfWork, id_: UUID, given: Mapping[str, Any]) -> StoredConversation | None:
+    """Change the title, the metadata, the model or the retention: those that are given. None when it is not there."""
+    values = {**given, "id": id_}
+    if "metadata" in given:
+        values["metadata"] = json.dumps(dict(given["metadata"]))
+    changes = ", ".join(_CHANGEABLE[name] for name in given) or "id = id"
+    statement = text(f"UPDATE conversation SET {changes} WHERE id = :id RETURNING {CONVERSATION_COLUMNS}")
+    return work.row_of(StoredConversation, statement, values)
+
+
+def copy(work: UnitOfWork, id_: UUID, last: int, fork: UUID) -> StoredConversation:
+    """Copy the messages up to the place `last` to an empty conversation, and return that."""
+    work.execute(_COPY, {"id": id_, "last": last, "fork": fork})
+    made = work.row_of(StoredConversation, _COUNT_AGAIN, {"id": fork})
+    assert made is not None, "the caller has made it in this transaction"
+    return made
+
+
+def remove_message(work: UnitOfWork, id_: UUID, seq: int) -> bool:
+    """Remove a message of a conversation that the caller has locked; returns whether it was there."""
+    return work.run(_REMOVE_MESSAGE, {"id": id_, "seq": seq}) > 0
 
 
 def find_message(work: UnitOfWork, id_: UUID) -> StoredMessage | None:
@@ -149,8 +215,7 @@ def _placed(message: NewMessage, conversation_id: UUID, seq: int, at: Any) -> St
     )
 
 
-def _values(message: StoredMessage) -> Mapping[str, Any]:
-    calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.calls]
+def _values(message: StoredMessage, calls: str | None) -> Mapping[str, Any]:
     return {
         "conversation_id": message.conversation_id,
         "seq": message.seq,
@@ -158,7 +223,7 @@ def _values(message: StoredMessage) -> Mapping[str, Any]:
         "role": message.role.value,
         "content": message.content,
         "speaker": message.speaker,
-        "calls": json.dumps(calls) if calls else None,
+        "calls": calls,
         "call_id": message.call_id,
         "model": message.model,
         "tokens": message.tokens,

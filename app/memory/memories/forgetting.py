@@ -21,6 +21,9 @@ from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.memory.memories import store
 from app.memory.memories.memory import PREFIX, Memory
 from app.memory.memories.service import shown
+from app.memory.recall.passages import SourceKind
+from app.memory.recall.query import RecallMode, RecallQuery, RecallScope
+from app.memory.recall.service import Recall
 
 #: Most memories that one request names.
 MAX_IDS = 1_000
@@ -39,10 +42,18 @@ _DELETE_REFUSALS = text("""
 """)
 _DELETE_REFUSALS_OF_USER = text("DELETE FROM memory_refusal WHERE namespace = :namespace AND user_name = :user")
 _OF_USER = text("SELECT id FROM memory WHERE namespace = :namespace AND user_name = :user ORDER BY id LIMIT :limit")
+_CONTAINING = text("""
+    SELECT id FROM memory WHERE namespace = :namespace AND (CAST(:user AS text) IS NULL OR user_name = :user)
+      AND strpos(lower(text), :query) > 0 ORDER BY id DESC LIMIT :limit
+""")
 _BY_ID = {
     "memories": text("SELECT count(*) AS found FROM memory WHERE id = ANY(:ids)"),
     "sources": text("SELECT count(*) AS found FROM memory_source WHERE memory_id = ANY(:ids)"),
     "history": text("SELECT count(*) AS found FROM memory_event WHERE memory_id = ANY(:ids)"),
+    "passages and vectors": text("""
+        SELECT count(*) AS found FROM passage
+        WHERE namespace = ANY(:namespaces) AND source = 'memory' AND source_id = ANY(:shown)
+    """),
 }
 _CONTAINS = "EXISTS (SELECT 1 FROM unnest(CAST(:texts AS text[])) AS one WHERE strpos(lower({column}), one) > 0)"
 _BY_TEXT = {
@@ -57,7 +68,16 @@ _BY_TEXT = {
           AND {_CONTAINS.format(column="text")}
     """),
 }
+# Of the passages of memories only: those of messages are a conversation's, and are reported as such.
+_BY_TEXT["passages and vectors"] = text(f"""
+    SELECT count(*) AS found FROM passage
+    WHERE namespace = :namespace AND owner = COALESCE(CAST(:user AS text), '') AND source = 'memory'
+      AND {_CONTAINS.format(column="text")}
+""")
 _OF_USER_LEFT = {
+    "passages and vectors": text("""
+        SELECT count(*) AS found FROM passage WHERE namespace = :namespace AND owner = :user AND source = 'memory'
+    """),
     "memories": text("SELECT count(*) AS found FROM memory WHERE namespace = :namespace AND user_name = :user"),
     "refused memories": text(
         "SELECT count(*) AS found FROM memory_refusal WHERE namespace = :namespace AND user_name = :user"
@@ -113,11 +133,41 @@ def forget(
         return forget_in(work, list(found.values()))
 
 
+def matching(database: Database, query: str, namespace: str, user: str | None, *, limit: int = 50) -> list[Memory]:
+    """
+    Return memories that a request to forget may mean, for a preview: by their words, the best first.
+
+    Those that hold no more are found if they contain the query as it is.
+    """
+    asked = RecallQuery(
+        query,
+        namespace,
+        user,
+        scope=RecallScope.ALL if user is None else RecallScope.OWN,
+        mode=RecallMode.LEXICAL,
+        limit=limit,
+        sources=(SourceKind.MEMORY,),
+        neighbours=False,
+    )
+    passages = Recall(database).search(asked).passages
+    wanted = dict.fromkeys(parsed for one in passages if (parsed := parsed_id(one.source_id, PREFIX)) is not None)
+    with database.work() as work:
+        values = {"namespace": namespace, "user": user, "query": query.strip().lower(), "limit": limit}
+        wanted.update(dict.fromkeys(row.id for row in work.rows(_CONTAINING, values)))
+        found = {memory.id: memory for memory in store.all_of(work, list(wanted))}
+    return [found[id_] for id_ in wanted if id_ in found][:limit]
+
+
 def forget_in(work: UnitOfWork, memories: Collection[Memory]) -> Forgotten:
     """Delete memories, in a transaction of the caller, and search for them."""
     _delete(work, memories)
     ids = sorted(memory.id for memory in memories)
-    searched = [_count(work, where, "id", statement, {"ids": ids}) for where, statement in _BY_ID.items()]
+    named = {
+        "ids": ids,
+        "shown": [shown(one) for one in ids],
+        "namespaces": sorted({memory.namespace for memory in memories}),
+    }
+    searched = [_count(work, where, "id", statement, named) for where, statement in _BY_ID.items()]
     scopes = sorted({(memory.namespace, memory.user or "") for memory in memories})
     for where, statement in _BY_TEXT.items():
         found = 0
@@ -164,6 +214,7 @@ def _delete(work: UnitOfWork, memories: Collection[Memory]) -> None:
             "shown": [shown(memory.id) for memory in of],
         }
         work.execute(_DELETE_REFUSALS, values)
+    store.remove_passages(work, memories)
     work.execute(_DELETE, {"ids": sorted(memory.id for memory in memories)})
 
 

@@ -6,6 +6,7 @@ The database tables of memories.
     memory_event        what happened to it
     memory_extraction   up to where the messages of a conversation were read for memories, and the run that reads now
     memory_policy       whether a namespace has memories extracted, and by which model
+    memory_watermark    until when changes of conversations were seen
     memory_refusal      what a model proposed and the gate refused
 
 Within a namespace and a user, no two memories that hold have the same words: an index makes sure of it.
@@ -29,6 +30,10 @@ def _instant(*, nullable: bool = True, default: str | None = None) -> Any:
 
 def _text(*, nullable: bool = False) -> Any:
     return Column(Text, nullable=nullable)
+
+
+def _big(*, nullable: bool = False) -> Any:
+    return Column(BigInteger, nullable=nullable)
 
 
 def _one_of(column: str, values: Any) -> str:
@@ -121,23 +126,39 @@ class MemoryExtractionRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_memory_extraction_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
         Index("ix_memory_extraction_namespace", "namespace", "conversation_id"),
+        Index(
+            "ix_memory_extraction_pending",
+            "last_at",
+            postgresql_where=text("run_id IS NULL AND last_seq > read_through"),
+        ),
     )
 
     conversation_id: UUID = Field(primary_key=True)
     namespace: str = Field(max_length=64)
     #: What was chosen for this conversation; None: as its namespace has it.
     enabled: bool | None = None
-    #: Messages with a sequence number up to this one were read.
-    read_through: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-    #: The run that reads the next ones, and up to where it does.
+    #: The last message that the job knows of, and when it came.
+    last_seq: int = Field(sa_column=_big())
+    last_at: datetime = Field(sa_column=_instant(nullable=False))
+    #: The messages up to this one were read, and so many characters of the one right after it.
+    read_through: int = Field(sa_column=_big())
+    read_offset: int = 0
+    #: The run that reads the next ones, and how far it does.
     run_id: UUID | None = None
-    run_through: int | None = Field(default=None, sa_column=Column(BigInteger))
-    #: Runs in a row that failed, and when the next one is due.
+    run_through: int | None = Field(default=None, sa_column=_big(nullable=True))
+    run_offset: int | None = None
+    #: Runs in a row that failed, when the next one may start, and why the last one failed.
     failures: int = 0
     retry_at: datetime | None = Field(default=None, sa_column=_instant())
-    #: Why the last one failed; empty when it did not.
     error: str = Field(default="", sa_column=_text())
-    updated_at: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
+    #: Parts that no run could read.
+    skipped: int = 0
+    #: Runs that ended, what they proposed, what was written of it, and the tokens of all of it.
+    runs: int = 0
+    proposed: int = 0
+    written: int = 0
+    tokens_in: int = Field(default=0, sa_column=_big())
+    tokens_out: int = Field(default=0, sa_column=_big())
 
 
 class MemoryPolicyRow(SQLModel, table=True):
@@ -149,6 +170,17 @@ class MemoryPolicyRow(SQLModel, table=True):
     #: None: as the settings have it.
     enabled: bool | None = None
     model: str | None = Field(default=None, sa_column=_text(nullable=True))
+    #: Messages from before are not read.
+    since: datetime = Field(sa_column=_instant(nullable=False, default="now()"))
+
+
+class MemoryWatermarkRow(SQLModel, table=True):
+    """Until when changes of conversations were seen."""
+
+    __tablename__ = "memory_watermark"
+
+    name: str = Field(primary_key=True, max_length=32)
+    seen: datetime = Field(sa_column=_instant(nullable=False))
 
 
 class MemoryRefusalRow(SQLModel, table=True):

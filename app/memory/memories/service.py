@@ -8,23 +8,27 @@ any.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from app.files.file import parsed_id, shown_id
-from app.kernel import clock
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
 from app.kernel.security import texts
+from app.memory.conversations import store as conversation_store
+from app.memory.conversations.conversation import CONVERSATION_PREFIX
+from app.memory.conversations.message import MESSAGE_PREFIX
 from app.memory.memories import store
-from app.memory.memories.kinds import MAX_AUTHOR, MAX_NOTE, MemoryEvent, MemoryKind
-from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, NewMemory, checked
+from app.memory.memories.kinds import MAX_AUTHOR, MAX_NOTE, MAX_SOURCES, MemoryEvent, MemoryKind, MemoryOrigin
+from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, MemorySource, NewMemory, checked
 from app.memory.memories.store import MemoryFilter
 
 #: Most memories of a chain that a history shows.
 _LONGEST_CHAIN = 1_000
+#: How far the clock of a client may be ahead.
+_SKEW = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,13 @@ def shown(id_: UUID) -> str:
 
 
 def remember(
-    database: Database, new: NewMemory, namespace: str, author: str, *, supersedes: str | None = None
+    database: Database,
+    new: NewMemory,
+    namespace: str,
+    author: str,
+    *,
+    supersedes: str | None = None,
+    note: str = "",
 ) -> Remembered:
     """
     Write a memory; one that says the same is returned instead. With `supersedes`, that one ends where this one begins.
@@ -66,7 +76,7 @@ def remember(
     Raises InvalidInput, NotFound and Conflict.
     """
     with database.work() as work:
-        return remember_in(work, new, namespace, author, supersedes=supersedes)
+        return remember_in(work, new, namespace, author, supersedes=supersedes, note=note)
 
 
 def remember_in(
@@ -80,6 +90,7 @@ def remember_in(
 ) -> Remembered:
     """As `remember`, in a transaction of the caller."""
     new, author, note = checked(new), _author(author), _note(note)
+    _require_past(work, "valid_from", new.valid_from)
     old = None if supersedes is None else _require(work, supersedes, namespace, lock=True)
     if old is not None:
         _require_replaceable(old, new)
@@ -91,6 +102,7 @@ def remember_in(
         if old is not None and same.id != old.id:
             raise Conflict(f"{shown(same.id)} says the same already; invalidate {shown(old.id)} instead")
         return Remembered(same, created=False)
+    store.put_passage(work, made)
     store.note(work, made.id, MemoryEvent.REMEMBERED, author, "" if old is None else note)
     if old is not None:
         _end(work, old, made.valid_from, author, note, by=made.id)
@@ -130,7 +142,8 @@ def invalidate(
     """
     with database.work() as work:
         memory = _require(work, id_, namespace, lock=True)
-        return _end(work, memory, at or max(clock.now(), memory.valid_from), _author(author), _note(note))
+        _require_past(work, "at", at)
+        return _end(work, memory, at or store.now(work), _author(author), _note(note))
 
 
 def supersede(
@@ -167,7 +180,35 @@ def mark(
             kind, event = before, MemoryEvent.UNMARKED
         store.note(work, memory.id, event, _author(author), _note(note), memory.kind)
         store.set_kind(work, memory.id, kind)
-        return _require(work, id_, namespace)
+        marked = _require(work, id_, namespace)
+        if marked.invalid_at is None:
+            store.put_passage(work, marked)
+        return marked
+
+
+def message_sources(database: Database, messages: Sequence[str], namespace: str) -> list[MemorySource]:
+    """Return messages as sources. Raises InvalidInput for one that is not there, or of another namespace."""
+    found = []
+    with database.work() as work:
+        for place, given in enumerate(messages[:MAX_SOURCES]):
+            parsed = parsed_id(given, MESSAGE_PREFIX)
+            message = None if parsed is None else conversation_store.find_message(work, parsed)
+            of = None if message is None else conversation_store.find(work, message.conversation_id)
+            if message is None or of is None or of.namespace != namespace:
+                problem = Problem(f"messages[{place}]", f"no message {given[:100]!r}", "the id of a message: msg_…")
+                raise InvalidInput([problem], "memory")
+            found.append(MemorySource(MemoryOrigin.MESSAGE, message.role.value, message.conversation_id, message.id))
+    return found
+
+
+def require_conversation(database: Database, given: str, namespace: str) -> UUID:
+    """Return the id of a conversation of a namespace. Raises NotFound."""
+    parsed = parsed_id(given, CONVERSATION_PREFIX)
+    with database.work() as work:
+        found = None if parsed is None else conversation_store.find(work, parsed)
+    if found is None or found.namespace != namespace:
+        raise NotFound("conversation", texts.printable(given, 100))
+    return found.id
 
 
 def note_used_in(work: UnitOfWork, memory_ids: Collection[UUID]) -> None:
@@ -181,6 +222,12 @@ def _require(work: UnitOfWork, id_: str, namespace: str | None, *, lock: bool = 
     if found is None or (namespace is not None and found.namespace != namespace):
         raise NotFound("memory", texts.printable(id_, 100))
     return found
+
+
+def _require_past(work: UnitOfWork, field: str, at: datetime | None) -> None:
+    """Raises InvalidInput: what will hold later would be recalled before."""
+    if at is not None and at > store.now(work) + _SKEW:
+        raise InvalidInput([Problem(field, f"{at:%FT%TZ} is in the future", "now, or an earlier instant")], "memory")
 
 
 def _require_replaceable(old: Memory, new: NewMemory) -> None:
@@ -205,6 +252,7 @@ def _end(work: UnitOfWork, memory: Memory, at: datetime, author: str, note: str,
         )
     event = MemoryEvent.INVALIDATED if by is None else MemoryEvent.SUPERSEDED
     store.note(work, memory.id, event, author, note, "" if by is None else shown(by))
+    store.remove_passages(work, [memory])
     ended = store.end(work, memory.id, at, by)
     assert ended is not None, "it is locked"
     return store.with_sources(work, [ended])[0]

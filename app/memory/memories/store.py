@@ -15,12 +15,15 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from app.files.file import shown_id
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.memory.memories.kinds import MemoryEvent, MemoryKind, MemoryOrigin, text_hash
-from app.memory.memories.memory import Memory, MemoryHistoryEntry, MemorySource, NewMemory
+from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, MemorySource, NewMemory
+from app.memory.recall import storage
+from app.memory.recall.passages import NewPassage, SourceKind
 
-_COLUMNS = """
+COLUMNS = """
     id, namespace, user_name AS "user", conversation_id, kind, text, importance, confidence, valid_from, invalid_at,
     superseded_by, created_at, last_used_at, uses
 """
@@ -30,10 +33,10 @@ _INSERT = text(f"""
     VALUES (:id, :namespace, :user, :conversation_id, :kind, :text, :hash, :importance, :confidence,
             COALESCE(CAST(:valid_from AS timestamptz), now()), 0)
     ON CONFLICT (namespace, COALESCE(user_name, ''), text_hash) WHERE invalid_at IS NULL DO NOTHING
-    RETURNING {_COLUMNS}
+    RETURNING {COLUMNS}
 """)
 _OF_TEXT = text(f"""
-    SELECT {_COLUMNS} FROM memory
+    SELECT {COLUMNS} FROM memory
     WHERE namespace = :namespace AND COALESCE(user_name, '') = COALESCE(CAST(:user AS text), '') AND text_hash = :hash
       AND invalid_at IS NULL
     FOR UPDATE
@@ -53,13 +56,14 @@ _INSERT_EVENT = text("""
 _EVENTS = text("""
     SELECT memory_id, event, at, author, note, detail FROM memory_event WHERE memory_id = ANY(:ids) ORDER BY id
 """)
-_GET = text(f"SELECT {_COLUMNS} FROM memory WHERE id = :id")
-_LOCK = text(f"SELECT {_COLUMNS} FROM memory WHERE id = :id FOR UPDATE")
-_GET_ALL = text(f"SELECT {_COLUMNS} FROM memory WHERE id = ANY(:ids) ORDER BY id")
+_GET = text(f"SELECT {COLUMNS} FROM memory WHERE id = :id")
+_LOCK = text(f"SELECT {COLUMNS} FROM memory WHERE id = :id FOR UPDATE")
+_GET_ALL = text(f"SELECT {COLUMNS} FROM memory WHERE id = ANY(:ids) ORDER BY id")
 _END = text(f"""
-    UPDATE memory SET invalid_at = :at, superseded_by = :by WHERE id = :id AND invalid_at IS NULL RETURNING {_COLUMNS}
+    UPDATE memory SET invalid_at = :at, superseded_by = :by WHERE id = :id AND invalid_at IS NULL RETURNING {COLUMNS}
 """)
-_SET_KIND = text(f"UPDATE memory SET kind = :kind WHERE id = :id RETURNING {_COLUMNS}")
+_SET_KIND = text(f"UPDATE memory SET kind = :kind WHERE id = :id RETURNING {COLUMNS}")
+_NOW = text("SELECT now() AS now")
 _USED = text("UPDATE memory SET last_used_at = now(), uses = uses + 1 WHERE id = ANY(:ids)")
 _KIND_BEFORE = text("""
     SELECT detail FROM memory_event WHERE memory_id = :id AND event = 'marked' ORDER BY id DESC LIMIT 1
@@ -162,7 +166,7 @@ def page(work: UnitOfWork, of: MemoryFilter, after: UUID | None, limit: int) -> 
         conditions.append("valid_from <= now() AND (invalid_at IS NULL OR invalid_at > now())")
     if after is not None:
         conditions.append("id < :after")
-    statement = text(f"SELECT {_COLUMNS} FROM memory WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit")
+    statement = text(f"SELECT {COLUMNS} FROM memory WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT :limit")
     values: dict[str, Any] = {
         "namespace": of.namespace,
         "user": of.user,
@@ -218,6 +222,35 @@ def history(work: UnitOfWork, memory_ids: Collection[UUID]) -> list[MemoryHistor
 def chain(work: UnitOfWork, id_: UUID, limit: int) -> list[UUID]:
     """The ids of the memories that a memory superseded or was superseded by, itself included."""
     return [row.id for row in work.rows(_CHAIN, {"id": id_, "limit": limit})]
+
+
+def now(work: UnitOfWork) -> datetime:
+    """The instant of the transaction."""
+    row = work.row(_NOW)
+    assert row is not None, "there is a row"
+    instant: datetime = row.now
+    return instant
+
+
+def put_passage(work: UnitOfWork, memory: Memory) -> None:
+    """Let recall find a memory that holds."""
+    passage = NewPassage(
+        memory.namespace,
+        SourceKind.MEMORY,
+        shown_id(memory.id, PREFIX),
+        memory.text,
+        user=memory.user,
+        kind=memory.kind,
+        at=memory.valid_from,
+    )
+    storage.put_in(work, [passage])
+
+
+def remove_passages(work: UnitOfWork, memories: Collection[Memory]) -> None:
+    """Let recall find these memories no more."""
+    for namespace in {memory.namespace for memory in memories}:
+        named = [shown_id(memory.id, PREFIX) for memory in memories if memory.namespace == namespace]
+        storage.remove_in(work, namespace, SourceKind.MEMORY, sorted(named))
 
 
 def used(work: UnitOfWork, memory_ids: Collection[UUID]) -> None:

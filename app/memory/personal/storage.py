@@ -7,6 +7,7 @@ A document is found by namespace, user, kind and name. A document of a file chan
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from sqlalchemy import text
 
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
-from app.kernel.errors import ArrieroError, Conflict, NotFound
+from app.kernel.errors import Conflict, NotFound
 from app.kernel.sections.context import ContextSettings
+from app.memory.personal import indexing
 from app.memory.personal.document import (
     PREFIX,
     ContextDocument,
@@ -41,10 +43,15 @@ _PUT = text("""
         source = :source, version = d.version + 1, updated_at = now()
     RETURNING id
 """)
+_OF_IDS = text(f"""
+    SELECT {_COLUMNS} FROM context_document
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND namespace = :namespace AND user_name = ANY(:users)
+""")
 _DELETE = text("DELETE FROM context_document WHERE id = CAST(:id AS uuid)")
 _DELETE_OF_USER = text("""
     DELETE FROM context_document WHERE namespace = :namespace AND user_name = :user RETURNING id
 """)
+_FORGET_FILES_OF_USER = text("DELETE FROM context_file WHERE namespace = :namespace AND user_name = :user")
 _ALWAYS = text(f"""
     SELECT {_COLUMNS} FROM context_document
     WHERE namespace = :namespace AND user_name = ANY(:users) AND always
@@ -74,7 +81,7 @@ class DocumentChanged(Conflict):
         )
 
 
-class TooManyDocuments(ArrieroError):
+class TooManyDocuments(Conflict):
     """A user has as many documents as one may have."""
 
 
@@ -103,8 +110,8 @@ def put_in(
     DocumentOfFolder, TooManyDocuments.
     """
     found = find_in(work, owner, new.kind, new.name, hold=True)
-    if found is not None and found.source is ContextSource.FOLDER and source is ContextSource.API:
-        raise DocumentOfFolder(found)
+    if found is not None and source is ContextSource.API:
+        require_api(found)
     current = 0 if found is None else found.version
     if expected is not None and expected != current:
         raise DocumentChanged(new.name, expected, current)
@@ -129,7 +136,15 @@ def put_in(
         "source": source,
     }
     work.execute(_PUT, {**_owner(owner), **given})
-    return get_in(work, owner, new.kind, new.name), found is None
+    stored = get_in(work, owner, new.kind, new.name)
+    indexing.index_in(work, stored)
+    return stored, found is None
+
+
+def require_api(document: ContextDocument) -> None:
+    """Raise DocumentOfFolder for a document that changes only with its file."""
+    if document.source is ContextSource.FOLDER:
+        raise DocumentOfFolder(document)
 
 
 def _is_same(found: ContextDocument, new: NewContextDocument) -> bool:
@@ -195,14 +210,33 @@ def always_in(work: UnitOfWork, owner: ContextOwner, limit: int) -> list[Context
     return [_document(row) for row in rows]
 
 
+def of_ids_in(work: UnitOfWork, owner: ContextOwner, document_ids: Sequence[str]) -> list[ContextDocument]:
+    """Return the documents with these ids that belong to the user or to the whole namespace."""
+    given = {"namespace": owner.namespace, "users": ["", owner.user or ""], "ids": [*map(_digits, document_ids)]}
+    return [_document(row) for row in work.rows(_OF_IDS, given)] if document_ids else []
+
+
 def delete_in(work: UnitOfWork, document: ContextDocument) -> None:
     """Delete a document."""
-    work.execute(_DELETE, {"id": _digits(document.id)})
+    delete_by_id_in(work, document.namespace, document.id)
+
+
+def delete_by_id_in(work: UnitOfWork, namespace: str, document_id: str) -> None:
+    """Delete a document by its id; one that is not there stays so."""
+    work.execute(_DELETE, {"id": _digits(document_id)})
+    indexing.forget_in(work, namespace, [document_id])
 
 
 def delete_of_user_in(work: UnitOfWork, namespace: str, user: str) -> list[str]:
-    """Delete all documents of a user. Returns their ids."""
-    return [_shown_id(row.id) for row in work.rows(_DELETE_OF_USER, {"namespace": namespace, "user": user})]
+    """
+    Delete all documents of a user, and what is known of the user's files. Returns the ids of the documents.
+
+    Files that are still in the watched folder are imported again.
+    """
+    deleted = [_shown_id(row.id) for row in work.rows(_DELETE_OF_USER, {"namespace": namespace, "user": user})]
+    work.execute(_FORGET_FILES_OF_USER, {"namespace": namespace, "user": user})
+    indexing.forget_in(work, namespace, deleted)
+    return deleted
 
 
 def _owner(owner: ContextOwner) -> dict[str, Any]:

@@ -19,9 +19,12 @@ from app.memory.recall.query import QueryVectors, RecallQuery, SearchLeg
 from app.memory.recall.scopes import CONDITIONS, parameters
 
 #: Passages that are returned.
-MOST_NEAREST = 200
+MOST_NEAREST = 100
 #: Nodes of the index that a scan keeps at least, and tuples after which it ends.
-_EF_SEARCH, _MOST_SCANNED = 200, 40_000
+_EF_SEARCH, _MOST_SCANNED = 100, 40_000
+#: Passages of a scope up to which all vectors are compared although there is an index: a scan of the index would read
+#: more of them, and of others.
+_COMPARED = 12_000
 
 _MODELS = text("""
     SELECT id, name, dimensions, is_indexed FROM recall_model
@@ -60,11 +63,6 @@ class VectorMatches:
     leg: SearchLeg
 
 
-def index_name(model_id: int) -> str:
-    """Return the name of the HNSW index of a model."""
-    return f"ix_passage_vector_{model_id}"
-
-
 def models_of(database: Database) -> list[str]:
     """Return the names of the models that have made vectors: one, or two while passages are embedded anew."""
     with database.work() as work:
@@ -88,7 +86,7 @@ def search(
         if vector is None or len(vector) != model.dimensions:
             continue
         values = {**parameters(query), "vector": literal(vector), "model": model.id, "most": MOST_NEAREST}
-        if size.is_exact or not model.is_indexed:
+        if size.passages <= _COMPARED or not model.is_indexed:
             rows = work.rows(_EXACT, values)
             methods.add("exact")
         else:

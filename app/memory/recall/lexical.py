@@ -23,13 +23,14 @@ from sqlalchemy import TextClause, text
 
 from app.kernel.database import UnitOfWork
 from app.memory.recall import word_plan
+from app.memory.recall.passages import quoted
 from app.memory.recall.query import RecallQuery, SearchLeg
 from app.memory.recall.scopes import CONDITIONS, parameters, scope_query
 
 #: Passages up to which all of a scope are searched.
 EXACT_LIMIT = 5_000
 #: Most passages that are scored, and most that are returned.
-MOST_SCORED, MOST_RETURNED = 5_000, 300
+MOST_SCORED, MOST_RETURNED = 3_000, 200
 #: BM25's parameters.
 _K1, _B = 1.2, 0.6
 #: `ts_rank` of a word that occurs once.
@@ -118,7 +119,7 @@ def search(work: UnitOfWork, query: RecallQuery, size: ScopeSize, frequencies: W
         "returned": MOST_RETURNED,
     }
     for number, term in enumerate(terms):
-        values[f"term{number}"] = word_plan.quoted(term)
+        values[f"term{number}"] = quoted(term)
         values[f"count{number}"] = shares[term] * size.passages if term in shares else None
     rows = work.rows(_statement(len(terms)), values)
     found = rows[0].found if rows else 0

@@ -105,6 +105,8 @@ class RecallModelRow(SQLModel, table=True):
     dimensions: int | None = None
     #: The last of the older passages that has its vector.
     reached: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    #: Vectors that it has made, in all.
+    made: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
     #: Whether its vectors have an index.
     is_indexed: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     #: The run that makes its vectors now.
@@ -131,7 +133,10 @@ class PendingPassageRow(SQLModel, table=True):
     """A passage that has no vector yet."""
 
     __tablename__ = "passage_pending"
+    __table_args__ = (Index("ix_passage_pending_ready", "passage_id", postgresql_where=text("problem IS NULL")),)
 
     passage_id: int = Field(
         sa_column=Column(BigInteger, ForeignKey("passage.id", ondelete="CASCADE"), primary_key=True)
     )
+    #: Why no vector can be made of it; it is found by its words.
+    problem: str | None = Field(default=None, sa_column=Column(Text))

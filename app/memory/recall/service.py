@@ -7,9 +7,9 @@ it, passages are found by their words, and the answer says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import text
 
@@ -29,8 +29,16 @@ from app.memory.recall.query import (
 )
 from app.memory.recall.scopes import CONDITIONS, PART_BITS, parameters
 
-#: Returns the vectors of a query by these models, in a bounded time.
-EmbedQuery = Callable[[str, Sequence[str]], QueryVectors]
+
+class EmbedsQueries(Protocol):
+    """Makes the vectors of queries in a bounded time: `QueryEmbedder`, or a benchmark's own."""
+
+    def __call__(self, text: str, models: Sequence[str], /) -> QueryVectors:
+        """Return the vectors of a text by these models, or the reason for none."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
 
 #: The best passages of which neighbours are looked at.
 _MOST_WITH_NEIGHBOURS = 60
@@ -57,7 +65,7 @@ _READ = text("""
 class Recall:
     """The search of one process. Safe for threads."""
 
-    def __init__(self, database: Database, embed: EmbedQuery | None = None) -> None:
+    def __init__(self, database: Database, embed: EmbedsQueries | None = None) -> None:
         """Without `embed`, passages are found by their words alone."""
         self._database, self._embed = database, embed
         self._frequencies = WordFrequencies()
@@ -73,6 +81,11 @@ class Recall:
                 by_words = lexical.search(work, query, size, self._frequencies)
             by_meaning = dense.search(work, query, size, vectors, tuple(by_words.scores))
             return _answer(work, query, by_words, by_meaning)
+
+    def close(self) -> None:
+        """Close the connections for vectors of queries."""
+        if self._embed is not None:
+            self._embed.close()
 
     def _vectors(self, query: RecallQuery) -> QueryVectors:
         if query.mode is RecallMode.LEXICAL:

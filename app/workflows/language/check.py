@@ -28,9 +28,14 @@ from app.workflows.expressions.templates import LISTED
 from app.workflows.http import calls
 from app.workflows.language import definition as definitions
 from app.workflows.language import shape_errors, source
+from app.workflows.language.agent import ARGUMENTS, AgentFields
 from app.workflows.language.compression import CompressFields, CompressionFields
 from app.workflows.language.definition import Definition
+from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.recall import EmbedPassagesFields
+from app.workflows.language.refine import RefineFields
 from app.workflows.language.source import SourceDocument
 from app.workflows.language.step_work import Retry
 from app.workflows.language.steps import (
@@ -39,7 +44,6 @@ from app.workflows.language.steps import (
     TIMED_OUT,
     AnyStep,
     EmbedFields,
-    HttpFields,
     JoinStep,
     MapBody,
     MapStep,
@@ -260,19 +264,59 @@ def _work_problems(
         problems += compression_problems(work, where, deployment.models)
     if isinstance(work, GenerateFields):
         problems += _form_problems(work, where, allowance)
+    if isinstance(work, AgentFields):
+        problems += _agent_problems(work, where, scope, deployment, allowance)
     if isinstance(work, DRAFT_KINDS):
-        for place, draft in work.drafts():
-            problems += _model_problems(definition, draft, f"{where}.{place}", deployment)
-            problems += _form_problems(draft, f"{where}.{place}", allowance)
-            for named, model in work.models():
-                other = draft.model_copy(update={"model": model, "fallback": None})
-                at = partial(_moved, f"{where}.{place}.model", f"{where}.{named}")
-                problems += map(at, _model_problems(definition, other, f"{where}.{place}", deployment))
+        problems += _draft_problems(definition, work, where, deployment, allowance)
     if isinstance(work, (*DRAFT_KINDS, VerifyFields)):
         for i, verifier in enumerate(work.verifiers):
             if isinstance(verifier, SchemaVerifier):
                 problems += json_schema.problems(verifier.schema_, f"{where}.verifiers[{i}].schema", allowance)
     return problems
+
+
+def _draft_problems(
+    definition: Definition,
+    work: RefineFields | EnsembleFields,
+    where: str,
+    deployment: Deployment | None,
+    allowance: Allowance,
+) -> Iterator[Problem]:
+    """Return the problems of what a step drafts, with each of its models."""
+    for place, draft in work.drafts():
+        yield from _model_problems(definition, draft, f"{where}.{place}", deployment)
+        yield from _form_problems(draft, f"{where}.{place}", allowance)
+        for named, model in work.models():
+            other = draft.model_copy(update={"model": model, "fallback": None})
+            at = partial(_moved, f"{where}.{place}.model", f"{where}.{named}")
+            yield from map(at, _model_problems(definition, other, f"{where}.{place}", deployment))
+
+
+def _agent_problems(
+    work: AgentFields, where: str, scope: templates.Scope, deployment: Deployment | None, allowance: Allowance
+) -> Iterator[Problem]:
+    """Return the problems of the tools and of the answer of an agent."""
+    egress = None if deployment is None else deployment.egress
+    inside = replace(scope, secrets=True, extra=(*scope.extra, ARGUMENTS))
+    for place, template in work.tool_templates():
+        yield from templates.check(template, f"{where}.{place}", inside)
+    if work.tool_retry.when is not None:
+        yield from _retry_problems(work.tool_retry, f"{where}.tool_retry")
+    schemas = [] if work.output is None else [("output.schema", work.output.schema_)]
+    for i, tool in enumerate(work.tools):
+        if tool.parameters is not None:
+            schemas.append((f"tools[{i}].parameters", tool.parameters))
+            if tool.parameters.get("type") != "object":
+                yield Problem(f"{where}.tools[{i}].parameters.type", "the arguments are not an object", "object")
+        if tool.http is not None:
+            yield from calls.check_headers(tool.http.headers, f"{where}.tools[{i}].http.headers")
+            yield from calls.check_url(tool.http.url, f"{where}.tools[{i}].http.url", egress)
+        if tool.mcp is not None and tool.mcp.url is not None:
+            yield from calls.check_headers(tool.mcp.headers, f"{where}.tools[{i}].mcp.headers")
+            yield from calls.check_url(tool.mcp.url, f"{where}.tools[{i}].mcp.url", egress)
+    for place, schema in schemas:
+        inner = f"{where}.{place}"
+        yield from json_schema.problems(schema, inner, allowance) or _grammar_problems(schema, inner)
 
 
 def _moved(before: str, after: str, problem: Problem) -> Problem:
@@ -328,18 +372,18 @@ def _model_problems(
         if entry is None:
             known = deployment.models.names
             yield Problem(place, f"the catalogue has no model {name!r}", shape_errors.nearest(name, known))
-        elif isinstance(work, EmbedFields) and not entry.serves_embeddings:
+        elif isinstance(work, EmbedFields | EmbedPassagesFields) and not entry.serves_embeddings:
             able = [model.name for model in deployment.models if model.serves_embeddings]
             message = f"the model {name!r} serves no embeddings: its use_cases have neither embed nor rerank"
             yield Problem(place, message, shape_errors.nearest(name, able) if able else "a model for embeddings")
-        elif isinstance(work, GenerateFields) and (work.max_tokens or 0) >= entry.context:
+        elif isinstance(work, GenerateFields | AgentFields) and (work.max_tokens or 0) >= entry.context:
             message = f"{work.max_tokens} tokens do not fit in the context of {name!r}, which has {entry.context}"
             yield Problem(f"{where}.max_tokens", message, f"1 to {entry.context - 1}, prompt and answer together")
 
 
 def _selector_problems(text: str, where: str, work: ModelWork, deployment: Deployment) -> Iterator[Problem]:
     """The problems of a selector: its form, and whether a model of the catalogue suits."""
-    context = (work.max_tokens or 0) + 1 if isinstance(work, GenerateFields) else 0
+    context = (work.max_tokens or 0) + 1 if isinstance(work, GenerateFields | AgentFields) else 0
     try:
         selector = selectors.parse(text, where)
         selectors.require_possible(selector, deployment.models, where, context)

@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.workflows.expressions.result_type import ResultType
+from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.step_work import DocumentPart, Expression, Fallback, StepWork, Template
+
+#: The id of a token, as the key of a mapping.
+VOCABULARY_ID = r"^\d{1,9}$"
 
 #: Tags of the alternatives of `tool_choice`.
 TOOL_CHOICE_TAGS = ("tool_choice_mode", "tool_choice_function")
@@ -35,7 +39,7 @@ class SamplingFields(DocumentPart):
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     #: Token ids to numbers that are added to their logits; -100 forbids a token.
     logit_bias: Annotated[
-        Mapping[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Mapping[Annotated[str, Field(pattern=VOCABULARY_ID)], Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=1024),
     ] = {}
     #: Mirostat 2.0 replaces top_k, top_p, min_p and typical_p.
@@ -153,11 +157,22 @@ class GenerateFields(StepWork):
         Discriminator(_choice_tag),
     ] = "auto"
     parallel_tool_calls: bool = True
+    #: The id of a conversation that the messages continue: it goes before them, and they and the answer are appended.
+    conversation: Template | None = None
+    #: Whose long-term memory is used; by default that of the conversation's user.
+    user: Template | None = None
+    #: What goes into the prompt beside the messages.
+    memory: MemoryOptions | None = None
 
     @property
     def has_object(self) -> bool:
         """Whether the output is an object with the text and what belongs to it."""
         return self.n > 1 or self.logprobs or bool(self.tools)
+
+    @property
+    def is_assembled(self) -> bool:
+        """Whether its prompt is put together of more than its messages."""
+        return self.conversation is not None or self.memory is not None
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> GenerateFields:
@@ -171,6 +186,10 @@ class GenerateFields(StepWork):
             raise ValueError("'chat: false' can be used with 'prompt' only, without 'system' and 'messages'")
         if not self.chat and (self.tools or self.prefill is not None or self.truncation == "auto"):
             raise ValueError("'tools', 'prefill' and 'truncation' need the chat template: remove 'chat: false'")
+        if self.is_assembled and (not self.chat or self.n > 1):
+            raise ValueError("'conversation' and 'memory' need the chat template and one text: remove 'chat' and 'n'")
+        if self.user is not None and not self.is_assembled:
+            raise ValueError("'user' has an effect only with 'conversation' or 'memory'")
         return self
 
     @model_validator(mode="after")
@@ -191,7 +210,10 @@ class GenerateFields(StepWork):
         return self
 
     def templates(self) -> Iterator[tuple[str, str]]:
-        named = (("prompt", self.prompt), ("system", self.system), ("prefill", self.prefill))
+        named = (
+            *(("prompt", self.prompt), ("system", self.system), ("prefill", self.prefill)),
+            *(("conversation", self.conversation), ("user", self.user)),
+        )
         yield from ((name, template) for name, template in named if template is not None)
         for i, message in enumerate(self.messages):
             if message.content is not None:

@@ -12,11 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
+from app.kernel.errors import FailureReason
 from app.workflows.language import definition as definitions
+from app.workflows.language.agent import TURN, AgentFields
 from app.workflows.language.definition import Definition
 from app.workflows.language.rule import StepRule
-from app.workflows.language.step_work import Fallback
-from app.workflows.language.steps import MODEL_KINDS, AnyStep, JoinStep, MapBody, MapStep, SwitchStep, work_of
+from app.workflows.language.step_work import Fallback, Retry
+from app.workflows.language.steps import (
+    FANNED_KINDS,
+    MODEL_KINDS,
+    AgentStep,
+    AnyStep,
+    JoinStep,
+    MapBody,
+    MapStep,
+    SwitchStep,
+    work_of,
+)
 
 _STEP_REFERENCE = re.compile(r"\bsteps\b(?:\s*\.\s*([a-z]\w*)|\s*\[\s*[\"']([a-z]\w*)[\"']\s*\])?")
 #: Matches the code in a template; names in the text around it do not count.
@@ -64,6 +76,15 @@ class Graph:
             if isinstance(step, MapStep)
         }
 
+    def item_rule(self, key: str, kind: str) -> StepRule:
+        """Return the rule of an item of that kind, of a map or of an agent."""
+        step = self.steps[key]
+        if not isinstance(step, AgentStep):
+            return self.item_rules[key]
+        if kind != TURN:
+            return StepRule(retry=step.tool_retry)
+        return StepRule(retry=step.retry, models=len(self._models(step)), fallback=step.fallback)
+
     @cached_property
     def decision_reads(self) -> Mapping[str, Reads]:
         """The data that the condition or the cases of each step read."""
@@ -85,12 +106,18 @@ class Graph:
 
     @cached_property
     def item_reads(self) -> Mapping[str, Reads]:
-        """The data that the items of each map read."""
-        return {
+        """The data that the items of each map, and the calls of each agent, read."""
+        maps = {
             key: _reads_of(_expressions_of(step.step), self.ancestors[key])
             for key, step in self.steps.items()
             if isinstance(step, MapStep)
         }
+        agents = {
+            key: _reads_of([code for _, text in step.tool_templates() for code in _CODE.findall(text)], before)
+            for key, step in self.steps.items()
+            if isinstance(step, AgentStep) and (before := self.ancestors[key]) is not None
+        }
+        return maps | agents
 
     @cached_property
     def output_reads(self) -> Reads:
@@ -120,9 +147,9 @@ class Graph:
             needs=definitions.needs_of(step),
             join=step.join,
             decided=step.when is not None or isinstance(step, SwitchStep),
-            retry=step.retry,
-            models=1 if isinstance(step, MapStep) else len(self._models(step)),
-            fallback=_fallback(step),
+            retry=_own_retry(step) if isinstance(step, AgentStep) else step.retry,
+            models=1 if isinstance(step, FANNED_KINDS) else len(self._models(step)),
+            fallback=None if isinstance(step, AgentFields) else _fallback(step),
             allow_failure=step.allow_failure,
             on_failure=on_failure,
         )
@@ -147,6 +174,14 @@ def _expressions_of(work: AnyStep | MapBody) -> Iterator[str]:
         yield from _CODE.findall(template)
     for where, expression, _ in work.expressions():
         yield "steps, inputs" if where == "jmespath" and _WHOLE_DOCUMENT.search(expression) else expression
+
+
+def _own_retry(step: AgentStep) -> Retry:
+    """The retry rule of an agent itself: a turn that has failed for good was tried often enough."""
+    retry, failed = step.retry, FailureReason.CHILD_FAILED
+    if retry.on is not None:
+        return retry.model_copy(update={"on": tuple(reason for reason in retry.on if reason is not failed)})
+    return retry.model_copy(update={"non_retryable": (*retry.non_retryable, failed)})
 
 
 def _cases(step: AnyStep) -> list[str]:

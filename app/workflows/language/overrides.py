@@ -16,7 +16,7 @@ from app.workflows.language.source import SourceDocument
 
 #: In the place of the id of a step: every step that uses a model.
 EVERY = "*"
-_KINDS = ("generate", "embed", "openai")
+_KINDS = ("generate", "embed", "openai", "agent")
 
 
 def with_models(document: SourceDocument, models: Mapping[str, str]) -> SourceDocument:

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from app.kernel.errors import Problem
 from app.kernel.units import durations
 from app.workflows.language.definition import LABEL, Definition
-from app.workflows.language.generate_fields import TOOL_CHOICE_TAGS
+from app.workflows.language.generate_fields import TOOL_CHOICE_TAGS, VOCABULARY_ID
 from app.workflows.language.step_work import HEADER, ID, NAME, NEED, DocumentPart
 from app.workflows.language.steps import KINDS, AnyStep, MapBody
 
@@ -62,6 +62,7 @@ REQUIRED: Mapping[str, str] = {
     "role": "system | user | assistant | tool",
     "function": "a function: {name: …, description: …, parameters: …}",
     "name": "a name",
+    "tools": "a list of tools, each with one of http, workflow, python, mcp and memory",
     "input": "an expression that returns a text or a list of messages, such as inputs.messages",
     "model": "the name of a model, such as smollm2:135m",
     "content": "a template",
@@ -88,6 +89,7 @@ _PATTERNS: Mapping[str, str] = {
     NEED: "the id of a step, or a branch of it: route.refund",
     LABEL: "at most 63 letters, digits, '.', '_', '/' and '-', a letter or a digit first",
     HEADER: "letters, digits and hyphens",
+    VOCABULARY_ID: "the id of a token: up to nine digits, in quotes",
 }
 #: What is accepted in a mapping, by its field.
 _MAPPINGS: Mapping[str, str] = {

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from app.kernel.units.durations import Duration
 from app.workflows.expressions.result_type import ResultType
+from app.workflows.language.agent import AgentFields
 from app.workflows.language.compression import CompressFields
 from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
+from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
 from app.workflows.language.step_work import (
-    HEADER,
     ID,
     NAME,
     NEED,
@@ -31,6 +33,7 @@ from app.workflows.language.step_work import (
     StepWork,
     Template,
 )
+from app.workflows.language.summarize import SummarizeFields
 from app.workflows.language.verification import VerifyFields
 
 #: The branch of a wait that timed out.
@@ -96,47 +99,6 @@ class TransformFields(StepWork):
             yield "jmespath", self.jmespath, "any"
 
 
-class HttpFields(StepWork):
-    """Sends an HTTP request. Its output is `status`, `headers` and `body`: the value of a JSON response, or a text."""
-
-    kind: Literal["http"]
-    url: Template
-    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] | None = None
-    headers: Mapping[str, Template] = {}
-    query: Mapping[str, Template] = {}
-    #: A JSON body; each string in it is a template.
-    json_: JsonValue = Field(default=None, alias="json")
-    #: A text body.
-    body: Template | None = None
-    #: The status codes that count as a success. By default 200 to 299.
-    expect: tuple[Annotated[int, Field(ge=100, le=599)], ...] = ()
-    #: Maximum bytes of the response body, decompressed.
-    max_bytes: int = Field(default=1_048_576, ge=1, le=64 * 1_048_576)
-    follow_redirects: bool = False
-    #: The header for the idempotency key, which is the same for all attempts of this step.
-    idempotency_header: str = Field(default="Idempotency-Key", pattern=HEADER)
-    timeout: PositiveDuration = Field(default="30s", validate_default=True)
-
-    @model_validator(mode="after")
-    def _has_one_body(self) -> HttpFields:
-        if "json_" in self.model_fields_set and self.body is not None:
-            raise ValueError("an http step can have either 'json' or 'body', not both")
-        return self
-
-    @property
-    def has_json(self) -> bool:
-        """Whether a JSON body is set; the body may be null."""
-        return "json_" in self.model_fields_set
-
-    def templates(self) -> Iterator[tuple[str, str]]:
-        yield "url", self.url
-        yield from ((f"headers.{name}", value) for name, value in self.headers.items())
-        yield from ((f"query.{name}", value) for name, value in self.query.items())
-        yield from _strings(self.json_, "json")
-        if self.body is not None:
-            yield "body", self.body
-
-
 class CallFields(StepWork):
     """Calls another workflow. Its output is the output of the called run."""
 
@@ -162,6 +124,8 @@ MapBody = Annotated[
     | EmbedFields
     | OpenAIFields
     | CompressFields
+    | SummarizeFields
+    | RecallFields
     | RefineFields
     | EnsembleFields
     | VerifyFields
@@ -205,6 +169,18 @@ class CompressStep(StepPart, CompressFields):
     """A compress step."""
 
 
+class SummarizeStep(StepPart, SummarizeFields):
+    """A summarize step."""
+
+
+class RecallStep(StepPart, RecallFields):
+    """A recall step."""
+
+
+class EmbedPassagesStep(StepPart, EmbedPassagesFields):
+    """An embed_passages step."""
+
+
 class RefineStep(StepPart, RefineFields):
     """A refine step."""
 
@@ -227,6 +203,10 @@ class HttpStep(StepPart, HttpFields):
 
 class CallStep(StepPart, CallFields):
     """A workflow step."""
+
+
+class AgentStep(StepPart, AgentFields):
+    """An agent step."""
 
 
 class NoopStep(StepPart, NoopFields):
@@ -366,12 +346,16 @@ AnyStep = (
     | EmbedStep
     | OpenAIStep
     | CompressStep
+    | SummarizeStep
+    | RecallStep
+    | EmbedPassagesStep
     | RefineStep
     | EnsembleStep
     | VerifyStep
     | TransformStep
     | HttpStep
     | CallStep
+    | AgentStep
     | NoopStep
     | JoinStep
     | SwitchStep
@@ -381,14 +365,17 @@ AnyStep = (
 DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
-    *("generate", "embed", "openai", "compress", "refine", "ensemble", "verify", "transform", "http", "workflow"),
+    *("generate", "embed", "openai", "agent", "compress", "summarize", "recall", "embed_passages"),
+    *("refine", "ensemble", "verify", "transform", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.
-MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields)
+MODEL_KINDS = (GenerateFields, EmbedFields, OpenAIFields, AgentFields, SummarizeFields, EmbedPassagesFields)
+ModelWork = GenerateFields | EmbedFields | OpenAIFields | AgentFields | SummarizeFields | EmbedPassagesFields
 #: The kinds of work that call a workflow whose steps use models.
 DRAFT_KINDS = (RefineFields, EnsembleFields)
-ModelWork = GenerateFields | EmbedFields | OpenAIFields
+#: The kinds of steps whose work is done by items. The models of their work are those of the items.
+FANNED_KINDS = (MapStep, AgentStep)
 
 
 def work_of(step: AnyStep) -> AnyStep | MapBody:
@@ -399,14 +386,3 @@ def work_of(step: AnyStep) -> AnyStep | MapBody:
 def branches_of(step: AnyStep) -> tuple[str, ...]:
     """Return the branches of a step that other steps can need."""
     return step.branches if isinstance(step, SwitchStep | WaitStep) else ()
-
-
-def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield where, value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _strings(inner, f"{where}.{name}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _strings(inner, f"{where}[{i}]")

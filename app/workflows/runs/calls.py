@@ -56,6 +56,7 @@ def call(change: RunChange, claim: Claim, called: Called) -> None:
         called.version,
         caller.priority,
         rank=caller.rank,
+        deadline=called.deadline,
         namespace=caller.namespace,
     )
     policy = change.transaction.policy

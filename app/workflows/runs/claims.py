@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,8 +12,10 @@ from uuid import UUID
 from app.access import namespaces
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import StepFailure, shortened
+from app.workflows.language import agent
+from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.graph import Reads
-from app.workflows.language.steps import AnyStep, MapBody, MapStep
+from app.workflows.language.steps import AgentStep, AnyStep, MapBody, MapStep
 from app.workflows.runs.changes import graphs
 from app.workflows.runs.changes.change import RunChange
 from app.workflows.runs.storage import payloads, store, values
@@ -33,7 +36,7 @@ class Claim:
     key: str
     attempt: int
     priority: str
-    work: AnyStep | MapBody
+    work: AnyStep | MapBody | AgentTurn | AgentCall
     #: The data of its templates and expressions: inputs, steps, run; for an item, item and index too.
     data: Mapping[str, Any]
     #: The model of this attempt.
@@ -42,7 +45,7 @@ class Claim:
     remaining: timedelta | None = None
     #: How many calls of workflows are above it.
     depth: int = 0
-    #: The map, where it is an item.
+    #: The map or the agent, where it is an item.
     parent_id: UUID | None = None
     #: The step of the definition; for an item, the map.
     step: AnyStep | None = None
@@ -64,11 +67,12 @@ def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim
     step = graph.steps[key]
     data: dict[str, Any] = {}
     refused: StepFailure | None = None
-    body: AnyStep | MapBody = step
+    body: AnyStep | MapBody | AgentTurn | AgentCall = step
     reads = graph.work_reads[key]
     if row.parent_id is not None:
-        assert isinstance(step, MapStep)
-        reads, body = graph.item_reads[key], step.step
+        assert isinstance(step, MapStep | AgentStep)
+        reads = Reads(False, frozenset()) if row.kind == agent.TURN else graph.item_reads[key]
+        body = step.step if isinstance(step, MapStep) else agent.item_work(step, row.kind)
         data = {"item": row.input, "index": row.item}
     try:
         data |= _data(work, row, reads, limits)
@@ -162,5 +166,6 @@ def end(
             "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
             "finish_reason": usage.finish_reason,
             "cost": usage.cost,
+            "assembly": None if usage.assembly is None else json.dumps(usage.assembly),
         },
     )

@@ -35,7 +35,7 @@ from app.workflows.runs.maps import write_change
 from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.recovery.abandon import reason_of
 from app.workflows.runs.service import Runs
-from app.workflows.runs.storage import history, pauses, payloads, received_events, store
+from app.workflows.runs.storage import agent_items, history, pauses, payloads, received_events, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import as_json
 from app.workflows.runs.storage.selected import LockedRun
@@ -187,6 +187,7 @@ def retry(runs: Runs, run_id: UUID) -> RunState:
         change.message = "retried on request"
         change.apply(events.RetryRequested())
         change.write()
+        agent_items.reopen(work, run_id)
         work.run(_RENEW_DEADLINE, {"id": run_id})
     _log.info("run_retried", run_id=str(run_id))
     return change.run.state

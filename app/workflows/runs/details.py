@@ -108,8 +108,10 @@ class StepDetails(_Worked):
 
 @dataclass(frozen=True, slots=True)
 class ItemDetails(_Worked):
-    """An item of a map."""
+    """An item of a map or of an agent."""
 
+    #: `turn` (of the model) or `call` (of a tool), of an agent; otherwise the kind of the map's steps.
+    kind: str
     #: The index from 0, and the value.
     item: int
     input: Any
@@ -138,6 +140,8 @@ class AttemptDetails:
     finish_reason: str | None
     #: In the currency of the catalogue; None for a model without a price.
     cost: float | None
+    #: What its prompt was put together of; None where nothing was.
+    assembly: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
-"""Maps: expansion into items, the start of further items when one has ended, and the end of the map."""
+"""
+Maps: expansion into items, the start of further items when one has ended, and the end of the map.
+
+The items of an agent, which `agents` writes, end in the same way; then the agent is dispatched again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from app.kernel.errors import ArrieroError, FailureReason, PayloadTooLarge
-from app.workflows.language.steps import MapStep
+from app.workflows.language.steps import AgentStep, MapStep
 from app.workflows.runs.changes.change import RunChange, open_change, queue_of, stop_items
 from app.workflows.runs.changes.effects import PublishItems
 from app.workflows.runs.claims import Claim
@@ -32,7 +37,7 @@ def expand(change: RunChange, claim: Claim, values: Sequence[Any]) -> None:
     items.write_fan_out(work, claim.step_id, fan)
     change.leave(claim.key, claim.attempt, {"items": len(values)}, delegated=True)
     # Where a cancel was requested meanwhile, the items were stopped at once.
-    _refill(change, definition, claim.step_id, items.find(work, claim.step_id) or fan)
+    refill(change, definition, claim.step_id, items.find(work, claim.step_id) or fan)
 
 
 def write_change(change: RunChange) -> None:
@@ -43,7 +48,7 @@ def write_change(change: RunChange) -> None:
         return
     (step,) = change.run.steps.values()
     definition, parent_id = change.graph.steps[step.key.partition("[")[0]], item.parent_id
-    assert isinstance(definition, MapStep)
+    assert isinstance(definition, MapStep | AgentStep)
     assert parent_id is not None
     usage = change.usage(step.key)
     before = fan_out.used(items.fan_out_of(item), usage.tokens_in, usage.tokens_out)
@@ -54,26 +59,26 @@ def write_change(change: RunChange) -> None:
     fan = fan_out.item_ended(
         before,
         failed=step.state is StepState.FAILED or (step.state is StepState.CANCELLED and not before.stopping),
-        collect=definition.on_error == "collect",
+        collect=_collects(definition),
         begun=item.state != StepState.PENDING,
         truncated=usage.finish_reason == LENGTH,
     )
     if fan.stopping and not before.stopping:
         items.write_fan_out(change.transaction.work, parent_id, fan)
         fan = stop_items(change.transaction, parent_id) or fan
-    _refill(change, definition, parent_id, fan)
+    refill(change, definition, parent_id, fan)
 
 
-def _refill(change: RunChange, definition: MapStep, parent_id: UUID, fan: FanOut) -> None:
-    """Begin the next items, or end the map."""
+def refill(change: RunChange, definition: MapStep | AgentStep, parent_id: UUID, fan: FanOut) -> None:
+    """Begin the next items, or end the map; an agent goes on then."""
     work = change.transaction.work
-    fan, count = fan_out.refill(fan, definition.max_parallel)
+    fan, count = fan_out.refill(fan, definition.max_parallel if isinstance(definition, MapStep) else fan.total)
     items.write_fan_out(work, parent_id, fan)
     if count:
         started = items.start(work, parent_id, count)
         if not change.locked.paused:
             change.transaction.effects.append(PublishItems(change.locked.workflow, started))
-    ending = fan_out.ended(fan, collect=definition.on_error == "collect")
+    ending = fan_out.ended(fan, collect=_collects(definition))
     if ending is None:
         return
     if change.item is None:
@@ -84,10 +89,22 @@ def _refill(change: RunChange, definition: MapStep, parent_id: UUID, fan: FanOut
         whole.write()
 
 
-def _end(change: RunChange, definition: MapStep, fan: FanOut, ending: MapEnding) -> None:
+def _collects(definition: MapStep | AgentStep) -> bool:
+    """Whether the other items go on when one has failed; for an agent the next decision follows from the failure."""
+    return isinstance(definition, AgentStep) or definition.on_error == "collect"
+
+
+def _end(change: RunChange, definition: MapStep | AgentStep, fan: FanOut, ending: MapEnding) -> None:
     key, step = definition.id, change.run.steps[definition.id]
     if step.state not in (StepState.AWAITING, StepState.CANCELLING):
         return
+    if isinstance(definition, AgentStep):
+        # What its items have used is counted once: with the step.
+        used = replace(fan, tokens_in=0, tokens_out=0)
+        items.write_fan_out(change.transaction.work, change.steps[key].id, used)
+        if ending is not MapEnding.STOPPED:
+            change.resume(key, step.attempt, TokenUsage(fan.tokens_in, fan.tokens_out))
+            return
     work, map_id, limit = change.transaction.work, change.steps[key].id, change.transaction.policy.limits.one
     output_bytes, usage = items.output_bytes(work, map_id), TokenUsage(fan.tokens_in, fan.tokens_out)
     failures = items.failures(work, map_id, fan)

@@ -19,7 +19,7 @@ from app.kernel.broker import Publisher
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 from app.workflows.language.definition import RouteModels
-from app.workflows.runs import admission, calls, claims, maps, messages, submission, waits
+from app.workflows.runs import admission, agents, calls, claims, maps, messages, submission, waits
 from app.workflows.runs.changes import cancellation
 from app.workflows.runs.changes.change import RunChange, open_change
 from app.workflows.runs.changes.effects import (
@@ -39,6 +39,7 @@ from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import (
     Awaited,
     Called,
+    Continued,
     Expanded,
     Failure,
     Signalled,
@@ -152,6 +153,8 @@ class Runs:
             change = _open_held(transaction, claim, owner)
             change.succeed(claim.key, claim.attempt, success.output, success.usage, text=text)
             claims.end_attempt(transaction.work, claim, "succeeded", success.usage)
+            if success.within is not None:
+                success.within(transaction.work)
             following = None if change.item is not None else change.claim_short(claim.key, owner)
             maps.write_change(change)
             return None if following is None else claims.follow(change, following.key, owner)
@@ -170,6 +173,8 @@ class Runs:
             match awaited:
                 case Expanded(values):
                     maps.expand(change, claim, values)
+                case Continued():
+                    agents.proceed(change, claim, awaited)
                 case Called():
                     calls.call(change, claim, awaited)
                 case Timed():

@@ -34,7 +34,7 @@ from app.workflows.expressions import templates
 from app.workflows.language import inputs
 from app.workflows.language.definition import Definition, RoutedDefinition, RouteModels
 from app.workflows.language.graph import Graph
-from app.workflows.language.steps import MapStep
+from app.workflows.language.steps import FANNED_KINDS
 from app.workflows.runs import admission
 from app.workflows.runs.changes import graphs
 from app.workflows.runs.changes.change import RunChange, queue_of
@@ -266,7 +266,7 @@ def _steps(definition: Definition) -> list[dict[str, Any]]:
     graph = Graph(definition)
     rows = []
     for position, step in enumerate(definition.all_steps()):
-        models = () if isinstance(step, MapStep) else graph.models(step.id)
+        models = () if isinstance(step, FANNED_KINDS) else graph.models(step.id)
         rows.append(
             {
                 "id": ids.new_id(),

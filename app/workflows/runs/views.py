@@ -101,7 +101,8 @@ _STEPS = text(f"""
 _ATTEMPTS = text("""
     SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
            message, text,
-           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason, cost
+           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason, cost,
+           assembly
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
 """)
@@ -126,8 +127,8 @@ _LIST = """
 """
 _LIST_ALL, _LIST_OF = (text(_LIST.format(of=of)) for of in _OF)
 _ITEMS = text(f"""
-    SELECT id, key, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses, owner,
-           {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
+    SELECT id, key, kind, item, {_value("input", "input_upto <= :most")}, model, state, attempt, failures, losses,
+           owner, {_value("output", "output_upto <= :most")}, finish_reason, error, tokens_in, tokens_out, not_before,
            ready_at, started_at, finished_at
     FROM (
         SELECT *, {_shortest("input", "item")}, {_shortest("output", "item")} FROM (
@@ -153,7 +154,9 @@ _ITEM_TEXTS = text("""
 """)
 _STEP_ID = text("SELECT id FROM step WHERE run_id = :id AND key = :key AND parent_id IS NULL")
 _RUNNING = text("SELECT key, attempt FROM step WHERE run_id = :id AND key = ANY(:keys) AND state = 'running'")
-_KEYS = text("SELECT key FROM step WHERE run_id = :id AND kind = 'map' AND parent_id IS NULL ORDER BY position")
+_KEYS = text("""
+    SELECT key FROM step WHERE run_id = :id AND kind IN ('map', 'agent') AND parent_id IS NULL ORDER BY position
+""")
 _ENDED = text("SELECT id FROM run WHERE id = ANY(:ids) AND finished_at IS NOT NULL")
 _STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")

@@ -50,6 +50,14 @@ class StepAwaited:
 
 
 @dataclass(frozen=True, slots=True)
+class StepResumed:
+    """The items of the step have ended, and its holder decides what follows: it is dispatched again."""
+
+    key: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepSucceeded:
     """The holder recorded an output, or the wait or the delegated work ended well."""
 
@@ -127,6 +135,7 @@ Event = (
     | StepDecided
     | StepClaimed
     | StepAwaited
+    | StepResumed
     | StepSucceeded
     | StepFailed
     | DelayOver

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +24,8 @@ class TokenUsage:
     finish_reason: str | None = None
     #: The price of the tokens, where the model has one, in the currency of the catalogue.
     cost: float | None = None
+    #: What its prompt was put together of, as JSON; None where nothing was.
+    assembly: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 #: The finish reason of a text that was cut at `max_tokens`.
@@ -36,6 +38,11 @@ class Success:
 
     output: Any
     usage: TokenUsage = TokenUsage()
+    #: Writes what belongs to it in the transaction that records it, whose unit of work it gets. If it raises, the work
+    #: has failed, and nothing of it is written.
+    within: Callable[[Any], object] | None = field(default=None, compare=False)
+    #: Is called with the outcome that was recorded, once that is committed.
+    recorded: Callable[[Success | Failure], object] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +68,32 @@ class Expanded:
 
 
 @dataclass(frozen=True, slots=True)
+class NewItem:
+    """A turn of the model of an agent, or a call of a tool."""
+
+    #: `turn` or `call`.
+    kind: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The next items of an agent; none to begin those again that a retry has reset."""
+
+    items: Sequence[NewItem]
+    #: The time that is left for them.
+    time: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Called:
     """Another workflow is called."""
 
     definition: Definition
     version: int | None
     inputs: Mapping[str, Any]
+    #: The time that its run may take.
+    deadline: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +114,5 @@ class Signalled:
     expires: timedelta | None = None
 
 
-Awaited = Expanded | Called | Timed | Signalled
+Awaited = Expanded | Continued | Called | Timed | Signalled
 Outcome = Success | Failure | Awaited

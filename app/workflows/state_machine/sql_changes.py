@@ -74,6 +74,18 @@ SQL_CHANGES = (
         steps=frozenset((state, StepChange.CANCEL_REQUESTED) for state in _OPEN_STEPS),
     ),
     SqlChange(
+        "storage.agent_items._APPEND",
+        "the next items of an agent",
+        created=frozenset({StepState.PENDING}),
+    ),
+    SqlChange(
+        "storage.agent_items._REOPEN",
+        "an agent that is retried goes on after its last whole turn: the items are not loaded with the run",
+        steps=frozenset(
+            (state, StepChange.RETRIED) for state in (StepState.FAILED, StepState.CANCELLED, StepState.SKIPPED)
+        ),
+    ),
+    SqlChange(
         "forks._COPY_STEPS",
         "a fork takes the outputs of another run",
         steps=frozenset({(StepState.PENDING, StepChange.COPIED)}),

@@ -45,6 +45,7 @@ from app.workflows.state_machine.events import (
     StepDecided,
     StepFailed,
     StepOutOfTime,
+    StepResumed,
     StepSucceeded,
     StopStep,
 )
@@ -65,6 +66,8 @@ class StepChange(StrEnum):
     CLAIMED = "claimed"
     #: The holder has left it: it waits, or its work is delegated.
     AWAITED = "awaited"
+    #: The items of an agent have ended, and its next turn is decided.
+    RESUMED = "resumed"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     FAILED_FOR_GOOD = "failed_for_good"
@@ -97,6 +100,7 @@ TRANSITIONS: Mapping[tuple[StepState, StepChange], StepState] = {
     (StepState.WAITING, StepChange.DELAY_OVER): StepState.READY,
     (StepState.WAITING, StepChange.OUT_OF_TIME): StepState.FAILED,
     (StepState.WAITING, StepChange.CANCEL_REQUESTED): StepState.CANCELLED,
+    (StepState.AWAITING, StepChange.RESUMED): StepState.READY,
     (StepState.AWAITING, StepChange.SUCCEEDED): StepState.SUCCEEDED,
     (StepState.AWAITING, StepChange.FAILED): StepState.WAITING,
     (StepState.AWAITING, StepChange.FAILED_FOR_GOOD): StepState.FAILED,
@@ -176,6 +180,9 @@ def proceed(run: Run, event: Event) -> Advance:
             _change(steps, _at(run, key, attempt, event), StepChange.CLAIMED)
         case StepAwaited(key, attempt, delegated):
             _await(steps, _at(run, key, attempt, event), delegated, commands)
+        case StepResumed(key, attempt):
+            resumed = replace(_at(run, key, attempt, event), delegated=False)
+            _dispatch(steps, _change(steps, resumed, StepChange.RESUMED), commands)
         case StepSucceeded(key, attempt, branch):
             _change(steps, replace(_at(run, key, attempt, event), branch=branch, delegated=False), StepChange.SUCCEEDED)
         case StepFailed():

@@ -27,6 +27,10 @@ from app.api.services import Services
 from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.sections.access import AccessSettings
+from app.memory.conversations.conversation import NewConversation
+from app.memory.conversations.service import Conversations, shown_conversation
+from app.memory.recall import storage as recall
+from app.memory.recall.passages import NewPassage, SourceKind
 
 #: What FastAPI serves without a route of its own kind: the document, and the files of its page.
 PLAIN = {"/openapi.json", "/docs/assets"}
@@ -43,8 +47,12 @@ ELSEWHERE = {
     "/v1/files": "openai/test_files_of_namespaces.py",
     "/v1/batches": "openai/test_files_of_namespaces.py",
     "/v1/cache": "openai/test_cache.py",
+    "/v1/conversations": "memory/test_conversations.py",
+    "/v1/users": "memory/test_deletion.py",
     "/api/": "ollama/test_ollama.py, which has no paths of namespaces",
 }
+#: A text that only things of namespace b have.
+MARK = "onlyofb"
 #: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
 UNKNOWN = "01a20000-0000-7000-8000-000000000000"
 NAMED = {
@@ -52,16 +60,43 @@ NAMED = {
     "/v1/workflows": {"name": ("bflow", "nowhere")},
     "/v1/schedules": {"name": ("bnight", "nowhere")},
     "/v1/keys": {"key_id": ("{key}", "0000000000")},
+    "/v1/namespaces": {"name": ("b", "nowhere")},
+    "/v1/memories": {
+        "memory_id": ("{memory}", f"mem_{'0' * 32}"),
+        "conversation_id": ("{memory_conversation}", f"conv_{'0' * 32}"),
+    },
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
+    "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
+    "/v1/block-templates": {"name": ("btemplate", "nowhere")},
+    "/v1/context": {"kind": ("projects", "projects"), "name": ("bdocument", "nowhere")},
 }
 #: Bodies of requests; the others are sent `{}`.
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs/{run_id}/fork"): {"from": "wait"},
     ("POST", "/v1/runs/{run_id}/events"): {"name": "go", "payload": {}},
     ("POST", "/v1/runs"): {"workflow": "bflow"},
+    ("POST", "/v1/blocks"): {"label": "blabel"},
+    ("PATCH", "/v1/blocks/{block_id}"): {"version": 1, "value": "other"},
+    ("POST", "/v1/blocks/{block_id}/rollback"): {"version": 1, "to": 1},
+    ("POST", "/v1/blocks/{block_id}/attach"): {"kind": "namespace"},
+    ("POST", "/v1/blocks/{block_id}/detach"): {"kind": "namespace"},
+    ("PUT", "/v1/block-templates/{name}"): {"blocks": [{"label": "blabel"}]},
+    ("POST", "/v1/block-templates/{name}/apply"): {"attach": [{"kind": "namespace"}]},
+    ("PUT", "/v1/context/{kind}/{name}"): {"content": "text"},
+    ("POST", "/v1/context/relevant"): {"query": "onlyofb"},
+    ("POST", "/v1/memories"): {"text": "What a remembers"},
+    ("POST", "/v1/memories/forget"): {"query": MARK},
+    ("POST", "/v1/memories/{memory_id}/supersede"): {"text": "What a says instead"},
+    ("PUT", "/v1/memories/extraction"): {"enabled": False},
+    ("PUT", "/v1/memories/extraction/{conversation_id}"): {"enabled": True},
+    ("POST", "/v1/recall"): {"query": "secret", "scope": "all"},
 }
 #: What creates or replaces something of the caller under a name that others may have too.
-OWN = {("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")}
+OWN = {
+    *(("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")),
+    ("PUT", "/v1/block-templates/{name}"),
+    ("PUT", "/v1/context/{kind}/{name}"),
+}
 #: What answers a name that is nowhere with 200, because nothing needs to have it.
 ANY_NAME = {("POST", "/v1/workflows/{name}/pause"), ("POST", "/v1/workflows/{name}/resume")}
 #: Requests without parameters that change something, and their statuses for a caller of namespace a with that body.
@@ -70,11 +105,15 @@ WITHOUT_NAMES = {
     ("POST", "/v1/bulk/cancel"): 200,
     ("POST", "/v1/bulk/retry"): 200,
     ("POST", "/v1/keys"): 422,
+    ("POST", "/v1/blocks"): 201,
+    ("POST", "/v1/context/relevant"): 200,
+    ("POST", "/v1/memories"): 201,
+    ("POST", "/v1/memories/forget"): 200,
+    ("PUT", "/v1/memories/extraction"): 200,
+    ("POST", "/v1/recall"): 200,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
 NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
-#: A text that only things of namespace b have.
-MARK = "onlyofb"
 
 
 @dataclass(frozen=True)
@@ -217,18 +256,33 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     body = {"workflow": "bflow", "labels": {"mark": MARK}}
     run = app_client.post("/v1/runs", json=body, headers={**headers, "Idempotency-Key": "once"})
     assert run.status_code == 202, run.text
+    remembered = app_client.post("/v1/memories", json={"text": MARK}, headers=headers).json()
+    services: Services = app_client.app.state.services  # type: ignore[attr-defined] # it is a FastAPI
+    conversations = Conversations(services.database, services.settings.conversations)
     made = app_client.post("/v1/keys", json={"name": MARK, "scopes": ["read"]}, headers=headers).json()
+    block = app_client.post("/v1/blocks", json={"label": "blabel", "value": MARK}, headers=headers).json()
+    template = {"blocks": [{"label": "blabel", "value": MARK}]}
+    assert app_client.put("/v1/block-templates/btemplate", json=template, headers=headers).status_code == 200
+    document = {"content": MARK}
+    assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
+    with database.work() as work:
+        source_id = run.json()["id"]  # what must not be seen
+        recall.put_in(work, [NewPassage("b", SourceKind.MESSAGE, source_id, f"a secret: {MARK}")])
     return {
         "run": run.json()["id"],
         "step": run.json()["steps"][0]["id"],
         "key": made["id"],
+        "block": block["id"],
+        "memory": remembered["id"],
+        "memory_conversation": shown_conversation(conversations.create(NewConversation("b")).id),
         "auth": headers["Authorization"],
     }
 
 
 def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
     """Everything of namespace b, as its own caller sees it."""
-    paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules", "/v1/keys"]
+    paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules"]
+    paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/memories", "/v1/keys"]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
@@ -251,8 +305,14 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
         for ours, other in (
             ("bflow", "nowhere"),
             ("bnight", "nowhere"),
+            ("btemplate", "nowhere"),
+            ("bdocument", "nowhere"),
+            (of_b["block"], f"block_{'0' * 32}"),
             (of_b["run"], UNKNOWN),
             (of_b["key"], "0" * 10),
+            ("namespace 'b'", "namespace 'nowhere'"),
+            (of_b["memory"], f"mem_{'0' * 32}"),
+            (of_b["memory_conversation"], f"conv_{'0' * 32}"),
         ):
             theirs = theirs.replace(ours, other)
         expected = 200 if what in ANY_NAME else 404
@@ -284,9 +344,9 @@ def test_lists_and_requests_for_many_have_nothing_of_another_namespace(
                 wrong.append((str(route), answer.status_code, answer.text))
             continue
         answer = send(app_client, route, route.path, of_a)
-        # The key with which a looks has the mark as its name, too; the audit log names it.
-        seen = [of_b[name] for name in ("run", "key", "step") if of_b[name] in answer.text]
-        seen += [MARK] if MARK in answer.text and route.path not in ("/v1/keys", "/v1/audit") else []
+        # The key with which a looks has the mark as its name, too; the audit log and memories name it.
+        seen = [of_b[name] for name in ("run", "key", "step", "memory") if of_b[name] in answer.text]
+        seen += [MARK] if MARK in answer.text and route.path not in ("/v1/keys", "/v1/audit", "/v1/memories") else []
         if answer.status_code >= 500 or seen:
             wrong.append((str(route), answer.status_code, seen))
         if "namespace" in route.parameters:

@@ -26,6 +26,7 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.security.secrets import Secrets
 from app.kernel.settings import Settings
+from app.memory.conversations.hot import HotConversations
 from app.scheduler.operator_commands import OperatorCommands
 from app.scheduler.wake_up import AgentCalls
 from app.workflows.runs.service import Runs
@@ -117,7 +118,9 @@ def api(settings: Settings, database: Database, publisher: CeleryPublisher, runs
 
 
 @pytest.fixture
-def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Redis) -> Iterator[StartPool]:
+def start_pool(
+    runs: Runs, settings: Settings, redis_url: str, valkey: redis.Redis, publisher: CeleryPublisher
+) -> Iterator[StartPool]:
     """Starts a pool: `slots` and `tokens_per_second` of its engine, or an engine of a model, may be given."""
     started: list[DirectRequests] = []
     pools = settings.pools.model_copy(update={"drain_timeout": timedelta(0)})
@@ -140,6 +143,7 @@ def start_pool(runs: Runs, settings: Settings, redis_url: str, valkey: redis.Red
             Activity("redis://127.0.0.1:1"),
             AgentCalls("redis://127.0.0.1:1"),
             tokens=tokens,
+            hot=HotConversations(runs.database, publisher, settings.conversations),
         )
         pool = DirectRequests(runtime, tokens, redis_url, catalog().get(model).slug, f"pool{len(started)}")
         pool.on_phase(PoolPhase.SERVING)

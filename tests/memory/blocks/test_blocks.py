@@ -9,7 +9,7 @@ import pytest
 from app.kernel.database import Database
 from app.kernel.errors import InvalidInput, NotFound
 from app.kernel.sections.blocks import BlockSettings
-from app.memory.blocks import tools
+from app.memory.blocks import storage, tools
 from app.memory.blocks.block import (
     BlockAuthor,
     BlockAuthorKind,
@@ -25,6 +25,9 @@ from app.memory.blocks.block import (
 from app.memory.blocks.service import Blocks
 from app.memory.blocks.storage import BlockFilter
 from app.memory.blocks.tools import BlockToolAnswer, BlockToolContext
+from app.memory.recall.passages import SourceKind
+from app.memory.recall.query import RecallQuery, RecallScope
+from app.memory.recall.service import Recall
 
 ANA = BlockTarget(BlockTargetKind.USER, "ana")
 EVERYBODY = BlockTarget(BlockTargetKind.NAMESPACE)
@@ -171,3 +174,57 @@ def test_what_a_model_does_wrong_is_answered_with_what_to_do(
     assert answer.is_error
     assert says in answer.text
     assert blocks.page(BlockFilter(None)) == before
+
+
+def recalled(blocks: Blocks, text: str, user: str | None) -> list[str]:
+    query = RecallQuery(text, "default", user, RecallScope.SHARED, sources=(SourceKind.BLOCK,))
+    return [one.source_id for one in Recall(blocks.database).search(query).passages]
+
+
+def test_recall_finds_archived_blocks_of_those_they_are_attached_to(blocks: Blocks) -> None:
+    made = blocks.create("default", NewBlock("cat", "Pixel sleeps all day."), CALLER, [ANA]).block
+    assert recalled(blocks, "pixel", "ana") == [], "what is in context is not searched"
+
+    blocks.set_archived("default", made.id, archived=True)
+    assert recalled(blocks, "pixel", "ana") == [made.id]
+    assert recalled(blocks, "pixel", "ben") == recalled(blocks, "pixel", None) == []
+    blocks.edit("default", made.id, BlockChange(value="Luna sleeps all day."), CALLER, expected=1)
+    blocks.attach("default", made.id, EVERYBODY)
+    assert recalled(blocks, "pixel", "ana") == []
+    assert recalled(blocks, "luna", "ben") == [made.id]
+    blocks.detach("default", made.id, EVERYBODY)
+    assert recalled(blocks, "luna", "ben") == []
+    blocks.set_archived("default", made.id, archived=False)
+    assert recalled(blocks, "luna", "ana") == []
+
+
+def test_archival_search_takes_what_recall_found_first(blocks: Blocks) -> None:
+    for content in ("The cat is called Pixel.", "The cat food is in the cellar.", "Pixel is a tabby."):
+        use(blocks, "archival_insert", content=content)
+    by_id = {one.block.value: one.block.id for one in blocks.page(BlockFilter("default")).blocks}
+    query = tools.recall_query(SCOPE, "archival_search", {"query": "tabby"})
+    assert query is not None
+    found = Recall(blocks.database).search(query)
+    assert [one.source_id for one in found.passages] == [by_id["Pixel is a tabby."]]
+    with blocks.database.work() as work:
+        context = BlockToolContext(SCOPE, MODEL, blocks.settings, found)
+        answer = tools.call(work, context, "archival_search", {"query": "cat"}).text
+        other = BlockToolContext(BlockScope("default", user="ben"), MODEL, blocks.settings, found)
+        nothing = tools.call(work, other, "archival_search", {"query": "cat"}).text
+    assert answer.split("\n")[1].endswith("Pixel is a tabby.")
+    assert len(answer.split("\n")) == 4
+    assert "has nothing" in nothing
+
+
+def test_what_is_deleted_with_a_user_is_found_by_nobody(blocks: Blocks) -> None:
+    own = blocks.create("default", NewBlock("cat", "Pixel"), CALLER, [ANA]).block
+    shared = blocks.create("default", NewBlock("dog", "Pixel too"), CALLER, [ANA, EVERYBODY]).block
+    for one in (own, shared):
+        blocks.set_archived("default", one.id, archived=True)
+
+    with blocks.database.work() as work:
+        assert storage.delete_of_in(work, "default", ANA) == [own.id]
+
+    assert recalled(blocks, "pixel", "ana") == [shared.id]
+    assert [one.block.id for one in blocks.page(BlockFilter("default")).blocks] == [shared.id]
+    assert blocks.get("default", shared.id).targets == (EVERYBODY,)

@@ -14,6 +14,9 @@ from app.memory.memories import forgetting, service
 from app.memory.memories.kinds import MemoryKind, MemoryOrigin
 from app.memory.memories.memory import Memory, MemorySource, NewMemory
 from app.memory.memories.store import MemoryFilter
+from app.memory.recall.passages import SourceKind
+from app.memory.recall.query import RecallQuery
+from app.memory.recall.service import Recall
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -156,6 +159,7 @@ def test_forgetting_deletes_for_real_and_shows_it(database: Database) -> None:
 
     done = forgetting.forget(database, [service.shown(new.id)], "a", with_history=True)
 
+    assert "passages and vectors" in {one.where for one in done.searched}
     assert set(done.ids) == {old.id, new.id}
     assert done.is_proved
     assert [one.found for one in done.searched] == [0] * len(done.searched)
@@ -163,6 +167,25 @@ def test_forgetting_deletes_for_real_and_shows_it(database: Database) -> None:
         rows = work.rows(text("SELECT id FROM memory"))
         events = work.rows(text("SELECT memory_id FROM memory_event"))
     assert {row.id for row in rows} == {kept.id} == {row.memory_id for row in events}
+
+
+def recalled(database: Database, query: str, **fields: object) -> list[tuple[str, str | None]]:
+    asked = RecallQuery(query, "a", sources=(SourceKind.MEMORY,), **fields)  # type: ignore[arg-type]
+    return [(one.text, one.kind) for one in Recall(database).search(asked).passages]
+
+
+def test_recall_finds_what_holds_and_nothing_else(database: Database) -> None:
+    old = remember(database, "Ana lives in Bern", user="ana")
+    assert recalled(database, "Bern", user="ana") == [("Ana lives in Bern", "fact")]
+    assert recalled(database, "Bern", user="ben") == []
+
+    new = NewMemory("Ana lives in Porto", user="ana")
+    made = service.shown(service.supersede(database, service.shown(old.id), new, "a", "ana").memory.id)
+    assert recalled(database, "Ana lives", user="ana") == [("Ana lives in Porto", "fact")]
+    service.mark(database, made, "a", "ana")
+    assert recalled(database, "Porto", user="ana") == [("Ana lives in Porto", "breakthrough")]
+    forgetting.forget(database, [made], "a")
+    assert recalled(database, "Porto", user="ana") == []
 
 
 def test_one_unknown_id_forgets_nothing(database: Database) -> None:
@@ -201,6 +224,7 @@ def test_a_user_is_forgotten_and_others_are_not(database: Database) -> None:
         (NewMemory("a", importance=1.5), "importance"),
         (NewMemory("a", confidence=float("nan")), "confidence"),
         (NewMemory("a", sources=[MemorySource(MemoryOrigin.HAND)] * 101), "sources"),
+        (NewMemory("a", valid_from=datetime(2099, 1, 1, tzinfo=UTC)), "valid_from"),
         (NewMemory("a", valid_from=datetime(2026, 1, 1)), "valid_from"),  # noqa: DTZ001 it is the point
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.catalog.engine_options import KvType
+from app.inference.requests import GenerateRequest, Sampling
 from app.kernel.errors import (
     MemoryNotEnough,
     ModelFileDamaged,
@@ -176,10 +177,8 @@ def test_many_slots_use_streams_when_each_is_large_enough(options: dict[str, obj
         {"context": 64, "slots": 4, "layout": KvLayout.STREAMS},
     ],
 )
-def test_unusual_options_serve(make: MakeEngine, options: dict[str, object]) -> None:
-    from app.inference.requests import GenerateRequest, Sampling
-
-    engine = make(**options)
+def test_unusual_options_serve(make: MakeEngine, tiny_llama: Path, options: dict[str, object]) -> None:
+    engine = make(tiny_llama, **options)
     requests = [GenerateRequest(prompt=f"{n} " * 60, max_tokens=3, sampling=Sampling(temperature=0)) for n in range(5)]
     tickets = [engine.generate(request) for request in requests]
     assert all(ticket.result(60).tokens_out for ticket in tickets)

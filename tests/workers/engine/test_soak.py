@@ -30,7 +30,7 @@ SCHEMAS = [
 ]
 STARTS = ["", "You are a careful helper who answers in short words. " * 6, "Once upon a time " * 20]
 #: Requests over both layouts; 10,000 take three minutes.
-TOTAL = int(os.environ.get("SOAK_REQUESTS", "1200"))
+TOTAL = int(os.environ.get("SOAK_REQUESTS", "600"))
 
 
 def random_request(random: random.Random) -> GenerateRequest:

@@ -9,9 +9,11 @@ import pytest
 from app.catalog import files
 from app.kernel.errors import InvalidDefinition, Problem
 from app.kernel.security.egress import EgressPolicy
+from app.kernel.units import durations
 from app.workflows import registry
 from app.workflows.language import check, definition, shape_errors
 from app.workflows.language.check import Deployment
+from app.workflows.language.definition import LABEL
 from app.workflows.language.step_work import DocumentPart
 
 POLICY = EgressPolicy.of(["api.example.com"], allow_private=False)
@@ -809,6 +811,29 @@ def test_every_required_field_has_a_description() -> None:
     }
 
     assert fields <= set(shape_errors.REQUIRED)
+
+
+def test_every_pattern_of_a_field_or_key_has_a_description() -> None:
+    """A value that does not match is then a problem, and no defect."""
+    found: set[str] = set()
+
+    def walk(schema: object) -> None:
+        if isinstance(schema, dict):
+            found.update(schema.get("patternProperties", {}))
+            found.update([schema["pattern"]] if isinstance(schema.get("pattern"), str) else [])
+        for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+            walk(inner)
+
+    walk(definition.Definition.model_json_schema())
+    assert LABEL in found
+    assert found - {durations.PATTERN} <= set(shape_errors._PATTERNS)
+
+
+def test_a_token_that_is_no_number_is_refused() -> None:
+    (problem,) = refused(one("kind: generate, model: 'smollm2:135m', prompt: x, sampling: {logit_bias: {word: 1}}"))
+
+    assert (problem.where, problem.line) == ("steps[0].sampling.logit_bias.word", 3)
+    assert problem.accepted == "the id of a token: up to nine digits, in quotes"
 
 
 def every_part(part: type[DocumentPart]) -> set[type[DocumentPart]]:

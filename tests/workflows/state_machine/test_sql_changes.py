@@ -115,9 +115,19 @@ def test_a_statement_makes_the_transitions_of_steps_that_it_is_listed_with(
     run_id = submit(runs)
     parent = views.run(database, run_id).steps[0].id
     with database.work() as work:
-        put = put_steps(work, run_id, parent if ".items." in change.statement else None)
+        put = put_steps(work, run_id, parent if "items." in change.statement else None)
         count = len(put)
-        common = {"id": parent, "parent_id": parent, "count": count, "owner": "w", "lease": timedelta(seconds=1)}
+        if "agent_items." in change.statement:
+            work.run(text("UPDATE step SET kind = 'agent', state = 'pending' WHERE id = :id"), {"id": parent})
+            work.run(text("UPDATE step SET kind = 'turn' WHERE parent_id = :id AND item = 0"), {"id": parent})
+        common = {
+            "run_id": run_id,
+            "id": parent,
+            "parent_id": parent,
+            "count": count,
+            "owner": "w",
+            "lease": timedelta(seconds=1),
+        }
         reset = {"texts": ["1"] * count, "refs": [None] * count, "sizes": [1] * count, "model": None, "queue": "io"}
         for id_ in put if change.statement.endswith("_CLAIM") else [parent]:
             of = run_id if change.statement.startswith("recovery") else id_

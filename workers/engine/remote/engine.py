@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -55,6 +55,8 @@ _FIRST_PROBE, _PROBE, _PROBE_TIMEOUT = 1.0, 10.0, 5.0
 _GRACE = 5.0
 #: Characters of a token, on average, and seconds before another try without Retry-After.
 _CHARACTERS, _PAUSE = 4, 0.5
+#: For estimates that should not be too low: characters of a token, and tokens that a template adds to a message.
+_LEAST_CHARACTERS, _MESSAGE_TOKENS = 3, 8
 #: Most bytes of an answer with vectors.
 _MAX_VECTORS = 512 * 2**20
 
@@ -84,6 +86,8 @@ class RemoteOptions:
     policy: EgressPolicy = field(default_factory=lambda: EgressPolicy(allow_private=True))
     #: Most requests sent to the server at the same time.
     slots: int = 4
+    #: Tokens of prompt and output together that one request may have.
+    context: int = 4096
     #: Seconds to connect, and seconds without any data from the server.
     connect_timeout: float = 10.0
     read_timeout: float = 120.0
@@ -162,6 +166,25 @@ class RemoteEngine:
         self._down = threading.Event()
         self._probing.start()
 
+    @property
+    def window(self) -> int:
+        """See the protocol."""
+        return self.options.context
+
+    @property
+    def counts_exactly(self) -> bool:
+        """See the protocol. The server's tokenizer is not known."""
+        return False
+
+    def count(self, request: GenerateRequest) -> int:
+        """See the protocol. An estimate that is rather too high."""
+        texts = [request.prompt] if request.prompt is not None else [one.content for one in request.messages]
+        return sum(self.count_texts(texts)) + _MESSAGE_TOKENS * len(request.messages)
+
+    def count_texts(self, texts: Sequence[str]) -> list[int]:
+        """See the protocol. An estimate that is rather too high."""
+        return [len(text) // _LEAST_CHARACTERS + 1 for text in texts]
+
     def generate(
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
     ) -> RemoteTicket:
@@ -219,6 +242,11 @@ class RemoteEngine:
         """See the protocol. Refused: OpenAI's API has no reranking."""
         message = f"{self.options.url} is reached through OpenAI's API, which has no reranking"
         raise StepFailure(FailureReason.INVALID_REQUEST, message)
+
+    @property
+    def calls_tools(self) -> bool:
+        """See the protocol. What the model behind the server can is not known; one that cannot refuses."""
+        return True
 
     def stalled_for(self) -> timedelta:
         """See the protocol. A call stalls when its own timeouts have passed and it has not ended."""

@@ -60,6 +60,7 @@ def outline(request: ResponsesRequest, run_id: str, created: int, status: Respon
         "status": status.value,
         "background": bool(request.background),
         "completed_at": None,
+        "conversation": None if request.conversation is None else {"id": request.conversation.id},
         "error": None,
         "incomplete_details": None,
         "instructions": request.instructions,

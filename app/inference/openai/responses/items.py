@@ -120,9 +120,12 @@ InputItem = Annotated[
 ]
 
 
-def messages_of(items: Iterable[InputItem], before: Sequence[MessageIn]) -> list[MessageIn]:
+def messages_of(
+    items: Iterable[InputItem], before: Sequence[MessageIn], *, is_continued: bool = False
+) -> list[MessageIn]:
     """
-    Return the conversation: the messages `before`, and those of the items.
+    Return the conversation: the messages `before`, and those of the items. With `is_continued` there are more before
+    them, which are not known here.
 
     Calls that follow each other, and the text before them, are one message, as chat templates expect.
 
@@ -142,9 +145,11 @@ def messages_of(items: Iterable[InputItem], before: Sequence[MessageIn]) -> list
                 else:
                     found.append(MessageIn(role="assistant", tool_calls=[call]))
             case CallOutputItem():
-                if not any(call.id == item.call_id for message in found for call in message.tool_calls or ()):
+                if not is_continued and not any(
+                    call.id == item.call_id for message in found for call in message.tool_calls or ()
+                ):
                     raise ValueError(f"input[{place}] is the result of the call {item.call_id!r}, which is not there")
-                found.append(MessageIn(role="tool", content=_text(item.output)))
+                found.append(MessageIn(role="tool", content=_text(item.output), tool_call_id=item.call_id))
             case _:
                 pass
     return found

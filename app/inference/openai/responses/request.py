@@ -10,13 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from app.inference.openai.chat import ChatRequest, MessageIn
 from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, PlainText, RequestPart, Stops
 from app.inference.openai.responses import items
 from app.inference.openai.responses.items import InputItem
 from app.inference.requests import PriorityClass
+from app.workflows.language.memory_options import MemoryOptions
 
 #: Most tools; most values of `metadata`, and most characters of their names and texts, as in OpenAI's API.
 _MAX_TOOLS, _MAX_METADATA, _MAX_NAME, _MAX_VALUE = 128, 16, 64, 512
@@ -24,7 +34,6 @@ _MAX_TOOLS, _MAX_METADATA, _MAX_NAME, _MAX_VALUE = 128, 16, 64, 512
 MAX_MESSAGES, MAX_CHARACTERS = 10_000, 4_000_000
 #: Fields of OpenAI's API that cannot be honoured, with what to do instead.
 _REFUSED: Mapping[str, str] = {
-    "conversation": "`previous_response_id`",
     "prompt": "`instructions` and `input`: prompts are not stored here",
     "context_management": "`truncation`",
     "moderation": "no moderation: send the texts to a model for it",
@@ -111,6 +120,18 @@ class TextOptions(RequestPart):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class ConversationReference(RequestPart):
+    """A conversation, by its id."""
+
+    id: Annotated[PlainText, Field(min_length=1, max_length=200)]
+
+
+ConversationIn = Annotated[
+    ConversationReference,
+    BeforeValidator(lambda value: {"id": value} if isinstance(value, str) else value),
+]
+
+
 class ResponsesRequest(RequestPart):
     """A request for a response."""
 
@@ -134,6 +155,10 @@ class ResponsesRequest(RequestPart):
         | None
     ) = None
     previous_response_id: Annotated[PlainText, Field(max_length=200)] | None = None
+    #: The conversation that the input continues: its id, or an object with it.
+    conversation: ConversationIn | None = None
+    #: An extension: what of the conversation and of memory goes into the prompt.
+    memory: MemoryOptions | None = None
     store: bool | None = None
     background: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -171,6 +196,8 @@ class ResponsesRequest(RequestPart):
 
     @model_validator(mode="after")
     def _fits(self) -> ResponsesRequest:
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise ValueError("conversation and previous_response_id cannot be used together; at most one is accepted")
         if self.background and self.store is False:
             raise ValueError("background needs store: a response that is not stored cannot be read later")
         chosen = self.tool_choice
@@ -204,7 +231,7 @@ class ResponsesRequest(RequestPart):
 
         Raises ValueError when they are too many or too long, or a result belongs to no call.
         """
-        conversation = items.messages_of(self.input, before)
+        conversation = items.messages_of(self.input, before, is_continued=self.conversation is not None)
         if not conversation:
             raise ValueError("input has nothing that a model could read")
         given = [MessageIn(role="system", content=self.instructions)] if self.instructions else []
@@ -230,6 +257,12 @@ class ResponsesRequest(RequestPart):
         given["messages"] = [message.model_dump(mode="json", exclude_unset=True) for message in messages]
         if self.max_output_tokens is not None:
             given["max_completion_tokens"] = self.max_output_tokens
+        if self.conversation is not None:
+            given["conversation_id"] = self.conversation.id
+        if self.memory is not None:
+            given["memory"] = self.memory.model_dump(mode="json", exclude_unset=True)
+        if self.user is not None and (self.conversation is not None or self.memory is not None):
+            given["user"] = self.user
         if self.wants_logprobs:
             given |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         tools, choice = self._tools()

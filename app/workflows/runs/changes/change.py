@@ -19,9 +19,10 @@ from app.catalog.model import slug
 from app.kernel import log
 from app.kernel.broker import IO_QUEUE, model_queue
 from app.kernel.errors import FailureReason, NotFound, StepFailure, shortened
+from app.workflows.language.agent import CALL
 from app.workflows.language.graph import Graph, Reads
 from app.workflows.language.rule import StepRule
-from app.workflows.language.steps import MapStep, SwitchStep
+from app.workflows.language.steps import FANNED_KINDS, AgentStep, SwitchStep
 from app.workflows.runs.changes import decisions, effects, explanations, graphs
 from app.workflows.runs.changes.data import RunData
 from app.workflows.runs.changes.effects import CancelCalledRuns
@@ -42,7 +43,7 @@ _log = log.get(__name__)
 
 #: Kinds so short that their holder continues with the next one of the run without a message in between.
 SHORT = frozenset({"noop", "join", "transform"})
-#: States of items that the history has; it would be too long with all.
+#: States of the items of maps that the history has; it would be too long with all.
 _ITEM_HISTORY = frozenset({StepState.WAITING, StepState.FAILED, StepState.CANCELLING, StepState.CANCELLED})
 _NO_USAGE = TokenUsage()
 
@@ -169,6 +170,11 @@ class RunChange:
         notes.awaits, notes.delay, notes.not_before = awaits, delay, until
         self.apply(events.StepAwaited(key, attempt, delegated))
 
+    def resume(self, key: str, attempt: int, usage: TokenUsage) -> None:
+        """The items of an agent have ended: a worker decides how it goes on. `usage` is what they have used."""
+        self._note(key).usage = usage
+        self.apply(events.StepResumed(key, attempt))
+
     def note_error(self, key: str, error: Mapping[str, Any]) -> None:
         """Store an error with a step, whatever its state becomes."""
         self._note(key).error = dict(error)
@@ -225,7 +231,7 @@ class RunChange:
         kept = payloads.keep(work, texts, self.transaction.policy.limits)
         store.move_steps(work, [self._columns(step, delays.get(step.key), kept[n]) for n, step in enumerate(changed)])
         moved = [step for step in changed if step != self._before.steps[step.key]]
-        if self.item is not None:
+        if self.item is not None and not isinstance(self.graph.steps[self.item.key.partition("[")[0]], AgentStep):
             moved = [step for step in moved if step.state in _ITEM_HISTORY]
         entries = [self._entry(step, delays.get(step.key)) for step in moved]
         if self.item is None and (self.run.state, self.run.ending) != (self._before.state, self._before.ending):
@@ -282,7 +288,7 @@ class RunChange:
         if not state.delegated:
             store.notify_stop(self.transaction.work, step.id)
             return None
-        if step.kind != "map":
+        if step.parent_id is not None or not isinstance(self.graph.steps[key], FANNED_KINDS):
             self.transaction.effects.append(CancelCalledRuns(step.id))
             return None
         fan = stop_items(self.transaction, step.id)
@@ -310,9 +316,10 @@ class RunChange:
         self.transaction.effects.append(StepMessage(step.id, attempt, queue, step.priority, step.rank, name))
 
     def _models(self, step: LockedStep) -> tuple[str, ...]:
-        key = step.key.partition("[")[0]
-        is_map = isinstance(self.graph.steps[key], MapStep) and step.parent_id is None
-        return () if is_map else self.graph.models(key)
+        definition = self.graph.steps[step.key.partition("[")[0]]
+        if step.parent_id is None and isinstance(definition, FANNED_KINDS):
+            return ()
+        return () if step.kind == CALL else self.graph.models(definition.id)
 
     def _columns(self, step: RunStep, delay: timedelta | None, output: Kept) -> dict[str, Any]:
         """The values of the columns of a step."""
@@ -428,4 +435,6 @@ def _run_step(step: LockedStep, rule: StepRule) -> RunStep:
 
 
 def _rule(graph: Graph, step: LockedStep) -> StepRule:
-    return graph.item_rules[step.key.partition("[")[0]] if step.parent_id is not None else graph.rules[step.key]
+    if step.parent_id is None:
+        return graph.rules[step.key]
+    return graph.item_rule(step.key.partition("[")[0], step.kind)

@@ -340,6 +340,8 @@ class AttemptRow(SQLModel, table=True):
     finish_reason: str | None = Field(default=None, max_length=32)
     #: The price of its tokens, in the currency of the catalogue; None for a model without a price.
     cost: float | None = None
+    #: What its prompt was put together of; None where nothing was.
+    assembly: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class EventRow(SQLModel, table=True):

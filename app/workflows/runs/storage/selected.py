@@ -77,6 +77,7 @@ class ClaimedStep:
     id: UUID
     run_id: UUID
     key: str
+    kind: str
     attempt: int
     parent_id: UUID | None
     #: The index and the value of an item.

@@ -63,7 +63,7 @@ _CLAIM = text("""
         FROM run
         WHERE step.id = :id AND attempt = :attempt AND step.state = 'ready'
           AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
-        RETURNING step.id, step.run_id, step.key, step.attempt, step.parent_id, step.item, step.input,
+        RETURNING step.id, step.run_id, step.key, step.kind, step.attempt, step.parent_id, step.item, step.input,
                   step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.namespace, run.workflow,
                   run.sha256, run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
     ), noted AS (
@@ -139,7 +139,8 @@ _BEGIN_ATTEMPT = text("INSERT INTO attempt (step_id, attempt, owner, model) VALU
 _END_ATTEMPT = text("""
     UPDATE attempt SET finished_at = now(), outcome = :outcome, message = :message, text = :text,
         tokens_in = :tokens_in, tokens_out = :tokens_out, tokens_cached = :tokens_cached,
-        first_token_ms = :first_token_ms, finish_reason = :finish_reason, cost = :cost
+        first_token_ms = :first_token_ms, finish_reason = :finish_reason, cost = :cost,
+        assembly = CAST(:assembly AS json)
     WHERE step_id = :id AND attempt = :attempt
 """)
 _NOTIFY_STOP = text("SELECT pg_notify(:channel, :step)")

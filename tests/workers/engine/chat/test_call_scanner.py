@@ -13,9 +13,11 @@ from workers.engine.chat.call_scanner import ToolCallScanner, arguments_of
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=12,
 )
-CALLS = st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), VALUES)), min_size=1, max_size=3)
+ARGUMENTS = st.dictionaries(st.text(), VALUES, max_size=3)
+CALLS = st.lists(st.tuples(st.text(min_size=1), ARGUMENTS), min_size=1, max_size=3)
 
 
 def scanned(text: str, sizes: list[int]) -> list[ToolCallPiece]:

@@ -1,0 +1,1 @@
+"""The resources of memory, a module each."""

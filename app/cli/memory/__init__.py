@@ -1,0 +1,1 @@
+"""Commands for memory, a module for each resource."""

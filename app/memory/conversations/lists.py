@@ -1,0 +1,68 @@
+"""Lists of conversations: of a namespace, of a user, by metadata and by time, part by part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from app.kernel.database import UnitOfWork
+from app.memory.conversations.conversation import StoredConversation
+from app.memory.conversations.store import CONVERSATION_COLUMNS
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationFilter:
+    """Which conversations are wanted; None means all."""
+
+    namespace: str | None = None
+    user: str | None = None
+    #: Entries that their metadata has.
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: A part of the title, in any case.
+    title: str | None = None
+    #: When they were created: from `since` on, before `until`.
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationPage:
+    """A part of a list of conversations."""
+
+    conversations: list[StoredConversation]
+    has_more: bool
+
+
+def page(
+    work: UnitOfWork, wanted: ConversationFilter, *, after: UUID | None, limit: int, newest_first: bool = True
+) -> ConversationPage:
+    """Return conversations in the order of their creation, after one of them."""
+    given: dict[str, Any] = {"limit": limit + 1}
+    metadata = json.dumps(dict(wanted.metadata)) if wanted.metadata else None
+    conditions = {
+        "namespace = :namespace": ("namespace", wanted.namespace),
+        "user_id = :user": ("user", wanted.user),
+        "metadata @> CAST(:metadata AS jsonb)": ("metadata", metadata),
+        "strpos(lower(title), lower(:title)) > 0": ("title", wanted.title),
+        "created_at >= :since": ("since", wanted.since),
+        "created_at < :until": ("until", wanted.until),
+        f"id {'<' if newest_first else '>'} :after": ("after", after),
+    }
+    chosen = []
+    for condition, (name, value) in conditions.items():
+        if value is not None:
+            chosen.append(condition)
+            given[name] = value
+    where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
+    statement = text(
+        f"SELECT {CONVERSATION_COLUMNS} FROM conversation {where} "
+        f"ORDER BY id {'DESC' if newest_first else 'ASC'} LIMIT :limit"
+    )
+    found = work.rows_of(StoredConversation, statement, given)
+    return ConversationPage(found[:limit], len(found) > limit)

@@ -1,0 +1,168 @@
+"""Calls that continue a stored conversation, with a pool whose engine is simulated."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import openai
+import pytest
+from sqlalchemy import text
+
+from app.access import namespaces
+from app.kernel.database import Database
+from app.kernel.settings import Settings
+from app.memory.conversations.conversation import NewConversation
+from app.memory.conversations.message import MessageRole, NewMessage, StoredMessage
+from app.memory.conversations.service import Conversations, parsed_conversation, shown_conversation
+from app.workflows.runs import views
+from tests.api.openai.conftest import StartPool
+from tests.api.openai.test_chat_completions import PATIENCE, body, run_of, until_state
+
+_DELETE = text("DELETE FROM conversation WHERE id = :id")
+
+
+@pytest.fixture
+def service(database: Database, settings: Settings) -> Conversations:
+    return Conversations(database, settings.conversations)
+
+
+@pytest.fixture
+def conversation(service: Conversations) -> str:
+    return shown_conversation(service.create(NewConversation(namespaces.DEFAULT)).id)
+
+
+def ask(api: str, text: str, conversation: str, **more: Any) -> httpx2.Response:
+    given = body(messages=[{"role": "user", "content": text}], conversation_id=conversation, **more)
+    return httpx2.post(f"{api}/v1/chat/completions", json=given, timeout=PATIENCE)
+
+
+def said(service: Conversations, conversation: str) -> list[StoredMessage]:
+    found = parsed_conversation(conversation)
+    assert found is not None
+    return service.read(found, limit=1_000)
+
+
+def assembly_of(database: Database, answer: httpx2.Response) -> Any:
+    view = until_state(database, run_of(answer), "succeeded")
+    return view.attempts[view.steps[0].id][0].assembly
+
+
+def test_the_next_call_has_the_turn_before_in_its_prompt(
+    api: str, start_pool: StartPool, database: Database, service: Conversations, conversation: str
+) -> None:
+    start_pool()
+    first = ask(api, "My ship is called Mira.", conversation)
+    assert first.status_code == 200, first.text
+    second = ask(api, "What is my ship called?", conversation)
+    assert [(one.seq, one.role.value) for one in said(service, conversation)] == [
+        (1, "user"),
+        (2, "assistant"),
+        (3, "user"),
+        (4, "assistant"),
+    ]
+    assert said(service, conversation)[1].content == first.json()["choices"][0]["message"]["content"]
+    report = assembly_of(database, second)
+    assert report["conversation"] == conversation
+    assert report["parts"]["recent"]["messages"] == 2
+    assert report["left_out"] == []
+    assert second.json()["usage"]["prompt_tokens"] == report["context"]["prompt"]
+
+
+def test_a_streamed_answer_is_appended_before_its_stream_ends(
+    api: str, start_pool: StartPool, service: Conversations, conversation: str
+) -> None:
+    start_pool()
+    with openai.OpenAI(base_url=f"{api}/v1", api_key="none") as client:
+        for turn in range(3):
+            given = body(messages=[{"role": "user", "content": f"Turn {turn}."}])
+            stream = client.chat.completions.create(**given, stream=True, extra_body={"conversation_id": conversation})
+            for _ in stream:
+                pass
+            assert len(said(service, conversation)) == 2 * (turn + 1)
+
+
+def test_a_call_that_fails_leaves_nothing_in_its_conversation(
+    api: str, start_pool: StartPool, service: Conversations, conversation: str
+) -> None:
+    start_pool()
+    answer = ask(api, "word " * 20_000, conversation)
+    assert answer.status_code == 400
+    assert "context" in answer.text
+    assert said(service, conversation) == []
+
+
+def test_a_wrong_conversation_is_refused_before_a_run(api: str, start_pool: StartPool, service: Conversations) -> None:
+    start_pool()
+    foreign = shown_conversation(service.create(NewConversation("other")).id)
+    unknown = f"conv_{UUID(int=7).hex}"
+    answers = [ask(api, "Hello.", name) for name in (foreign, unknown, "nonsense")]
+    assert [answer.status_code for answer in answers] == [404] * 3
+    assert answers[0].json()["error"]["message"].replace(foreign, "") == answers[1].json()["error"]["message"].replace(
+        unknown, ""
+    )
+
+
+def test_two_callers_at_once_keep_their_turns_whole(
+    api: str, start_pool: StartPool, service: Conversations, conversation: str
+) -> None:
+    start_pool(slots=4)
+    answers: list[httpx2.Response] = []
+    threads = [
+        threading.Thread(target=lambda name=name: answers.append(ask(api, f"I am {name}.", conversation)))
+        for name in ("Ada", "Bo", "Cy", "Di")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 4
+    found = said(service, conversation)
+    assert [one.role.value for one in found] == ["user", "assistant"] * 4
+    assert all(one.run_id == two.run_id for one, two in zip(found[::2], found[1::2], strict=True))
+
+
+def test_the_run_says_what_was_left_out_and_why(
+    api: str, start_pool: StartPool, database: Database, service: Conversations
+) -> None:
+    start_pool()
+    old = [
+        NewMessage(MessageRole.USER if n % 2 == 0 else MessageRole.ASSISTANT, f"{n} " + "x" * 400) for n in range(200)
+    ]
+    conversation = shown_conversation(service.create(NewConversation(namespaces.DEFAULT), old).id)
+    report = assembly_of(database, ask(api, "And now?", conversation))
+    recent = report["parts"]["recent"]
+    (left,) = [one for one in report["left_out"] if one["part"] == "recent"]
+    assert (left["first_seq"], left["last_seq"]) == (1, recent["first_seq"] - 1)
+    assert "before the window" in left["reason"]
+    assert report["context"]["prompt"] + report["context"]["answer"] <= report["context"]["window"]
+
+
+def _first_run(database: Database) -> UUID:
+    """Wait for the run of a call that has begun to write."""
+    limit = time.monotonic() + PATIENCE
+    while not (found := views.page(database, limit=1).runs):
+        assert time.monotonic() < limit
+        threading.Event().wait(0.02)
+    return found[0].id
+
+
+def test_a_conversation_deleted_meanwhile_fails_the_call(
+    api: str, start_pool: StartPool, database: Database, service: Conversations, conversation: str
+) -> None:
+    pool = start_pool(tokens_per_second=5)
+    answers: list[httpx2.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(api, "Hello.", conversation, max_tokens=10)))
+    thread.start()
+    run = _first_run(database)
+    found = parsed_conversation(conversation)
+    with database.work() as work:
+        work.execute(_DELETE, {"id": found})
+    thread.join()
+    assert pool.pool_id
+    assert answers[0].status_code == 400
+    assert "cannot be kept" in answers[0].text
+    assert until_state(database, run, "failed").steps[0].error is not None

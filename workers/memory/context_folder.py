@@ -1,0 +1,37 @@
+"""The job of the watched folder. One process never runs it twice at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from app.kernel import log
+from app.kernel.errors import Unavailable
+from app.memory.personal.folder import FolderUnreadable
+from app.memory.personal.importing import FolderImport, import_folder
+from workers.runtime import Runtime
+
+_log = log.get(__name__)
+
+#: Most seconds of a pass; the next one goes on.
+_SECONDS = 5.0
+
+_RUNNING = threading.Lock()
+
+
+def run_import_folder(runtime: Runtime) -> None:
+    """Import the files of the watched folder that have changed: see `app.memory.personal.importing`."""
+    settings = runtime.settings.context
+    if settings.folder is None or not _RUNNING.acquire(blocking=False):
+        return
+    try:
+        until = time.monotonic() + _SECONDS
+        done = import_folder(runtime.runs.database, settings, lambda: time.monotonic() < until)
+        if done != FolderImport():
+            _log.info("context_folder_imported", stored=done.stored, removed=done.removed, refused=done.refused)
+    except FolderUnreadable as error:
+        _log.warning("context_folder_unreadable", error=str(error))
+    except Unavailable as error:
+        _log.warning("context_import_postponed", error=str(error))
+    finally:
+        _RUNNING.release()

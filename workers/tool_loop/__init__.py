@@ -1,0 +1,1 @@
+"""Agents: the loop in which a model calls tools until it answers."""
