@@ -120,7 +120,6 @@ SHELLS = {
     "catalog/scan.py",
     "catalog/serving/servability.py",
     "inference/routing/fleet.py",
-    "inference/refinement_counters.py",
     "memory/conversations/chat.py",
     "memory/deletion.py",
     "memory/deletion_stores.py",
