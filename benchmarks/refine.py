@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from app.catalog import files
+from app.catalog.model import PromptProfile
 from app.inference import prompts, step_outputs
 from app.kernel import settings
 from app.kernel.errors import StepFailure
@@ -45,16 +46,52 @@ TUNED, REPORTED = 7, 20261122
 SMALL, LARGE = "smollm2:135m", "gemma3:270m"
 MOST_SECONDS = 600
 
-_FIRST = (
-    "Ana Ben Carla David Elena Farid Greta Hugo Irina Jonas Kira Luis Mara Nils Olga Pavel Rosa Sven Tara Uwe".split()
-)
-_LAST = "Ruiz Novak Berg Costa Weber Haddad Lind Moreau Petrov Okafor Silva Tanaka Vogel Young Zeman Adler".split()
+_FIRST = [
+    "Ana",
+    "Ben",
+    "Carla",
+    "David",
+    "Elena",
+    "Farid",
+    "Greta",
+    "Hugo",
+    "Irina",
+    "Jonas",
+    "Kira",
+    "Luis",
+    "Mara",
+    "Nils",
+    "Olga",
+    "Pavel",
+    "Rosa",
+    "Sven",
+    "Tara",
+    "Uwe",
+]
+_LAST = [
+    "Ruiz",
+    "Novak",
+    "Berg",
+    "Costa",
+    "Weber",
+    "Haddad",
+    "Lind",
+    "Moreau",
+    "Petrov",
+    "Okafor",
+    "Silva",
+    "Tanaka",
+    "Vogel",
+    "Young",
+    "Zeman",
+    "Adler",
+]
 _ITEMS = [
     *("blue lamps", "oak chairs", "coffee mugs", "wool blankets", "garden hoses", "desk fans", "paper boxes"),
     *("steel hooks", "candle holders", "rain jackets", "glass jars", "picture frames", "door mats", "clay pots"),
 ]
-_CITIES = "Lisbon Graz Oslo Turin Porto Ghent Lyon Riga Malaga Bergen Krakow Zurich".split()
-_SPELLED = "two three four five six seven eight nine ten eleven twelve".split()
+_CITIES = ["Lisbon", "Graz", "Oslo", "Turin", "Porto", "Ghent", "Lyon", "Riga", "Malaga", "Bergen", "Krakow", "Zurich"]
+_SPELLED = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _MESSAGES = (
     "Hello, this is {name} from {city}. Please send me {count} {item}. My number is {phone}.",
     "{name} here. Last year I took {other} {wrong}, but this time I want {count} {item}. Ship them to {city}.",
@@ -172,7 +209,7 @@ def arms() -> dict[str, dict[str, Any]]:
         "retry": {"max_attempts": 1},
     }
     grammar = {**free, "output": {"schema": SCHEMA}}
-    mending = [{"action": "refine"}, {"action": "resample", "rounds": 3, "temperature": 0.8}]
+    mending = [{"action": "refine"}, {"action": "resample", "rounds": 2, "temperature": 0.6}]
     critique = {"action": "critique", "max_tokens": 48}
     shadow = {"verifiers": VERIFIERS, "accept": "critic"}
     return {
@@ -218,11 +255,7 @@ class Executor:
             state = "failed" if error else "skipped" if output is None else "succeeded"
             steps[step.id] = {"state": state, "output": output, "error": {"message": error} if error else None}
         parts = called.definition.output_parts()
-        return {
-            name: conditions.evaluate(part.value, data)
-            for name, part in parts.items()
-            if name not in ("vote", "ended_by")
-        }
+        return {name: conditions.evaluate(part.value, data) for name, part in parts.items()}
 
     @staticmethod
     def _starts(step: AnyStep, data: Mapping[str, Any]) -> bool:
@@ -305,6 +338,9 @@ def measure(seed: int, items: int, names: Sequence[str], show: int = 0) -> dict[
             entry = catalog.get(name)
             files.pull(entry, Path(folder))
             options = pool.options_of(entry, host, gpus=False, threads=1)
+            if name == LARGE:
+                # The shipped file is the base model, which has no chat template: it continues the examples.
+                options = options.model_copy(update={"profile": PromptProfile(chat_template="gemma")})
             engines[name] = LlamaEngine(files.locate(entry, Path(folder)), options)
         executor = Executor(engines)
         began = time.monotonic()

@@ -312,9 +312,10 @@ def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
 
 
 def _refine(task: StepTask, step: RefineFields | EnsembleFields) -> Called:
-    call = refinement_step.refine if isinstance(step, RefineFields) else refinement_step.ensemble
-    isolation = task.runtime.settings.verification.code_tests
-    return call(step, task.data, task.claim.default_model, task.runtime.runs.route, isolation)
+    isolation, route = task.runtime.settings.verification.code_tests, task.runtime.runs.route
+    if isinstance(step, RefineFields):
+        return refinement_step.refine(step, task.data, task.claim.default_model, route, isolation)
+    return refinement_step.ensemble(step, task.data, task.claim.default_model, route, isolation)
 
 
 def _verify(task: StepTask, step: VerifyFields) -> Success:

@@ -54,9 +54,14 @@ class Pools:
     def close(self) -> None:
         self._leases.close()
 
-    def work(self, run_id: UUID) -> Any:
-        """Run all ready steps one by one, so that prompts share their prefixes; return the run."""
-        while rows := [row for row in self.worker.ready(run_id) if row.queue in self._runtimes]:
+    def work(self, run_id: UUID, *, others: bool = False) -> Any:
+        """
+        Run all ready steps one by one, so that prompts share their prefixes; return the run.
+
+        With `others`, those of other runs too, such as called ones.
+        """
+        of = None if others else run_id
+        while rows := [row for row in self.worker.ready(of) if row.queue in self._runtimes]:
             for row in rows:
                 steps.run_step(self._runtimes[row.queue], row.id, row.attempt)
         return self.worker.run(run_id)

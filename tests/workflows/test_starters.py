@@ -55,6 +55,15 @@ def test_extract(pools: Pools) -> None:
     assert run.output["order"]["number"] in {"2041", "2026"}, "a number of the text; which one, is the model's choice"
 
 
+def test_refine(pools: Pools) -> None:
+    run = pools.work(pools.worker.submit(workflows.text(StarterKind.REFINE, "orders")), others=True)
+
+    assert run.state == "succeeded", run.error
+    assert set(run.output["order"]) == {"number", "customer", "city"}
+    assert (run.output["verification"] == "passed") is (run.output["score"] == 1.0)
+    assert 1 <= run.output["rounds"] <= 4
+
+
 def test_agent(pools: Pools) -> None:
     """The calls are forced by a grammar: the model's chat template has no tools."""
     text = (

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import select
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.kernel import ids
 from workers.engine import OnStop
 
 #: How code may be run: confined only, with the limits alone where it cannot be confined, or not at all.
@@ -84,8 +84,8 @@ def run_tests(
     on_stop(stopped.set)
     with _SLOTS, tempfile.TemporaryDirectory(prefix="arriero-code-", ignore_cleanup_errors=True) as directory:
         if os.geteuid() == 0:
-            os.chmod(directory, 0o777)  # noqa: S103 the process is `nobody`, and the name is not guessed
-        prefix = secrets.token_hex(16)
+            Path(directory).chmod(0o777)
+        prefix = ids.new_secret()
         task = {
             "code": code,
             "tests": [{"code": test} for test in tests],
@@ -105,7 +105,7 @@ def _run(
 ) -> tuple[list[Mapping[str, Any]], str]:
     """Return what the process reported, and how it ended."""
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_PROGRAM)]
-    process = subprocess.Popen(  # noqa: S603 our own program
+    process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

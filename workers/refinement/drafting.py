@@ -139,7 +139,7 @@ def verifying(
         format="json" if as_json else "text",
         data="inputs.data",
         chain=chain,
-        retry={"max_attempts": 2},  # type: ignore[arg-type] # pydantic makes it one
+        retry={"max_attempts": 2},
     )
     document = judged.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return {"id": key, **document, **more}

@@ -8,6 +8,7 @@ its numbers. That is a comparison of words: it finds what was invented, not what
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,18 +26,42 @@ MAX_SOURCES, MAX_OUTPUT = 2_000_000, 100_000
 #: Most checks of one output, and most sentences of sources that a sentence is compared with.
 MAX_CHECKS, _MAX_SENTENCES = 200, 5_000
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,'’ \u00a0]{0,30}(?:\.\d{1,20})?(?![\d])|(?<![\w.])[-+]?\.\d{1,20}")
-_SEPARATORS = re.compile(r"[,'’\s\u00a0]")
-_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[,'’ \u00a0]\d{3})+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,'\u2019 \u00a0]{0,30}(?:\.\d{1,20})?(?![\d])|(?<![\w.])[-+]?\.\d{1,20}")
+_SEPARATORS = re.compile(r"[,'\u2019\s\u00a0]")
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:[,'\u2019 \u00a0]\d{3})+(?:\.\d+)?")
 _BLANKS = re.compile(r"\s+")
 _SPELLED = {
     word: float(number)
     for number, word in [
         *enumerate(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-            "seventeen eighteen nineteen twenty".split()
+            [
+                "zero",
+                "one",
+                "two",
+                "three",
+                "four",
+                "five",
+                "six",
+                "seven",
+                "eight",
+                "nine",
+                "ten",
+                "eleven",
+                "twelve",
+                "thirteen",
+                "fourteen",
+                "fifteen",
+                "sixteen",
+                "seventeen",
+                "eighteen",
+                "nineteen",
+                "twenty",
+            ]
         ),
-        *((10 * tens, word) for tens, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)),
+        *(
+            (10 * tens, word)
+            for tens, word in enumerate(["thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 3)
+        ),
         (12, "dozen"),
     ]
 }
@@ -78,7 +103,7 @@ class GroundingSources:
             for text in self.texts
             for place in texts.sentences(text)
         ][:_MAX_SENTENCES]
-        pairs = [(a | c, b | d) for (a, b), (c, d) in zip(found, found[1:], strict=False)]
+        pairs = [(a | c, b | d) for (a, b), (c, d) in itertools.pairwise(found)]
         return [*found, *pairs]
 
     def has(self, text: str) -> bool:
@@ -105,15 +130,15 @@ def grounded(
     support: float = 0.6,
 ) -> list[GroundedItem]:
     """Return what the output says of each kind, and whether it is grounded; at most MAX_CHECKS items."""
-    if what is None:
-        what = ("numbers", "names", "quotes") if isinstance(value, str) else ("values",)
+    default: tuple[GroundedPart, ...] = ("numbers", "names", "quotes") if isinstance(value, str) else ("values",)
+    parts: Sequence[GroundedPart] = what or default
     text = outputs.written(value)[:MAX_OUTPUT]
     found: list[GroundedItem] = []
-    if "values" in what:
+    if "values" in parts:
         found += _values(value, sources, fields, ignore)
-    if {"numbers", "names", "quotes"} & set(what):
-        found += _spans(text, sources, what)
-    if "sentences" in what:
+    if {"numbers", "names", "quotes"} & set(parts):
+        found += _spans(text, sources, parts)
+    if "sentences" in parts:
         found += _sentences(text, sources, support)
     return found[:MAX_CHECKS]
 
@@ -192,8 +217,8 @@ def _words(text: str) -> frozenset[str]:
 
 def _numbers(text: str) -> Iterator[float]:
     for match in _NUMBER.finditer(text):
-        said = match[0].strip(" ,'’\u00a0")
-        parts = [said] if _GROUPED.fullmatch(said) else re.split(r"[,'’ \u00a0]+", said)
+        said = match[0].strip(" ,'\u2019\u00a0")
+        parts = [said] if _GROUPED.fullmatch(said) else re.split(r"[,'\u2019 \u00a0]+", said)
         for part in parts:
             number = outputs.normal(_SEPARATORS.sub("", part))
             if number[0] == "number":

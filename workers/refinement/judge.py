@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from app.workflows.language.verification import ChainFields, VoteFields
 from workers.refinement import outputs
-from workers.refinement.verdict import CheckResult, Verdict, Verdicts
+from workers.refinement.verdict import CheckResult, Verdicts, VerifierVerdict
 from workers.refinement.verifiers import CandidateOutput
 
 #: What is known of the kept output.
@@ -138,7 +138,9 @@ def _vote(candidates: Sequence[JudgedCandidate], vote: VoteFields) -> tuple[list
     chosen, share = groups[winner][0], weights[winner] / total
     check = CheckResult("agreement", share >= vote.agree, message=f"only {share:.0%} of the votes agree with it")
     judged = [
-        replace(one, verdicts=Verdicts([*one.verdicts.of, Verdict("vote", [check])])) if place == chosen else one
+        replace(one, verdicts=Verdicts([*one.verdicts.of, VerifierVerdict("vote", [check])]))
+        if place == chosen
+        else one
         for place, one in enumerate(candidates)
     ]
     listed = sorted(groups, key=lambda key: (-weights[key], groups[key][0]))[:10]
@@ -186,7 +188,7 @@ def _report(
             "draft": spent[0],
             "after_draft": total - spent[0],
         },
-        **({"vote": dict(voted)} if voted is not None else {}),
+        "vote": dict(voted) if voted is not None else None,
         "feedback": feedback,
         "text": text,
         "open": wanted and not chain.last and not exhausted,

@@ -28,15 +28,10 @@ def plan(
         drafting.rendered(step.draft, data, default_model, f"members[{i}]", system=member.system, prompt=member.prompt)
         for i, member in enumerate(step.members)
     ]
-    steps = [
-        draft.step(
-            f"member{i}",
-            model=member.model,
-            sampling=_sampling(step, i),
-            **({"n": member.samples} if member.samples > 1 else {}),
-        )
-        for i, (draft, member) in enumerate(zip(drafts, step.members, strict=True))
-    ]
+    steps = []
+    for i, (draft, member) in enumerate(zip(drafts, step.members, strict=True)):
+        several: dict[str, Any] = {"n": member.samples} if member.samples > 1 else {}
+        steps.append(draft.step(f"member{i}", model=member.model, sampling=_sampling(step, i), **several))
     candidates = [
         CandidateFields(
             value=f"steps.member{i}.output",

@@ -56,7 +56,7 @@ def plan(
         drawn = ["samples"]
     for number in range(len(rounds) + 1):
         by = [f"draft{number}"]
-        chain = {
+        chain: dict[str, Any] = {
             "last": number == len(rounds),
             "counts_as": kind,
             "accept": accept,
@@ -108,7 +108,7 @@ def plan(
         "draft": draft.inputs,
         "instructions": [_instruction(action, data) for action in actions],
     }
-    document = {
+    document: dict[str, Any] = {
         "workflow": kind,
         "inputs": {name: {} for name in inputs},
         "steps": steps,
@@ -119,7 +119,7 @@ def plan(
 
 def _round(number: int, place: int, action: PolicyAction, draft: RenderedDraft, before: str) -> list[dict[str, Any]]:
     """The generations of a round."""
-    gate = {"needs": [before], "when": f"steps.{before}.output.open"}
+    gate: dict[str, Any] = {"needs": [before], "when": f"steps.{before}.output.open"}
     key, report = f"draft{number}", f"steps.{before}.output"
     kept = {"role": "assistant", "content": f"{{{{ {report}.text or '(no answer)' }}}}"}
     told = f"{{{{ inputs.instructions[{place}] }}}}"
@@ -142,7 +142,11 @@ def _round(number: int, place: int, action: PolicyAction, draft: RenderedDraft, 
             said = f"{{{{ steps.{critic}.output or '(nothing)' }}}}"
             checked = f"{{% if {report}.feedback %}}\n{REFINE}\n{{{{ {report}.feedback }}}}{{% endif %}}"
             further = [kept, {"role": "user", "content": f"{_CRITIC}\n{said}{checked}\n{REWRITE}"}]
-            late = {"needs": [before, critic], "join": "all_done", "when": f"{report} != null && {report}.open"}
+            late: dict[str, Any] = {
+                "needs": [before, critic],
+                "join": "all_done",
+                "when": f"{report} != null && {report}.open",
+            }
             return [asked, draft.step(key, sampling=_seed(draft, number), further=further, **late)]
 
 

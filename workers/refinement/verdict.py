@@ -29,7 +29,7 @@ class CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerifierVerdict:
     """The checks of one verifier."""
 
     verifier: str
@@ -47,7 +47,7 @@ class Verdict:
 class Verdicts:
     """What all verifiers found in one output."""
 
-    of: Sequence[Verdict] = field(default_factory=tuple)
+    of: Sequence[VerifierVerdict] = field(default_factory=tuple)
 
     @property
     def score(self) -> float | None:

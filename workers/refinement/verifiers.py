@@ -28,7 +28,7 @@ from workers.refinement import grounding, outputs
 from workers.refinement.code_tests import CodeRun
 from workers.refinement.grounding import GroundingSources
 from workers.refinement.outputs import NoValue
-from workers.refinement.verdict import CheckResult, Verdict, Verdicts
+from workers.refinement.verdict import CheckResult, Verdicts, VerifierVerdict
 
 #: Runs a code with tests: code, tests, seconds, mebibytes.
 RunCode = Callable[[str, Sequence[str], float, int], CodeRun]
@@ -100,8 +100,8 @@ def verify(output: CandidateOutput, verifiers: Sequence[Verifier], inputs: Verif
     if not output.exists:
         # Every verifier has failed: what does not exist has nothing right.
         failed = [CheckResult("output", False, message=output.error)]
-        return Verdicts([Verdict(one.kind, failed, one.weight) for one in verifiers])
-    return Verdicts([Verdict(one.kind, _checks(one, output, inputs), one.weight) for one in verifiers])
+        return Verdicts([VerifierVerdict(one.kind, failed, one.weight) for one in verifiers])
+    return Verdicts([VerifierVerdict(one.kind, _checks(one, output, inputs), one.weight) for one in verifiers])
 
 
 def _checks(verifier: Verifier, output: CandidateOutput, inputs: VerifierInputs) -> list[CheckResult]:

@@ -45,6 +45,6 @@ def init(
         *([] if folder == Path() else [f"cd {shlex.quote(str(folder))}"]),
         "arriero up                              # in another terminal, in the same folder",
         f"arriero run {first.name} --input subject='a bridge'",
-        "arriero workflows new NAME --kind map   # or extract, approve",
+        "arriero workflows new NAME --kind map   # or extract, approve, refine",
     ]
     typer.echo(report(texts, write(texts, replace=force), following))

@@ -27,6 +27,7 @@ class StarterKind(StrEnum):
     MAP = "map"
     EXTRACT = "extract"
     APPROVE = "approve"
+    REFINE = "refine"
     AGENT = "agent"
 
 

@@ -74,6 +74,15 @@ REQUIRED: Mapping[str, str] = {
     "window": durations.ACCEPTED,
     "class": "interactive | standard | batch",
     "value": "an expression",
+    "draft": "the fields of a generate step: {model: …, prompt: …}",
+    "action": "refine | resample | escalate | critique",
+    "checks": "a list of {name: …, that: …}",
+    "that": "a condition over output, such as output.total > 0",
+    "tests": "a list of {name: …, code: …}, or an expression that returns one",
+    "code": "statements in Python that raise when the output is wrong",
+    "sources": "an expression that returns a text or a list of texts, such as inputs.text",
+    "strategy": "cascade | vote | review | experts",
+    "members": "a list of members: [{model: …}, {model: …}]",
 }
 #: Descriptions of the patterns of names.
 _PATTERNS: Mapping[str, str] = {

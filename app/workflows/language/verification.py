@@ -211,7 +211,9 @@ class VerifyFields(StepWork):
             raise ValueError("a verify step needs either 'value' or 'candidates'")
         for i, verifier in enumerate(self.verifiers):
             if isinstance(verifier, VoteVerifier) and not isinstance(verifier.samples, str):
-                raise ValueError(f"'verifiers[{i}].samples' of a verify step is an expression: it draws no samples")
+                raise ValueError(  # noqa: TRY004 pydantic makes it an error of the document
+                    f"'verifiers[{i}].samples' of a verify step is an expression: it draws no samples"
+                )
         if not self.verifiers and self.chain is None and self.vote is None:
             raise ValueError("a verify step needs 'verifiers'")
         return self

@@ -29,7 +29,9 @@ def error_of(code: str, seconds: float = 10.0) -> str | None:
 
 def test_each_test_is_judged() -> None:
     tests = ["assert add(2, 2) == 4", "assert add(2, 2) == 5, 'wrong sum'", "raise SystemExit(0)"]
-    found = run_tests("def add(a, b):\n    return a + b\nif __name__ == '__main__':\n    1 / 0", tests, 5, 128, "confined")
+    found = run_tests(
+        "def add(a, b):\n    return a + b\nif __name__ == '__main__':\n    1 / 0", tests, 5, 128, "confined"
+    )
 
     assert found.errors == [None, "AssertionError: wrong sum", "SystemExit: 0"]
     broken = run_tests("def add(", tests, 5, 128, "confined")
@@ -83,14 +85,15 @@ def test_what_does_not_end_is_ended() -> None:
 
 
 def test_a_false_report_without_the_prefix_does_not_count() -> None:
-    forged = "import os\nfor n in range(3, 32):\n    try: os.write(n, b'{\"test\": 0}\\n{\"end\": true}\\n')\n    except OSError: pass\n"
+    lines = r'{"test": 0}\n{"end": true}\n'
+    forged = f"import os\nfor n in range(3, 32):\n    try: os.write(n, b'{lines}')\n    except OSError: pass\n"
     found = run_tests(forged, ["assert False"], 5, 128, "confined")
 
     assert found.errors == ["AssertionError: "]
 
 
 def test_it_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(CodeTestsRefused, match="verification.code_tests is off"):
+    with pytest.raises(CodeTestsRefused, match=r"verification\.code_tests is off"):
         code_tests.require_possible("off")
     # A kernel without Landlock: the program finds another version of it.
     text = Path(code_tests._PROGRAM).read_text().replace("if version < 3:", "if version < 99:")

@@ -28,9 +28,7 @@ def verify(value: Any, *of: dict[str, Any], **data: Any) -> Verdicts:
     checks: list[Verifier] = [TypeAdapter(Verifier).validate_python(one) for one in of]
     names = {"inputs": {"message": ORDER} | data, "steps": {}}
     as_json = any(one["kind"] == "schema" for one in of)
-    return verifiers.verify(
-        verifiers.candidate(value, as_json=as_json), checks, VerifierInputs(names, no_code, names)
-    )
+    return verifiers.verify(verifiers.candidate(value, as_json=as_json), checks, VerifierInputs(names, no_code, names))
 
 
 SCHEMA = {"kind": "schema", "schema": {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}}
