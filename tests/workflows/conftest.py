@@ -99,7 +99,6 @@ class StepWorker:
             return found if isinstance(found, Success | Failure) else Success(found)
         own_settings = settings.load(environment={}).settings
         runtime: Any = SimpleNamespace(
-            runs=self.runs, engine=None, settings=own_settings, refinements=None, recall=Recall(self.runs.database)
             runs=self.runs, recall=Recall(self.runs.database), engine=None, settings=own_settings, refinements=None
         )
         try:

@@ -192,6 +192,5 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     IMPORT_FOLDER: _is_nothing,
     BATCHES: _is_nothing,
     EXTRACTION: _is_nothing,
-    IMPORT_FOLDER: _is_nothing,
     timetable.RECALL: _is_nothing,
 }

@@ -222,7 +222,6 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
     breakthroughs = _memories(access, question, {"kinds": [MemoryKind.BREAKTHROUGH.value], "k": 5})
     query = RecallQuery(question, access.namespace, access.user, RecallScope.SHARED, limit=20)
     recalled = access.recall.search(query)
-    semantic = [_passage(one) for one in recalled.passages]
     semantic = [_passage(one) for one in access.recall.search(query).passages]
     skipped = 0
     for name, candidates in (("breakthroughs", breakthroughs), ("semantic", semantic)):

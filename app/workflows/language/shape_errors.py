@@ -55,6 +55,8 @@ REQUIRED: Mapping[str, str] = {
     "kind": " | ".join(KINDS),
     "cases": "branches and their conditions: {refund: \"steps.sort.output == 'refund'\"}",
     "conversation": "a template: the id of a conversation",
+    "query": "a template: what is looked for",
+    "text": "a template: the statement",
     "over": "an expression that returns a list",
     "step": "the work for each item: {kind: generate, prompt: …}",
     "url": "a template: https://host/path",

@@ -41,16 +41,6 @@ def talk(database: Database) -> str:
 def access(database: Database, talk: str) -> MemoryAccess:
     found = Recall(database)
     return MemoryAccess(
-        database,
-        Recall(database),
-        "default",
-        "ana",
-        talk,
-        SETTINGS.conversations,
-        SETTINGS.blocks,
-        "m",
-        "run-1",
-        "agent[1]",
         *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", "run-1", "agent[1]")
     )
 

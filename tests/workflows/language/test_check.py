@@ -82,19 +82,17 @@ WRONG = {
         "steps[0].retry.attempts",
         "max_attempts",
     ),
-    "no kind": (steps("{id: a}"), 3, "steps[0]", "generate | embed | openai | compress | summarize | transform | http"),
     "no kind": (
         steps("{id: a}"),
         3,
         "steps[0]",
-        "generate | embed | openai | agent | compress | summarize | recall | embed_passages | refine",
+        "generate | embed | openai | agent | compress | summarize | remember | recall | embed_passages",
     ),
     "an unknown kind": (
         steps("{id: a, kind: think}"),
         3,
         "steps[0]",
-        "generate | embed | openai | compress | summarize | transform | http",
-        "generate | embed | openai | agent | compress | summarize | recall | embed_passages | refine",
+        "generate | embed | openai | agent | compress | summarize | remember | recall | embed_passages",
     ),
     "an invalid id": (steps("{id: A-1, kind: noop}"), 3, "steps[0].id", "underscores"),
     "a duplicate id": (
@@ -372,10 +370,8 @@ WRONG = {
         "steps[0].step",
         (
             "'map' is not supported here "
-            "kind: generate | embed | openai | compress | summarize | transform | http | workflow | noop; "
-            "for more than one step"
             "kind: generate | embed | openai | compress | summarize | recall | refine | ensemble | verify | "
-            "transform | http | workflow | noop; for more than one step"
+            "remember | transform | http | workflow | noop; for more than one step"
         ),
     ),
     "a wait in a map": (mapped("kind: wait, for: 1h"), 3, "steps[0].step", "call a workflow"),

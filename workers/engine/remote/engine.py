@@ -41,8 +41,8 @@ from workers.engine.remote import answer, refusals
 from workers.engine.remote.answer import StreamedAnswer
 from workers.engine.remote.body import body
 from workers.engine.remote.connection import Interruption, client
-from workers.engine.remote.options import RemoteOptions
 from workers.engine.remote.estimates import EstimatedTokens
+from workers.engine.remote.options import RemoteOptions
 from workers.engine.remote.rates import RateWindow
 
 _LOG = structlog.get_logger(__name__)
