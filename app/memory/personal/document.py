@@ -33,7 +33,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 NAME_ACCEPTED = "letters, digits, '.', '_', '-'; at most 100, the first a letter or digit"
 _NOT_A_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+# What may close a heading is cut off afterwards: with it, the time of the pattern grew with the cube of a line.
+_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)")
+_BLANK = " \t"
 #: What front matter, and the top of a JSON object, can say about the document.
 _ABOUT = ("title", "tags", "always")
 
@@ -186,7 +188,12 @@ def _sections(document: NewContextDocument) -> Iterator[tuple[str, str]]:
         lines = []
         if heading is not None:
             level = len(heading[1])
-            path = [*((above, name) for above, name in path if above < level), (level, heading[2])]
+            path = [*((above, name) for above, name in path if above < level), (level, _title(heading[2]))]
+
+
+def _title(text: str) -> str:
+    """Return the text of a heading without the blanks and `#` that may close it."""
+    return text.rstrip(_BLANK).rstrip("#").rstrip(_BLANK)
 
 
 def _front_matter(content: str) -> tuple[dict[str, Any], str]:

@@ -56,6 +56,16 @@ def test_markdown_is_divided_at_its_headings() -> None:
     assert document.body(travel).startswith("Ana lives in Vigo.\n\n## Lisbon")
 
 
+def test_the_time_for_a_heading_grows_with_its_length_only() -> None:
+    blanks = " " * 9_000
+
+    found = document.sections(md(f"## One ## \ntext\n# Two{blanks}x\nmore\n#   {blanks}\nlast"))
+
+    assert [one.text for one in found] == ["text", "more", "last"]
+    assert found[0].heading.endswith(" > One")
+    assert found[1].heading.endswith(f" > Two{blanks}x")
+
+
 def test_json_is_divided_at_its_fields_or_items() -> None:
     facts = js('{"title": "Facts", "always": true, "cat": "Pixel", "car": {"make": "Seat"}, "none": ""}')
 
