@@ -140,10 +140,20 @@ def read(folder: Path, path: str, max_bytes: int) -> bytes:
 
 
 def exists(folder: Path, path: str) -> bool:
-    """Whether there is something at a path of the folder. Raises FolderUnreadable when the folder is not there."""
+    """
+    Whether there is something at a path of the folder, or may be where nobody can look.
+
+    Raises FolderUnreadable when the folder is not there.
+    """
     if not folder.is_dir():
         raise FolderUnreadable(f"{folder} is no folder")
-    return os.path.lexists(folder / path)
+    try:
+        (folder / path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _read(fd: int, names: list[str], max_bytes: int) -> bytes:

@@ -125,6 +125,19 @@ def test_without_the_folder_nothing_changes(folder: Folder, tmp_path: Path) -> N
     assert folder.names() == ["a"]
 
 
+def test_a_document_stays_while_nobody_can_look_for_its_file(folder: Folder, tmp_path: Path) -> None:
+    folder.write("default/ana/knowledge/a.md", "text")
+    folder.run()
+    ana = folder.root / "default/ana"
+    ana.rename(tmp_path / "ana")
+    ana.symlink_to(ana)  # a loop: what is below it can be neither read nor missed
+
+    assert folder.run() == FolderImport(refused=1)
+    assert folder.names() == ["a"]
+    ana.unlink()
+    assert folder.run() == FolderImport(removed=2)
+
+
 def test_a_file_does_not_replace_what_was_stored_over_the_api(folder: Folder) -> None:
     new = parsed(ContextKind.KNOWLEDGE, "a", ContextFormat.MARKDOWN, "by hand", 1000)
     with folder.database.work() as work:
