@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,7 +142,9 @@ def _run(
             elif not _is_small(directory):
                 reason = f"it wrote more than {_FILES} files or {_FILES_BYTES >> 20} MiB"
     finally:
-        process.kill()
+        # With what it has started, which only an unprotected one can.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
         code = process.wait()
     if not reason and code != 0:
@@ -165,7 +168,7 @@ def _parsed(report: bytes, prefix: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for line in report.decode("utf-8", "replace").splitlines():
         if line.startswith(prefix):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(line.removeprefix(prefix))
                 found += [value] if isinstance(value, dict) else []
     return found

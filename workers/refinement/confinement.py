@@ -64,8 +64,12 @@ _REFUSED: dict[str, tuple[int, int]] = {
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
     "fsmount": (432, 432), "fspick": (433, 433), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
     "process_madvise": (440, 440), "mount_setattr": (442, 442), "quotactl_fd": (443, 443),
-    "process_mrelease": (448, 448), "memfd_secret": (447, 447),
+    "process_mrelease": (448, 448), "memfd_secret": (447, 447), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
 }  # fmt: skip
+#: fcntl and ioctl have the kernel signal another process where a file is ready: number, and the commands that do so.
+_REFUSED_COMMANDS = (((72, 25), (8, 10, 15)), ((16, 29), (0x8901, 0x8902)))
 #: clone, with which threads begin, and sendto: number, and what they are allowed for.
 _CLONE, _SENDTO, _CLONE3 = (56, 220), (44, 206), 435
 _THREAD = 0x10000
@@ -172,6 +176,11 @@ def _filter(libc: ctypes.CDLL) -> None:
     for numbers in _REFUSED.values():
         if numbers[column]:
             program += [(equal, 0, 1, numbers[column]), (refuse, 0, 0, _ERROR | _EPERM)]
+    for number, commands in _REFUSED_COMMANDS:
+        program += [(equal, 0, len(commands) + 3, number[column]), (load, 0, 0, 24)]
+        last = len(commands) - 1
+        program += [(equal, last - at, 1 if at == last else 0, command) for at, command in enumerate(commands)]
+        program += [(refuse, 0, 0, _ERROR | _EPERM), (refuse, 0, 0, _ALLOW)]
     # A new process: its first argument lacks CLONE_THREAD.
     program += [
         (equal, 0, 4, _CLONE[column]),

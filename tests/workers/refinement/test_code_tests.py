@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import sys
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -48,6 +50,11 @@ def test_each_test_is_judged() -> None:
         ("import subprocess; subprocess.run(['/bin/true'])", "PermissionError"),
         ("import os; os.execv('/bin/true', ['true'])", "PermissionError"),
         ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        ("import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())", "PermissionError"),
+        ("import fcntl, os; fcntl.fcntl(os.pipe()[0], 10, 9)", "PermissionError"),
+        ("import fcntl, os; fcntl.ioctl(os.pipe()[0], 0x8901, bytes(4))", "PermissionError"),
+        ("import os; os.sched_setaffinity(os.getppid(), [0])", "PermissionError"),
+        ("import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", "PermissionError"),
         ("open('/etc/passwd').read()", "PermissionError"),
         ("import os; os.listdir('/proc')", "PermissionError"),
         ("import os; os.mkdir('folder')", "PermissionError"),
@@ -90,6 +97,37 @@ def test_a_false_report_without_the_prefix_does_not_count() -> None:
     found = run_tests(forged, ["assert False"], 5, 128, "confined")
 
     assert found.errors == ["AssertionError: "]
+
+
+def test_a_report_that_is_nested_too_deeply_does_not_count() -> None:
+    deep = """
+import os, sys
+frame = sys._getframe()
+while "report" not in frame.f_locals:
+    frame = frame.f_back
+own = frame.f_locals
+os.write(own["report"], (own["prefix"] + "[" * 60_000 + "\\n").encode())
+os._exit(0)
+"""
+    assert error_of(deep) == "it ended before its tests did"
+
+
+def test_what_an_unprotected_code_starts_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "unconfined.py"
+    source = code_tests._PROGRAM.read_text()
+    confined = "        _landlock(libc, directory)\n        _filter(libc)\n"
+    assert confined in source
+    program.write_text(source.replace(confined, "        pass\n"))
+    monkeypatch.setattr(code_tests, "_PROGRAM", program)
+    fork = "import os, time\npid = os.fork()\nif not pid:\n    time.sleep(600)\nraise OSError(pid)"
+
+    found = run_tests("", [fork], 10, 128, "unprotected").errors[0]
+
+    assert found is not None
+    with contextlib.suppress(ProcessLookupError):
+        child = os.pidfd_open(int(found.rpartition(" ")[2]))
+        assert select.select([child], [], [], 60)[0], "it runs on"
+        os.close(child)
 
 
 def test_it_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
