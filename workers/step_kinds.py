@@ -20,6 +20,7 @@ from app.inference import prompts, step_outputs
 from app.inference.openai.chat import ChatRequest
 from app.inference.requests import FinishReason, GenerateRequest, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, InvalidInput, StepFailure, Unavailable
+from app.memory.recall import answers
 from app.workflows import registry
 from app.workflows.expressions import conditions, templates, transforms
 from app.workflows.http import calls
@@ -60,7 +61,7 @@ from app.workflows.state_machine.outcomes import (
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
 from workers.leases import Holding
-from workers.memory import assembly, embeddings, recall_step, remember_step, summarize_step
+from workers.memory import assembly, embeddings, recall_step, remember_step, run_links, summarize_step
 from workers.memory.assembly import AssembledPrompt
 from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
@@ -295,7 +296,9 @@ def _compress(task: StepTask, step: CompressFields) -> Success | Called:
 
 
 def _recall(task: StepTask, step: RecallFields) -> Success:
-    return recall_step.recall(step, task.data, task.claim.namespace, task.runtime.recall)
+    found = recall_step.recall(step, task.data, task.claim.namespace, task.runtime.recall)
+    run_links.link_recalled(task.runtime.runs.database, task.claim.run_id, found)
+    return Success(answers.document(found))
 
 
 def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:

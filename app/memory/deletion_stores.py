@@ -65,12 +65,6 @@ _REFUSALS = (
     "memory_refusal WHERE namespace = :namespace AND conversation_id = :id",
     "memory_refusal WHERE namespace = :namespace AND user_name = :user",
 )
-_SUMMARIES = (
-    "conversation_summary WHERE conversation_id = :id",
-    """conversation_summary WHERE conversation_id IN (
-        SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user
-    )""",
-)
 _DOCUMENTS = ("", "context_document WHERE namespace = :namespace AND user_name = :user")
 _ATTACHED = """
     memory_block WHERE id IN (
@@ -175,7 +169,6 @@ _FORGET_PASSAGES = {
 STORES: tuple[DeletableStore, ...] = (
     DeletableStore("memories", _remove_memories, _of("memories", _MEMORIES).left),
     _of("refused memories", _REFUSALS),
-    _of("summaries", _SUMMARIES),
     DeletableStore("passages and vectors", _remove_passages, _of("passages", _PASSAGES).left),
     _of("summaries", _SUMMARIES),
     DeletableStore("blocks", _remove_blocks, _blocks_left),

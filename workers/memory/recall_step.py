@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.kernel.errors import FailureReason, StepFailure
-from app.memory.recall import answers
 from app.memory.recall.passages import SourceKind
-from app.memory.recall.query import MAX_QUERY, RecallMode, RecallQuery, RecallScope
+from app.memory.recall.query import MAX_QUERY, Recalled, RecallMode, RecallQuery, RecallScope
 from app.memory.recall.service import Recall
 from app.workflows.expressions import conditions, templates
 from app.workflows.language.recall import RecallFields
-from app.workflows.state_machine.outcomes import Success
 
 
-def recall(step: RecallFields, data: Mapping[str, Any], namespace: str, service: Recall) -> Success:
+def recall(step: RecallFields, data: Mapping[str, Any], namespace: str, service: Recall) -> Recalled:
     """Return what is found in the namespace of the run. Raises StepFailure."""
     text = templates.render(step.query, data)
     if len(text) > MAX_QUERY:
@@ -37,4 +35,4 @@ def recall(step: RecallFields, data: Mapping[str, Any], namespace: str, service:
         half_life=step.half_life or None,
         neighbours=step.neighbours,
     )
-    return Success(answers.document(service.search(query)))
+    return service.search(query)

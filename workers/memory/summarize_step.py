@@ -33,6 +33,7 @@ from app.memory.summaries.summary import NewSummary, StoredSummary
 from app.workflows.language.summarize import SummarizeFields
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers.engine import Engine, OnStop
+from workers.memory import run_links
 from workers.memory.counting import TokenCounts
 from workers.memory.summary_runs import shown_summary
 
@@ -76,6 +77,7 @@ def summarize(
     source = _read(step, conversation, service, database, engine, counts, namespace)
     if not source.messages:
         return Success(None)
+    run_links.link(database, run_id, [source.found.id])
     turns = [
         *([Turn(source.previous.text, "summary")] if source.previous is not None else []),
         *(Turn(message.content, message.role.value, message.speaker or "") for message in source.messages),

@@ -125,12 +125,16 @@ def _opening(task: AgentTask, agent: AgentStep) -> Opening:
     """The messages before the loop, and the tools. Raises StepFailure, CancelledError."""
     describe = {name: partial(source, task) for name, source in sources.DESCRIBE.items()}
     offered, warnings = tools.offered(agent, describe)
-    user = None if agent.user is None else templates.render(agent.user, task.data)
+    user = None if agent.user is None else templates.render(agent.user, task.data).strip() or None
     shown = None if agent.conversation is None else templates.render(agent.conversation, task.data).strip()
     said = _messages(task, agent)
     if shown is not None:
         earlier = conversation.before(
-            task.runtime.runs.database, task.runtime.settings.conversations, shown, task.claim.namespace
+            task.runtime.runs.database,
+            task.runtime.settings.conversations,
+            shown,
+            task.claim.namespace,
+            task.claim.run_id,
         )
         system = [message for message in said if message.role == "system"]
         said = [*system, *earlier, *(message for message in said if message.role != "system")]

@@ -18,6 +18,7 @@ from app.kernel.sections.memory import ConversationSettings
 from app.memory.conversations.chat import chat_messages
 from app.memory.conversations.message import MessageRole, NewMessage
 from app.memory.conversations.service import Conversations, parsed_conversation
+from workers.memory import run_links
 
 #: Most earlier messages that an agent sees.
 WINDOW = 40
@@ -26,13 +27,21 @@ _APPENDED = text(
 )
 
 
-def before(database: Database, settings: ConversationSettings, shown: str, namespace: str) -> list[ChatMessage]:
-    """Return the last messages of a conversation, from one of the user on. Raises StepFailure."""
+def before(
+    database: Database, settings: ConversationSettings, shown: str, namespace: str, run_id: UUID
+) -> list[ChatMessage]:
+    """
+    Return the last messages of a conversation, from one of the user on. The run is noted as one of its runs.
+
+    Raises StepFailure.
+    """
     service = Conversations(database, settings)
     try:
         found = service.get(parsed_conversation(shown), namespace, shown)
     except ArrieroError as error:
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from error
+    # Also if the agent fails and appends nothing: its record has these messages.
+    run_links.link(database, run_id, [found.id])
     messages = chat_messages(service.read(found.id, limit=WINDOW, newest_first=True)[::-1])
     first = next((at for at, message in enumerate(messages) if message.role == "user"), len(messages))
     return messages[first:]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -30,8 +31,9 @@ from app.memory.memories.kinds import MemoryKind
 from app.memory.memories.memory import Memory
 from app.memory.memories.store import MemoryFilter
 from app.memory.recall.passages import SourceKind
-from app.memory.recall.query import RecalledPassage, RecallQuery, RecallScope
+from app.memory.recall.query import Recalled, RecalledPassage, RecallQuery, RecallScope
 from app.memory.recall.service import Recall
+from workers.memory import run_links
 from workers.tool_loop.tools import ToolDescription
 
 #: Characters of a token, where nobody counts: a result says so.
@@ -152,7 +154,7 @@ def _history(access: MemoryAccess, arguments: Mapping[str, Any]) -> list[dict[st
             since=since,
             until=until,
         )
-        return [_passage(one) for one in access.recall.search(query).passages]
+        return [_passage(one) for one in _searched(access, query).passages]
     latest = [
         message
         for message in _latest(access, _LOOKED_AT)
@@ -188,6 +190,7 @@ def _memories(access: MemoryAccess, topic: str, arguments: Mapping[str, Any]) ->
         since=_instant(arguments, "since"),
     )
     found: list[dict[str, Any]] = []
+    said_in: list[UUID | None] = []
     for passage in access.recall.search(query).passages:
         try:
             memory = memories.get(access.database, passage.source_id, access.namespace)
@@ -195,6 +198,8 @@ def _memories(access: MemoryAccess, topic: str, arguments: Mapping[str, Any]) ->
             continue
         if memory.holds_at(as_of):
             found.append(_memory(memory) | {"score": round(passage.score, 4)})
+            said_in.append(memory.conversation_id)
+    run_links.link(access.database, UUID(access.run_id), said_in[:k])
     return found[:k]
 
 
@@ -204,7 +209,16 @@ def _breakthroughs(access: MemoryAccess, arguments: Mapping[str, Any]) -> list[d
     since, k = _instant(arguments, "since"), arguments.get("k", 10)
     of = MemoryFilter(access.namespace, access.user, MemoryKind.BREAKTHROUGH)
     latest = memories.page(access.database, of, limit=100).memories
-    return [_memory(one) for one in latest if since is None or one.valid_from >= since][:k]
+    chosen = [one for one in latest if since is None or one.valid_from >= since][:k]
+    run_links.link(access.database, UUID(access.run_id), (one.conversation_id for one in chosen))
+    return [_memory(one) for one in chosen]
+
+
+def _searched(access: MemoryAccess, query: RecallQuery) -> Recalled:
+    """What recall finds; the run holds it then."""
+    found = access.recall.search(query)
+    run_links.link_recalled(access.database, UUID(access.run_id), found)
+    return found
 
 
 def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]:
@@ -221,8 +235,8 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
     seen = {one["id"] for one in chosen}
     breakthroughs = _memories(access, question, {"kinds": [MemoryKind.BREAKTHROUGH.value], "k": 5})
     query = RecallQuery(question, access.namespace, access.user, RecallScope.SHARED, limit=20)
-    recalled = access.recall.search(query)
-    semantic = [_passage(one) for one in access.recall.search(query).passages]
+    recalled = _searched(access, query)
+    semantic = [_passage(one) for one in recalled.passages]
     skipped = 0
     for name, candidates in (("breakthroughs", breakthroughs), ("semantic", semantic)):
         parts[name] = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from app.kernel.database import Database
 from app.kernel.errors import StepFailure
@@ -23,10 +25,11 @@ from app.memory.recall.service import Recall
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import Success
 from tests.workflows.conftest import StepWorker
-from workers.tool_loop import memory_tools
+from workers.tool_loop import conversation, memory_tools
 from workers.tool_loop.memory_tools import MemoryAccess
 
 SETTINGS = Settings()
+RUN = UUID(int=1)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def talk(database: Database) -> str:
 def access(database: Database, talk: str) -> MemoryAccess:
     found = Recall(database)
     return MemoryAccess(
-        *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", "run-1", "agent[1]")
+        *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", str(RUN), "agent[1]")
     )
 
 
@@ -68,6 +71,25 @@ def test_history_is_looked_up_by_time_and_role(access: MemoryAccess) -> None:
         result(replace(access, conversation=None), "lookup_history")
     with pytest.raises(StepFailure, match="conv_"):
         result(replace(access, namespace="other"), "lookup_history")
+
+
+def test_a_run_with_texts_of_a_conversation_is_noted_as_one_of_its_runs(
+    access: MemoryAccess, database: Database, talk: str
+) -> None:
+    def linked() -> list[tuple[str, UUID]]:
+        with database.work() as work:
+            rows = work.rows(text("SELECT conversation_id, run_id FROM conversation_run ORDER BY run_id"))
+            return [(shown_conversation(row.conversation_id), row.run_id) for row in rows]
+
+    service = Conversations(database, SETTINGS.conversations)
+    other = service.create(NewConversation("default", user="ana"), [NewMessage(MessageRole.USER, "My car is old.")])
+    result(replace(access, conversation=None), "lookup_history", query="the boat Ursula")
+    assert linked() == [(talk, RUN)], "and not of those in which nothing was found"
+
+    later = UUID(int=2)
+    shown = shown_conversation(other.id)
+    conversation.before(database, SETTINGS.conversations, shown, "default", later)
+    assert linked() == [(talk, RUN), (shown, later)]
 
 
 def test_memories_are_found_while_they_hold(access: MemoryAccess, database: Database) -> None:
