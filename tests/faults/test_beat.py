@@ -23,7 +23,11 @@ def test_a_stand_by_takes_over_from_a_killed_beat_and_never_ticks_next_to_it(clu
     """One of two beats sends the sweep once per interval; after its kill the other one does."""
     rarely = ScheduleSettings(check_every=timedelta(hours=1))
     fleet = cluster.settings.fleet.model_copy(update={"reconcile_every": timedelta(hours=1)})
-    cluster.settings = cluster.settings.model_copy(update={"schedules": rarely, "fleet": fleet})
+    update: dict[str, object] = {"schedules": rarely, "fleet": fleet}
+    for name in ("batches", "memories", "recall"):
+        section = getattr(cluster.settings, name)
+        update[name] = section.model_copy(update={"check_every": timedelta(hours=1)})
+    cluster.settings = cluster.settings.model_copy(update=update)
     leader = cluster.beat("leader")
     assert leader.ready()
     stand_by = cluster.beat("stand-by")

@@ -29,6 +29,8 @@ MAX_ERRORS = 100
 MAX_MODELS = 16
 #: Most problems in the message of an error, and its most characters.
 _MAX_PROBLEMS, _MAX_MESSAGE = 5, 1_000
+#: The lines of a batch have no order, so none continues a conversation.
+_NO_CONVERSATION = "a request of a batch continues no conversation; give all messages"
 
 #: A line that is kept: its number from 1, its place and length in bytes, and its custom_id.
 KeptLine = tuple[int, int, int, str]
@@ -126,6 +128,8 @@ class InputCheck:
             raise _invalid_body(error) from None
         if body.get("stream"):
             _refuse("invalid_request", "a request of a batch has no stream; leave `stream` out", "body.stream")
+        if body.get("conversation_id") is not None:
+            _refuse("invalid_request", _NO_CONVERSATION, "body.conversation_id")
         translated = _translated(request) if isinstance(request, ResponsesRequest) else body
         model = request.model
         self._require_usable(model)
@@ -191,6 +195,8 @@ def _translated(request: ResponsesRequest) -> dict[str, Any]:
     if request.previous_response_id is not None:
         message = "a request of a batch continues no response; give the whole conversation as `input`"
         _refuse("invalid_request", message, "body.previous_response_id")
+    if request.conversation is not None:
+        _refuse("invalid_request", _NO_CONVERSATION, "body.conversation")
     if request.background:
         message = "a batch is in the background as a whole; leave `background` out"
         _refuse("invalid_request", message, "body.background")

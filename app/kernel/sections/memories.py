@@ -22,8 +22,9 @@ class MemorySettings(Section):
     model: Annotated[str, Field(min_length=1, max_length=200), CHANGEABLE] = "auto:extract"
     #: Interval of the job that starts extractions and writes what they found.
     check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=5)
-    #: Messages are read when so many are new, or when the conversation has been quiet for so long.
+    #: Messages are read when so many are new.
     messages: int = Field(default=12, ge=1, le=50)
+    #: Fewer new messages are read when nothing was appended for so long.
     quiet: Annotated[Duration, durations.at_least("0s")] = timedelta(minutes=1)
     #: Most extractions at the same time.
     max_parallel: int = Field(default=8, ge=1, le=1000)

@@ -24,6 +24,7 @@ class ConversationSettings(Section):
     max_messages: int = Field(default=20_000, ge=2, le=1_000_000)
     #: Most bytes of the texts of a message.
     max_message_bytes: int = Field(default=1024 * 1024, ge=1024, le=16 * 1024 * 1024)
-    #: Most recent messages of a conversation that are also kept in Redis, and for how long after their last use.
+    #: Most recent messages of a conversation that are also kept in Redis.
     window_messages: int = Field(default=64, ge=2, le=1_000)
+    #: How long they are kept there after their last use.
     window_ttl: Annotated[Duration, durations.at_least("1s")] = timedelta(hours=1)

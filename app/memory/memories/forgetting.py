@@ -122,7 +122,7 @@ def forget(
         raise InvalidInput([Problem("ids", f"there are {len(memory_ids)}", f"1 to {MAX_IDS} ids")], "request")
     with database.work() as work:
         found: dict[UUID, Memory] = {}
-        for id_ in memory_ids:
+        for id_ in sorted(set(memory_ids)):  # in one order, so that two calls do not wait for each other
             parsed = parsed_id(id_, PREFIX)
             memory = None if parsed is None else store.find(work, parsed, lock=True)
             if memory is None or (namespace is not None and memory.namespace != namespace):

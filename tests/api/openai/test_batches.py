@@ -302,8 +302,17 @@ def test_responses_that_no_batch_can_have(client: OpenAI, start_workers: Callabl
     ended = until(client, create(client, *texts, line("empty", url, input=[]), endpoint=url))
     assert (ended.status, ended.errors is not None) == ("failed", True)
     found = {error.line: (error.code, error.param) for error in (ended.errors and ended.errors.data) or ()}
-    params = ["body.previous_response_id", "body.stream", "body.background", "body", "body.input"]
+    params = ["body.previous_response_id", "body.stream", "body.background", "body.conversation", "body.input"]
     assert found == {n: ("invalid_request", param) for n, param in enumerate(params, 1)}
+
+
+def test_a_chat_completion_of_a_batch_continues_no_conversation(
+    client: OpenAI, start_workers: Callable[..., Workers]
+) -> None:
+    start_workers()
+    ended = until(client, create(client, line("a", conversation_id=f"conv_{'0' * 32}")))
+
+    assert [error.param for error in (ended.errors and ended.errors.data) or ()] == ["body.conversation_id"]
 
 
 def test_requests_that_fail_are_in_the_error_file(
