@@ -310,7 +310,8 @@ def test_a_chat_completion_of_a_batch_continues_no_conversation(
     client: OpenAI, start_workers: Callable[..., Workers]
 ) -> None:
     start_workers()
-    ended = until(client, create(client, line("a", conversation_id=f"conv_{'0' * 32}")))
+    messages = [{"role": "user", "content": "a"}]
+    ended = until(client, create(client, line("a", conversation_id=f"conv_{'0' * 32}", messages=messages)))
 
     assert [error.param for error in (ended.errors and ended.errors.data) or ()] == ["body.conversation_id"]
 
