@@ -365,7 +365,6 @@ def _known(
         return None, None, ()
     with runtime.runs.database.work() as work:
         found = _conversation(work, runtime, task)
-        conversation_store.link_runs(work, found.id, {task.run_id})
         window = summary_store.window(work, found.id, found.revision, task.model)
         return found, window, _summaries(work, engine, found, window)
 

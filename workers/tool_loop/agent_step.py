@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from app.inference import prompts
 from app.inference.requests import ChatMessage
 from app.kernel.errors import FailureReason, StepFailure
+from app.memory.blocks.block import BlockScope
 from app.workflows.expressions import templates
 from app.workflows.language.agent import CALL, TURN, AgentFields, AgentTurn
 from app.workflows.language.steps import AgentStep
@@ -24,7 +25,7 @@ from app.workflows.state_machine.outcomes import Continued, Failure, NewItem, Su
 from workers.engine import Engine
 from workers.leases import Holding
 from workers.runtime import Runtime
-from workers.tool_loop import conversation, decision, reading, sources, tools, turns
+from workers.tool_loop import conversation, decision, memory_tools, reading, sources, tools, turns
 from workers.tool_loop.decision import AgentEnd, AgentFailure, DoAgain, DoCalls, DoTurn
 from workers.tool_loop.record import Opening, Record
 
@@ -138,7 +139,18 @@ def _opening(task: AgentTask, agent: AgentStep) -> Opening:
         )
         system = [message for message in said if message.role == "system"]
         said = [*system, *earlier, *(message for message in said if message.role != "system")]
+    if any(tool.memory for tool in agent.tools):
+        scope = BlockScope(task.claim.namespace, user, shown, task.data["run"]["workflow"])
+        if blocks := memory_tools.blocks_of(task.runtime.runs.database, scope):
+            said = _with_system(said, blocks)
     return Opening(said, offered, warnings, user, shown)
+
+
+def _with_system(said: list[ChatMessage], text: str) -> list[ChatMessage]:
+    """Messages with a text at the end of the system message: some chat templates have only one."""
+    if said and said[0].role == "system":
+        return [replace(said[0], content=f"{said[0].content}\n\n{text}"), *said[1:]]
+    return [ChatMessage("system", text), *said]
 
 
 def _messages(task: AgentTask, agent: AgentFields) -> list[ChatMessage]:

@@ -21,6 +21,8 @@ from app.kernel.database import Database
 from app.kernel.errors import FailureReason, NotFound, StepFailure
 from app.kernel.sections.blocks import BlockSettings
 from app.kernel.sections.memory import ConversationSettings
+from app.memory.blocks import rendering
+from app.memory.blocks import storage as block_storage
 from app.memory.blocks import tools as block_tools
 from app.memory.blocks.block import BlockAuthor, BlockAuthorKind, BlockScope
 from app.memory.blocks.tools import BlockToolContext
@@ -55,6 +57,8 @@ class MemoryAccess:
     conversation: str | None
     conversations: ConversationSettings
     blocks: BlockSettings
+    #: The name of the agent, to which blocks can be attached: that of its workflow.
+    agent: str
     #: The model, the run and the key of the call.
     model: str
     run_id: str
@@ -110,6 +114,12 @@ _DESCRIBED: Mapping[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
 }
+
+
+def blocks_of(database: Database, scope: BlockScope) -> str:
+    """Return the text of the blocks that are in the prompts of a scope; empty without any."""
+    with database.work() as work:
+        return rendering.render([one.block for one in block_storage.in_context_in(work, scope)])
 
 
 def describe(names: Sequence[str]) -> list[ToolDescription]:
@@ -257,7 +267,7 @@ def _context(access: MemoryAccess, question: str, budget: int) -> dict[str, Any]
 
 
 def _edit(access: MemoryAccess, name: str, arguments: Mapping[str, Any]) -> str:
-    scope = BlockScope(access.namespace, access.user, access.conversation)
+    scope = BlockScope(access.namespace, access.user, access.conversation, access.agent)
     author = BlockAuthor(BlockAuthorKind.MODEL, access.model, access.run_id, access.key)
     query = block_tools.recall_query(scope, name, arguments)
     recalled = None if query is None else access.recall.search(query)

@@ -85,6 +85,7 @@ def _of_memory(task: AgentTask, agent: AgentFields, record: Record, name: str, a
         record.opening.conversation,
         settings.conversations,
         settings.blocks,
+        task.data["run"]["workflow"],
         agent.model or "",
         str(claim.run_id),
         claim.key,

@@ -13,6 +13,8 @@ from sqlalchemy import text
 from app.kernel.database import Database
 from app.kernel.errors import StepFailure
 from app.kernel.settings import Settings
+from app.memory.blocks import storage as block_storage
+from app.memory.blocks.block import BlockAuthor, BlockAuthorKind, BlockTarget, BlockTargetKind, NewBlock
 from app.memory.conversations.conversation import NewConversation
 from app.memory.conversations.message import MessageRole, NewMessage
 from app.memory.conversations.service import Conversations, shown_conversation
@@ -44,7 +46,8 @@ def talk(database: Database) -> str:
 def access(database: Database, talk: str) -> MemoryAccess:
     found = Recall(database)
     return MemoryAccess(
-        *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks, "m", str(RUN), "agent[1]")
+        *(database, found, "default", "ana", talk, SETTINGS.conversations, SETTINGS.blocks),
+        *("helper", "m", str(RUN), "agent[1]"),
     )
 
 
@@ -172,3 +175,25 @@ def test_an_agent_reads_its_conversation_and_appends_to_it_once(runs: Runs, data
         ("assistant", "In Triest."),
     ]
     assert {(one.run_id, one.step_key) for one in stored[3:]} == {(run_id, "agent")}
+
+
+def test_an_agent_sees_the_blocks_of_its_workflow_and_edits_them(runs: Runs, database: Database, talk: str) -> None:
+    author = BlockAuthor(BlockAuthorKind.CALLER, "test")
+    with database.work() as work:
+        for label, target in (("boat", "asking"), ("house", "another")):
+            to = [BlockTarget(BlockTargetKind.AGENT, target)]
+            block_storage.create_in(work, "default", NewBlock(label, "red"), author, SETTINGS.blocks, targets=to)
+    worker = StepWorker(runs)
+    run_id = worker.submit(FLOW.replace("lookup_history", "memory_insert"), id=talk)
+    edit = {"name": "memory_insert", "arguments": {"label": "boat", "new_string": "and white"}}
+    first = Success({"text": "", "tool_calls": [edit], "finish_reason": "tool_calls"})
+    last = Success({"text": "Done.", "tool_calls": [], "finish_reason": "stop"})
+    worker.work(**{"agent[0]": first, "agent[2]": last})
+
+    items = worker.items(run_id, "agent")
+    system = items[0].input["opening"]["messages"][0]
+    assert system["role"] == "system"
+    assert system["content"].startswith("Be brief.\n\n<memory_blocks>")
+    assert 'label="boat"' in system["content"]
+    assert 'label="house"' not in system["content"]
+    assert "was edited" in items[1].output
