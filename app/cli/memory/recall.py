@@ -89,6 +89,9 @@ def _print_status(found: dict[str, Any]) -> None:
     console().print(f"{about}{found['passages']['count']:,} passages; {waiting} without vectors yet", highlight=False)
     if found["waiting"]["count"]:
         console().print(f"the oldest of them has waited for {found['lag_s']:g} s", highlight=False)
+        if found["embedding_model"]:
+            name = escape(printable(found["embedding_model"]))
+            notes().print(f"if that goes on: arriero fleet why {name}", highlight=False)
     if found["refused"]:
         console().print(f"{found['refused']:,} cannot be embedded, and are found by their words alone")
     if not found["embedding_model"]:

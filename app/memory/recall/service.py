@@ -101,7 +101,7 @@ class Recall:
             return QueryVectors(reason="no embedding model is configured")
         models = dense.models_of(self._database)
         if not models:
-            return QueryVectors(reason="no passage has a vector yet")
+            return QueryVectors(reason="no passage has a vector yet; see: arriero recall --status")
         return self._embed(query.text, models)
 
 

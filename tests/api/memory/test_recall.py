@@ -52,8 +52,12 @@ def test_a_query_gets_its_vector_from_a_pool_and_says_when_there_is_none(
     body = {"query": "Is the boat green?", "user": "anna"}
     before = client.post("/v1/recall", json=body).json()
     assert before["dense"] == {
-        "used": False, "reason": "no passage has a vector yet", "method": None, "candidates": 0, "models": [],
-    }  # fmt: skip
+        "used": False,
+        "reason": "no passage has a vector yet; see: arriero recall --status",
+        "method": None,
+        "candidates": 0,
+        "models": [],
+    }
 
     pool = start_pool()
     with database.work() as work:
