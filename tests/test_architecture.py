@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
-    *("access", "catalog", "devices", "files", "fleet", "footprint", "grammar", "inference", "memory", "scheduler"),
-    "workflows",
+    *("access", "catalog", "devices", "files", "fleet", "footprint", "governance", "grammar", "inference", "memory"),
+    *("scheduler", "workflows"),
 )
 
 #: Modules of concepts that touch the world. Every other one is pure.
@@ -60,6 +60,10 @@ SHELLS = {
     "workflows/schedules/rows.py",
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
+    "governance/rules/firing.py",
+    "governance/rules/rows.py",
+    "governance/signals/rows.py",
+    "governance/signals/store.py",
     "access/accounts.py",
     "access/audit/log.py",
     "access/audit/rows.py",
