@@ -103,7 +103,8 @@ def costs(one: Database, keep: Callable[[int], object], act: Callable[[], object
         keep(count)
         analyze(one)
         act()
-        found.append(rows_read(one, act))
+        # The least of three: other connections to the database may read at the same time.
+        found.append(min(rows_read(one, act) for _ in range(3)))
     return found[0], found[1]
 
 
