@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,8 @@ from app.memory.conversations.chat import chat_messages
 from app.memory.conversations.conversation import StoredConversation
 from app.memory.conversations.message import MessageRole, NewMessage, StoredCall, StoredMessage
 from app.memory.conversations.service import Conversations, parsed_conversation
+from app.memory.memories import service as memory_service
+from app.memory.recall.passages import SourceKind
 from app.memory.summaries import store as summary_store
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.state_machine.outcomes import Failure, Success
@@ -83,8 +86,10 @@ class AssembledPrompt:
     def success(self, done: Success, generated: Generated) -> Success:
         """Return the outcome with what its record writes: the turn, and where its window began."""
         usage = replace(done.usage, assembly=self.report)
+        memories = [one.about["source_id"] for one in self.plan.recalled if one.about["source"] == SourceKind.MEMORY]
+        noted = partial(memory_service.note_used_in, ids=memories) if memories else None
         if self.conversation is None or not self.task.options.store:
-            return replace(done, usage=usage)
+            return replace(done, usage=usage, within=noted)
         calls = tuple(
             StoredCall(answers.call_id(str(self.task.run_id), 0, place), call.name, answers.arguments_of(call))
             for place, call in enumerate(generated.tool_calls)
@@ -102,6 +107,8 @@ class AssembledPrompt:
 
         def within(work: UnitOfWork) -> None:
             self._append(work, found, answer)
+            if noted is not None:
+                noted(work)
 
         def recorded(outcome: Success | Failure) -> None:
             if isinstance(outcome, Success):

@@ -221,9 +221,9 @@ def require_conversation(database: Database, given: str, namespace: str) -> UUID
     return found.id
 
 
-def note_used_in(work: UnitOfWork, memory_ids: Collection[UUID]) -> None:
-    """Write that memories became part of a prompt or of an answer."""
-    store.used(work, memory_ids)
+def note_used_in(work: UnitOfWork, ids: Collection[str]) -> None:
+    """Write that memories became part of a prompt. Ids of anything else are passed over."""
+    store.used(work, {found for id_ in ids if (found := parsed_id(id_, PREFIX)) is not None})
 
 
 def _require(work: UnitOfWork, id_: str, namespace: str | None, *, lock: bool = False) -> Memory:

@@ -18,6 +18,9 @@ from app.kernel.settings import Settings
 from app.memory.conversations.conversation import NewConversation
 from app.memory.conversations.message import MessageRole, NewMessage, StoredMessage
 from app.memory.conversations.service import Conversations, parsed_conversation, shown_conversation
+from app.memory.memories import service as memories
+from app.memory.memories.kinds import MemoryKind
+from app.memory.memories.memory import NewMemory
 from app.workflows.language import definition as definitions
 from app.workflows.runs import views
 from app.workflows.runs.service import Runs
@@ -248,6 +251,16 @@ def test_what_was_said_long_ago_is_recalled_into_the_last_message(
         database, ask(api, "Where does Greta keep the key of the mill?", conversation, memory={"recalled": 0})
     )
     assert "recalled" not in silent["parts"]
+
+
+def test_a_memory_in_a_prompt_counts_as_used(api: str, start_pool: StartPool, database: Database) -> None:
+    start_pool()
+    new = NewMemory("Greta keeps the key of the mill in box 4711-B.", MemoryKind.FACT)
+    made = memories.remember(database, new, namespaces.DEFAULT, "user").memory
+    given = body(messages=[{"role": "user", "content": "Where does Greta keep the key?"}], memory={"recalled": 200})
+    answer = httpx2.post(f"{api}/v1/chat/completions", json=given, timeout=PATIENCE)
+    assert assembly_of(database, answer)["parts"]["recalled"]["used"]
+    assert memories.get(database, memories.shown(made.id), namespaces.DEFAULT).uses == 1
 
 
 def test_unknown_memory_options_are_refused_by_name(api: str, start_pool: StartPool, conversation: str) -> None:
