@@ -256,7 +256,7 @@ def _problem(item: ErrorDetails) -> Problem:
             return Problem(where, f"{shown} is not a name of a rule", "lower-case words joined by hyphens")
         case "greater_than_equal" | "less_than_equal":
             bound = context.get("ge", context.get("le"))
-            text = durations.show(bound) if isinstance(bound, timedelta) else f"{bound:g}"
+            text = f"{bound:g}" if isinstance(bound, int | float) else str(bound)
             return Problem(where, f"{shown} is out of range", f"{'at least' if 'ge' in context else 'at most'} {text}")
     message = item["msg"].removeprefix("Value error, ")
     return Problem(where, message if isinstance(given, dict | list) else f"{shown}: {message}")

@@ -77,8 +77,8 @@ _FORGET = text("DELETE FROM rule_state WHERE rule_id = :rule_id AND value = :val
 _NEW_FIRING = text(f"""
     INSERT INTO rule_firing ({_FIRING})
     VALUES (:id, :rule_id, :name, :rule_version, CAST(:rule AS json), :namespace, :value, CAST(:labels AS jsonb),
-            :state, :dry_run, now(), CASE WHEN :state = 'firing' THEN now() END, NULL, :reason, '',
-            CAST(:seen AS jsonb))
+            CAST(:state AS text), :dry_run, now(), CASE WHEN CAST(:state AS text) = 'firing' THEN now() END, NULL,
+            :reason, '', CAST(:seen AS jsonb))
     ON CONFLICT DO NOTHING
     RETURNING pending_at, fired_at
 """)
@@ -251,7 +251,7 @@ def begin_firing(
     work: UnitOfWork, id_: UUID, of: StoredRule, rule: Rule, value: str, state: FiringState, reason: str, seen: Any
 ) -> Firing | None:
     """Add a firing; None when the rule has an open one for this value."""
-    labels = {rule.by: value} if rule.by else {}
+    labels: dict[str, str] = {rule.by: value} if rule.by else {}
     values = {
         "id": id_,
         "rule_id": of.id,

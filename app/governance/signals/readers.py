@@ -263,7 +263,7 @@ def _of_attempt(row: Any, hosts: Mapping[str, str]) -> Iterator[Sample]:
 
 
 def _lacked_memory(row: Any) -> bool:
-    return row.returncode == REFUSED or row.ending.startswith(OUT_OF_MEMORY)
+    return bool(row.returncode == REFUSED or row.ending.startswith(OUT_OF_MEMORY))
 
 
 def _of_devices(work: UnitOfWork) -> Iterator[Sample]:
@@ -298,4 +298,6 @@ def _score(work: UnitOfWork) -> float | None:
     thrash = parts["thrash_rate"]
     # Without a step that was served, nothing was shared yet.
     sharing = None if thrash is None or thrash.weight < 1 else 1 - min(1.0, thrash.total / thrash.weight)
-    return score(sharing, *(value and value.mean for value in (parts["handoff_success"], parts["cooperation"])))
+    handoffs, cooperation = parts["handoff_success"], parts["cooperation"]
+    means = [None if value is None else value.mean for value in (handoffs, cooperation)]
+    return score(sharing, *means)

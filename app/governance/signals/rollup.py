@@ -147,7 +147,7 @@ def _roll(
             if until is None or end > until:
                 return written
             # Without anything to add up, the watermark goes on at once.
-            found = work.row(_NEXT, {"resolution": fine, "begin": begin, "until": until})
+            found = work.rows(_NEXT, {"resolution": fine, "begin": begin, "until": until})[0]
             if found.at is None:
                 steps = (until - begin) // length
                 work.run(_MOVE, {"name": name, "at": begin + steps * length})
