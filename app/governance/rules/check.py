@@ -6,6 +6,7 @@ One call reports every problem, each with its path, its line (where the source h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails
 from app.governance.rules.readings import PREVIOUS_NAME, SIGNALS_NAME
 from app.governance.rules.rule import (
     CONDITION_TAGS,
+    RULE_NAME,
     ActiveHours,
     ExpressionCondition,
     Rule,
@@ -90,6 +92,15 @@ def _require(rule: Rule, namespace: str, check_action: ActionCheck) -> None:
         found += check_action(action, f"actions[{place}]")
     if found:
         raise InvalidInput(found)
+
+
+def name_of(document: SourceDocument) -> str:
+    """Return the name that a document gives its rule. Raises InvalidInput."""
+    name = document.data.get("rule") if isinstance(document.data, dict) else None
+    if not isinstance(name, str) or re.fullmatch(RULE_NAME, name, re.ASCII) is None:
+        problem = Problem("rule", f"{_shown(name)} is not a name of a rule", "lower-case words joined by hyphens")
+        raise InvalidInput([_placed(problem, document)], SUBJECT)
+    return name
 
 
 def stored(document: Mapping[str, Any]) -> Rule:
