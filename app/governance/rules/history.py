@@ -182,8 +182,10 @@ def _window_values(
 ) -> dict[str, WindowValue]:
     length = max(wanted.window, resolution)
     end = now - wanted.ended
-    seconds = length.total_seconds()
-    return dict(_present(found, end - length, end, seconds))
+    begin = end - length
+    # As in the evaluation job, a window begins with the minute or hour in which it begins.
+    begin -= timedelta(seconds=begin.timestamp() % resolution.total_seconds())
+    return dict(_present(found, begin, end, length.total_seconds()))
 
 
 def _present(

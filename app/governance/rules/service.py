@@ -160,7 +160,7 @@ class Rules:
             raise InvalidInput([Problem("last", f"{last} is out of range", "from 10m to 31d")], "query")
         resolution = MINUTE if last <= KEPT[MINUTE] else HOUR
         with self.database.work() as work:
-            now: datetime = work.rows(text("SELECT date_trunc('minute', now()) AS now"))[0].now
+            now: datetime = work.rows(text("SELECT now() AS now"))[0].now
             points = {
                 wanted: _points(work, wanted, last, resolution)
                 for wanted in readings.queries(rule, self.namespace, known=False)

