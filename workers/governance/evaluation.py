@@ -16,7 +16,7 @@ from app.governance.rules import service, store
 from app.governance.rules.evaluator import RuleEvaluator
 from app.governance.rules.firing import FiringState
 from app.governance.rules.rule import Rule
-from app.governance.rules.service import Rules
+from app.governance.rules.service import RuleService
 from app.governance.signals import rollup
 from app.governance.signals.cache_calls import cache_calls
 from app.governance.signals.readers import BATCH, Readers
@@ -47,7 +47,7 @@ def run_evaluation(runtime: Runtime) -> Mapping[str, object] | None:
     in_time = time_limit(_READ_SECONDS)
     _read(Readers(database, settings.fleet.agent_lease), addresses.of(settings).redis_url, in_time)
     service.ensure_builtin(database)
-    _apply_files(Rules(database, settings.rules.max_rules), settings.rules.files)
+    _apply_files(RuleService(database, settings.rules.max_rules), settings.rules.files)
     evaluator = RuleEvaluator(database, hooks_of(runtime), settings.rules.evaluate_every * _LONGEST_BREAK)
     counts = evaluate(evaluator)
     if any(counts.values()):
@@ -113,7 +113,7 @@ def _read(readers: Readers, redis_url: str, in_time: Callable[[], bool]) -> None
             _log.warning("signals_not_read", reader=read.__name__, error=str(error))
 
 
-def _apply_files(rules: Rules, paths: Sequence[Path]) -> None:
+def _apply_files(rules: RuleService, paths: Sequence[Path]) -> None:
     """Store the rules of the files that have changed. While one is invalid, nothing of any file changes."""
     try:
         for path in paths:

@@ -17,7 +17,7 @@ from app.api.services import InjectedServices
 from app.governance.rules.firing import Firing, FiringState
 from app.governance.rules.history import HistoryTest
 from app.governance.rules.rule import Category, Severity
-from app.governance.rules.service import Rules, RuleView
+from app.governance.rules.service import RuleService, RuleView
 from app.governance.rules.store import INSTALLATION
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.units import durations
@@ -29,11 +29,11 @@ _Name = Annotated[str, Path(description="the name of the rule", examples=["error
 _Last = Annotated[str, Query(description="how far back, 10m to 31d", max_length=50, examples=["24h"])]
 
 
-def _service(services: InjectedServices, namespace: ListedNamespace) -> Rules:
-    return Rules(services.database, services.settings.rules.max_rules, namespace or INSTALLATION)
+def _service(services: InjectedServices, namespace: ListedNamespace) -> RuleService:
+    return RuleService(services.database, services.settings.rules.max_rules, namespace or INSTALLATION)
 
 
-_Service = Annotated[Rules, Depends(_service)]
+_Service = Annotated[RuleService, Depends(_service)]
 
 
 class RuleOut(BaseModel):

@@ -20,7 +20,7 @@ from app.workflows.language.source import SourceDocument
 
 app = typer.Typer(no_args_is_help=True, help="Rules over signals: what they watch, when they fire.")
 
-RuleName = Annotated[str, typer.Argument(metavar="RULE", help="The name of a rule.")]
+NamedRule = Annotated[str, typer.Argument(metavar="RULE", help="The name of a rule.")]
 
 
 @app.command("list")
@@ -49,7 +49,7 @@ def list_rules(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(context: typer.Context, name: RuleName, as_json: AsJson = False) -> None:
+def show(context: typer.Context, name: NamedRule, as_json: AsJson = False) -> None:
     """Show a rule: its document, its state, and its last firings."""
     with connected(settings_of(context)) as client:
         found = client.get(f"/v1/rules/{name}")
@@ -105,7 +105,7 @@ def check_file(
 
 
 @app.command()
-def delete(context: typer.Context, name: RuleName) -> None:
+def delete(context: typer.Context, name: NamedRule) -> None:
     """Remove a rule; of a built-in one, what was changed. Its firings stay in the history."""
     with connected(settings_of(context)) as client:
         client.delete(f"/v1/rules/{name}")
@@ -113,7 +113,7 @@ def delete(context: typer.Context, name: RuleName) -> None:
 
 
 @app.command()
-def enable(context: typer.Context, name: RuleName) -> None:
+def enable(context: typer.Context, name: NamedRule) -> None:
     """Switch a rule on."""
     with connected(settings_of(context)) as client:
         client.post(f"/v1/rules/{name}/enable")
@@ -121,7 +121,7 @@ def enable(context: typer.Context, name: RuleName) -> None:
 
 
 @app.command()
-def disable(context: typer.Context, name: RuleName) -> None:
+def disable(context: typer.Context, name: NamedRule) -> None:
     """Switch a rule off. What it fires is cleared."""
     with connected(settings_of(context)) as client:
         client.post(f"/v1/rules/{name}/disable")
@@ -129,7 +129,7 @@ def disable(context: typer.Context, name: RuleName) -> None:
 
 
 @app.command()
-def versions(context: typer.Context, name: RuleName, as_json: AsJson = False) -> None:
+def versions(context: typer.Context, name: NamedRule, as_json: AsJson = False) -> None:
     """List the versions of a rule, the newest first."""
     with connected(settings_of(context)) as client:
         found = client.get(f"/v1/rules/{name}/versions")

@@ -60,7 +60,7 @@ class RuleView:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RuleService:
     """The operations on rules."""
 
     database: Database
@@ -199,7 +199,7 @@ def ensure_builtin(database: Database) -> None:
                 store.new_version(work, found.id, BUILTIN, rule.document(), "arriero")
 
 
-def read_file(rules: Rules, path: Path) -> list[Rule]:
+def read_file(rules: RuleService, path: Path) -> list[Rule]:
     """Return the rules of a file. Raises InvalidInput with every problem found, and OSError."""
     problems: list[Problem] = []
     found: list[Rule] = []
@@ -213,7 +213,7 @@ def read_file(rules: Rules, path: Path) -> list[Rule]:
     return found
 
 
-def apply_files(rules: Rules, found: Mapping[str, Rule], author: str) -> None:
+def apply_files(rules: RuleService, found: Mapping[str, Rule], author: str) -> None:
     """Store the rules of all files, and remove those that came from a file and are in none any more."""
     for view in rules.all(INSTALLATION):
         stored = view.stored

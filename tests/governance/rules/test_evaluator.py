@@ -1,4 +1,4 @@
-"""Rules are evaluated on signals in the database; each firing is acted on once."""
+"""RuleService are evaluated on signals in the database; each firing is acted on once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.governance.rules import service, store
 from app.governance.rules.builtin import builtin_rules
 from app.governance.rules.evaluator import RuleEvaluator
 from app.governance.rules.firing import Firing, FiringState
-from app.governance.rules.service import Rules
+from app.governance.rules.service import RuleService
 from app.governance.signals.sample import Sample, SignalLabels
 from app.governance.signals.store import SignalStore
 from app.kernel.database import Database, UnitOfWork
@@ -53,7 +53,7 @@ def recorder() -> Recorder:
 
 
 def put(database: Database, name: str = "r", namespace: str = "", **fields: Any) -> None:
-    rules = Rules(database, 100, namespace)
+    rules = RuleService(database, 100, namespace)
     document = {"rule": name, "category": "quality", "all": [HIGH], "cooldown": 0, **fields}
     rules.put(rules.parse(SourceDocument(document, {})), "test")
 
@@ -157,7 +157,7 @@ def test_what_fires_is_cleared_when_its_rule_goes(database: Database, recorder: 
     put(database, cooldown="1h")
     write(database, 1)
     evaluate(database, recorder)
-    rules = Rules(database, 100)
+    rules = RuleService(database, 100)
     if end == "off":
         rules.enable("r", enabled=False)
     elif end == "removed":
@@ -242,7 +242,7 @@ def test_a_rule_that_this_version_cannot_read_stops_no_other(database: Database,
 
 
 def test_versions_are_kept_and_the_same_document_is_no_new_one(database: Database) -> None:
-    rules = Rules(database, 100)
+    rules = RuleService(database, 100)
     for description in ("one", "one", "two"):
         put(database, description=description)
     assert [(one.version, one.document["description"]) for one in rules.versions("r", 10)] == [(2, "two"), (1, "one")]
@@ -251,7 +251,7 @@ def test_versions_are_kept_and_the_same_document_is_no_new_one(database: Databas
         rules.get("x")
     other = rules.parse(SourceDocument({"rule": "b", "category": "quality", "all": [HIGH]}, {}))
     with pytest.raises(Conflict, match="max_rules"):
-        Rules(database, 1).put(other, "test")
+        RuleService(database, 1).put(other, "test")
 
 
 def test_actions_are_checked_with_the_rule(database: Database) -> None:
@@ -260,7 +260,7 @@ def test_actions_are_checked_with_the_rule(database: Database) -> None:
 
 
 def test_built_in_rules_return_when_their_change_is_removed(database: Database) -> None:
-    rules = Rules(database, 100)
+    rules = RuleService(database, 100)
     service.ensure_builtin(database)
     service.ensure_builtin(database)
     assert {one.stored.name for one in rules.all("")} == set(builtin_rules())
@@ -283,7 +283,7 @@ def test_a_rule_is_tested_on_what_was_measured(database: Database) -> None:
             for ago in range(180, 0, -1)
         ]
     )
-    rules = Rules(database, 100)
+    rules = RuleService(database, 100)
     document = {
         "rule": "r",
         "category": "quality",
