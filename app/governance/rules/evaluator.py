@@ -127,7 +127,16 @@ def _read(work: UnitOfWork, rules: Sequence[tuple[StoredRule, Rule]]) -> dict[Wa
     wanted = {query for stored, rule in rules for query in readings.queries(rule, stored.namespace)}
     return {
         query: signal_store.read(
-            work, SignalQuery(query.signal, query.window, dict(query.where), query.by, query.ended)
+            work,
+            SignalQuery(
+                query.signal,
+                query.window,
+                dict(query.where),
+                query.by,
+                query.ended,
+                quantiles=query.quantiles,
+                latest=query.latest,
+            ),
         )
         for query in wanted
     }

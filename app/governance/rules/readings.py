@@ -7,13 +7,13 @@ are computed from what was read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from app.governance.rules.evaluation import Reading, statistic_of
 from app.governance.rules.rule import ExpressionCondition, Rule, SignalCondition
-from app.governance.signals.names import SIGNALS, Statistic
+from app.governance.signals.names import QUANTILES, SIGNALS, Statistic
 from app.governance.signals.sample import WindowValue
 from app.kernel.errors import StepFailure
 from app.workflows.expressions import conditions
@@ -35,6 +35,14 @@ class Wanted(NamedTuple):
     by: str | None
     #: How long ago it ended: nothing, or its own length.
     ended: timedelta = timedelta(0)
+    #: Whether quantiles are read, and the mean of the latest minute.
+    quantiles: bool = False
+    latest: bool = False
+
+    def reads(self, statistics: Collection[str]) -> Wanted:
+        """Return the window with what these statistics need."""
+        quantiles = not QUANTILES.keys().isdisjoint(statistics)
+        return self._replace(quantiles=quantiles, latest=Statistic.LAST in statistics)
 
 
 #: Windows with their values, by the value of the label `by`, under '' without one.
@@ -90,11 +98,20 @@ def references(expression: str) -> set[tuple[str, str]]:
 
 def _wanted(signal: str, condition: SignalCondition | ExpressionCondition, rule: Rule, namespace: str) -> Wanted:
     labels = SIGNALS[signal].labels
+    statistics = _statistics_of(condition, signal)
     where: dict[str, str] = {name: value for name, value in condition.scope.items() if name in labels}
     if namespace:
         where["namespace"] = namespace
     by = rule.by if rule.by in labels else None
-    return Wanted(signal, condition.window, tuple(sorted(where.items())), by)
+    return Wanted(signal, condition.window, tuple(sorted(where.items())), by).reads(statistics)
+
+
+def _statistics_of(condition: SignalCondition | ExpressionCondition, signal: str) -> set[str]:
+    """Return the statistics of a signal that a condition reads."""
+    if isinstance(condition, SignalCondition):
+        return set() if condition.absent else {statistic_of(condition)}
+    paths = conditions.paths(condition.expression)
+    return {path[2] for path in paths if len(path) > 2 and path[1] == signal}
 
 
 def _reading(

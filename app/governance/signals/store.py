@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from app.governance.signals.names import LABELS, SIGNALS
+from app.governance.signals.names import LABELS, SIGNALS, SignalKind
 from app.governance.signals.rows import DAY, HOUR, MINUTE
 from app.governance.signals.sample import MAX_LABEL, Aggregate, Sample, SignalLabels, WindowValue
 from app.kernel import log
@@ -92,6 +92,9 @@ class SignalQuery:
     by: str | None = None
     #: How long ago the window ended.
     ended: timedelta = timedelta(0)
+    #: Whether quantiles are wanted, and the mean of the latest minute; both cost time.
+    quantiles: bool = True
+    latest: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ def read(work: UnitOfWork, wanted: SignalQuery) -> dict[str, WindowValue]:
     _require(wanted)
     resolution = MINUTE if wanted.window <= _IN_MINUTES else HOUR if wanted.window <= _IN_HOURS else DAY
     parts, given = _parts(wanted, resolution)
-    rows = work.rows(_window(parts), given)
+    rows = work.rows(_window(wanted, parts), given)
     seconds = wanted.window.total_seconds()
     return {
         row.grp: WindowValue(
@@ -261,24 +264,30 @@ def _chart(parts: str, unit: str) -> TextClause:
     """)
 
 
-def _window(parts: str) -> TextClause:
-    return text(f"""
-        WITH part AS MATERIALIZED ({parts}),
-        bucket AS (
+def _window(wanted: SignalQuery, parts: str) -> TextClause:
+    has_quantiles = wanted.quantiles and SIGNALS[wanted.signal].kind is SignalKind.DISTRIBUTION
+    histograms = """,
+        histograms AS (
             SELECT grp, jsonb_object_agg(key, n) AS histogram FROM (
                 SELECT grp, key, sum(value::bigint) AS n FROM part CROSS JOIN jsonb_each_text(histogram)
                 GROUP BY grp, key
             ) AS counted GROUP BY grp
-        ),
+        )"""
+    latest = """,
         latest AS (
-            SELECT grp, sum(total) / GREATEST(sum(weight), 1) AS last FROM (
-                SELECT grp, total, weight, rank() OVER (PARTITION BY grp ORDER BY at DESC) AS place FROM part
-            ) AS placed WHERE place = 1 GROUP BY grp
-        )
-        SELECT grp, sum(observations)::bigint AS observations, sum(weight) AS weight, sum(total) AS total,
-               min(least) AS least, max(greatest) AS greatest, min(latest.last) AS last,
-               (SELECT histogram FROM bucket WHERE bucket.grp = part.grp) AS histogram
-        FROM part JOIN latest USING (grp) GROUP BY grp
+            SELECT grp, sum(total) / GREATEST(sum(weight), 1) AS last
+            FROM part JOIN (SELECT grp, max(at) AS at FROM part GROUP BY grp) AS newest USING (grp, at) GROUP BY grp
+        )"""
+    return text(f"""
+        WITH part AS MATERIALIZED ({parts}){histograms if has_quantiles else ""}{latest if wanted.latest else ""}
+        SELECT added.*, {"histograms.histogram" if has_quantiles else "NULL::jsonb AS histogram"},
+               {"latest.last" if wanted.latest else "NULL::float AS last"}
+        FROM (
+            SELECT grp, sum(observations)::bigint AS observations, sum(weight) AS weight, sum(total) AS total,
+                   min(least) AS least, max(greatest) AS greatest
+            FROM part GROUP BY grp
+        ) AS added {"LEFT JOIN histograms USING (grp)" if has_quantiles else ""}
+        {"LEFT JOIN latest USING (grp)" if wanted.latest else ""}
     """)
 
 
