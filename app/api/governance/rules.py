@@ -21,6 +21,7 @@ from app.governance.rules.service import RuleService, RuleView
 from app.governance.rules.store import INSTALLATION
 from app.kernel.errors import InvalidInput, Problem
 from app.kernel.units import durations
+from app.workflows.language.source import SourceDocument
 
 router = APIRouter(prefix="/v1/rules", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 firings_router = APIRouter(prefix="/v1/firings", tags=["governance"], dependencies=[requires(KeyScope.READ)])
@@ -255,7 +256,7 @@ def versions(name: _Name, rules: _Service, limit: Annotated[int, Query(ge=1, le=
 def try_stored(name: _Name, rules: _Service, last: _Last = "24h") -> RuleTestOut:
     """When a stored rule would have fired, whether it is on or off."""
     view = rules.get(name)
-    found = rules.parse(bodies.SourceDocument(view.stored.document, {}))
+    found = rules.parse(SourceDocument(view.stored.document, {}))
     return _test_out(rules.test(found, _last(last)))
 
 

@@ -86,7 +86,8 @@ def page(services: InjectedServices, namespace: ListedNamespace) -> SignalList:
                 continue
             where = {"namespace": namespace} if namespace is not None else {}
             value = store.read(work, SignalQuery(definition.name, _NOW, where)).get("")
-            found.append(_described(definition, value and value.statistic(definition.statistics[0])))
+            current = None if value is None else value.statistic(definition.statistics[0])
+            found.append(_described(definition, current))
     return SignalList(signals=found)
 
 
