@@ -38,7 +38,6 @@ _REMOVED = 5_000
 
 #: The files with rules, as they were read last, by path: when they were changed, and their rules.
 _files: dict[Path, tuple[int, list[Rule]]] = {}
-_applied: list[Mapping[str, Rule]] = []
 
 
 def run_evaluation(runtime: Runtime) -> Mapping[str, object] | None:
@@ -47,7 +46,7 @@ def run_evaluation(runtime: Runtime) -> Mapping[str, object] | None:
     in_time = time_limit(_READ_SECONDS)
     _read(Readers(database, settings.fleet.agent_lease), addresses.of(settings).redis_url, in_time)
     service.ensure_builtin(database)
-    _apply_files(RuleService(database, settings.rules.max_rules), settings.rules.files)
+    apply_files(RuleService(database, settings.rules.max_rules), settings.rules.files)
     evaluator = RuleEvaluator(database, hooks_of(runtime), settings.rules.evaluate_every * _LONGEST_BREAK)
     counts = evaluate(evaluator)
     if any(counts.values()):
@@ -113,7 +112,7 @@ def _read(readers: Readers, redis_url: str, in_time: Callable[[], bool]) -> None
             _log.warning("signals_not_read", reader=read.__name__, error=str(error))
 
 
-def _apply_files(rules: RuleService, paths: Sequence[Path]) -> None:
+def apply_files(rules: RuleService, paths: Sequence[Path]) -> None:
     """Store the rules of the files that have changed. While one is invalid, nothing of any file changes."""
     try:
         for path in paths:
@@ -124,7 +123,4 @@ def _apply_files(rules: RuleService, paths: Sequence[Path]) -> None:
         _log.error("rule_file_invalid", error=str(error))
         return
     found: dict[str, Rule] = {rule.rule: rule for path in paths for rule in _files[path][1]}
-    if _applied and _applied[0] == found:
-        return
     service.apply_files(rules, found, "files")
-    _applied[:] = [found]

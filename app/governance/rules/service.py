@@ -214,13 +214,16 @@ def read_file(rules: RuleService, path: Path) -> list[Rule]:
 
 
 def apply_files(rules: RuleService, found: Mapping[str, Rule], author: str) -> None:
-    """Store the rules of all files, and remove those that came from a file and are in none any more."""
-    for view in rules.all(INSTALLATION):
-        stored = view.stored
-        if stored.source == FILE and stored.name not in found:
-            rules.delete(stored.name, author)
-    for rule in found.values():
-        rules.put(rule, author, FILE)
+    """Store the rules of all files where they differ; remove those that came from a file and are in none any more."""
+    with rules.database.work() as work:
+        stored = {one.name: one for one in store.listed(work, INSTALLATION)}
+    for name, one in stored.items():
+        if one.source == FILE and name not in found:
+            rules.delete(name, author)
+    for name, rule in found.items():
+        known = stored.get(name)
+        if known is None or known.source != FILE or known.document != rule.document():
+            rules.put(rule, author, FILE)
 
 
 def _new(namespace: str, rule: Rule, source: str, *, enabled: bool) -> StoredRule:
