@@ -103,11 +103,11 @@ class Rules:
         statistic: str | None = None,
         resolution: str | None = None,
         namespace: str | None = None,
-        **labels: str,
+        labels: Mapping[str, str] | None = None,
     ) -> Operation[SignalHistory]:
-        """Return a signal in a window that ends now. `labels` are what its observations must have: `model="chat"`."""
+        """Return a signal in a window that ends now. `labels` are what its observations must have."""
         given: dict[str, Any] = {"window": window, "by": by, "statistic": statistic, "resolution": resolution}
-        request = Request("GET", f"/v1/signals/{quote(name, safe='')}", {**given, "namespace": namespace, **labels})
+        request = Request("GET", f"/v1/signals/{quote(name, safe='')}", {**given, "namespace": namespace, **(labels or {})})
         return SignalHistory.model_validate((yield from exchange.send_json(request, self.retries)))
 
     @operation
@@ -149,7 +149,7 @@ class Rules:
         return Rule.model_validate((yield from exchange.send_json(request, self.retries)))
 
     @operation
-    def test_rule(
+    def try_rule(
         self, rule: str | Mapping[str, Any], *, last: str = "24h", namespace: str | None = None
     ) -> Operation[RuleTest]:
         """Return when a rule would have fired: a stored one by its name, or a document. Nothing is stored."""

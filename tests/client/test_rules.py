@@ -26,11 +26,11 @@ def test_rules_from_the_first_to_the_last_operation(api: str, database: Database
     SignalStore(database).write([Sample("error_rate", failed, labels) for failed in (1, 1, 0, 0)])
     with Client(api) as client:
         assert {one.name: one.value for one in client.signals()}["error_rate"] == 0.5
-        history = client.signal("error_rate", by="model", window="10m", model="chat")
+        history = client.signal("error_rate", by="model", window="10m", labels={"model": "chat"})
         assert [(one["group"], one["statistics"]["mean"]) for one in history.values] == [("chat", 0.5)]
         assert [one["value"] for one in history.points] == [0.5]
 
-        (would,) = client.test_rule(RULE, last="1h").firings
+        (would,) = client.try_rule(RULE, last="1h").firings
         assert (would["value"], would["cleared_at"]) == ("chat", None)
         assert client.rules() == []
         assert client.put_rule(RULE).version == 1
@@ -41,7 +41,7 @@ def test_rules_from_the_first_to_the_last_operation(api: str, database: Database
         assert client.rule("chat-fails").state == "firing"
         assert client.disable_rule("chat-fails").state == "off"
         assert client.enable_rule("chat-fails").enabled
-        assert len(client.test_rule("chat-fails", last="1h").firings) == 1
+        assert len(client.try_rule("chat-fails", last="1h").firings) == 1
         client.delete_rule("chat-fails")
         with pytest.raises(ClientError, match="no rule 'chat-fails'"):
             client.rule("chat-fails")
@@ -55,7 +55,7 @@ def test_what_cannot_be_answered_is_said(api: str) -> None:
             (lambda: client.signal("error_rate", statistic="p95"), "no 'p95'"),
             (lambda: client.signal("error_rate", window="800d"), "window"),
             (lambda: client.signal("error_rate", window="2d", resolution="minute"), "1d"),
-            (lambda: client.test_rule(RULE, last="1s"), "10m to 31d"),
+            (lambda: client.try_rule(RULE, last="1s"), "10m to 31d"),
             (lambda: client.put_rule({**RULE, "actions": [{"action": "fly"}]}), "actions"),
             (lambda: client.firings(cursor="x"), "cursor"),
         ):

@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import Field
+
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
@@ -26,6 +28,6 @@ class RuleSettings(Section):
     #: Files with rules, read by control workers whenever they change; they must be equal on all of them.
     files: tuple[Path, ...] = ()
     #: Most rules of a namespace.
-    max_rules: Annotated[int, CHANGEABLE] = 200
+    max_rules: Annotated[int, Field(ge=1, le=10_000), CHANGEABLE] = 200
     #: Retention of firings that were cleared.
     keep_firings: Annotated[Duration, durations.at_least("1h"), CHANGEABLE] = timedelta(days=90)
