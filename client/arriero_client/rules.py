@@ -107,7 +107,9 @@ class Rules:
     ) -> Operation[SignalHistory]:
         """Return a signal in a window that ends now. `labels` are what its observations must have."""
         given: dict[str, Any] = {"window": window, "by": by, "statistic": statistic, "resolution": resolution}
-        request = Request("GET", f"/v1/signals/{quote(name, safe='')}", {**given, "namespace": namespace, **(labels or {})})
+        request = Request(
+            "GET", f"/v1/signals/{quote(name, safe='')}", {**given, "namespace": namespace, **(labels or {})}
+        )
         return SignalHistory.model_validate((yield from exchange.send_json(request, self.retries)))
 
     @operation
