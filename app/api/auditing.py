@@ -53,6 +53,9 @@ ORDINARY = frozenset(
         ("POST", "/v1/runs/{run_id}/events"),
         ("POST", "/v1/runs/{run_id}/fork"),
         ("POST", "/v1/files"),
+        # They change nothing.
+        ("POST", "/v1/rules/test"),
+        ("POST", "/v1/rules/{name}/test"),
         ("POST", "/v1/batches"),
         ("POST", "/v1/blocks"),
         ("PATCH", "/v1/blocks/{block_id}"),

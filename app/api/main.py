@@ -40,6 +40,7 @@ from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
+from app.api.governance import rules, signals
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -70,6 +71,7 @@ from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
 from app.devices.inventory import Devices
+from app.governance.rules.rule import Rule
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
@@ -157,6 +159,9 @@ ROUTERS = (
     run_control.router,
     workflows.router,
     schedules.router,
+    signals.router,
+    rules.router,
+    rules.firings_router,
     schemas.router,
     models.router,
     footprints.router,
@@ -189,6 +194,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
     *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
+    *(Rule,),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 

@@ -106,6 +106,8 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
+    "signals": LazyCommand("app.cli.governance.signals:app", "Signals: what is measured, now and over time."),
+    "rules": LazyCommand("app.cli.governance.rules:app", "Rules over signals: what they watch, when they fire."),
     "files": LazyCommand("app.cli.batches.files:app", "Files: inputs of batches, their results, and data of users."),
     "batches": LazyCommand(
         "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."

@@ -30,6 +30,9 @@ _NAMED = (
     "/v1/memories",
     "/v1/conversations",
     "/v1/users/",
+    "/v1/rules",
+    "/v1/firings",
+    "/v1/signals",
 )
 #: What follows a refusal for want of a key.
 _KEY_HINT = "; commands send the setting api.key (ARRIERO_API__KEY)"

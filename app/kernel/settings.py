@@ -43,6 +43,7 @@ from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
 from app.kernel.sections.recall import RecallSettings
+from app.kernel.sections.rules import RuleSettings, SignalSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.tools import ToolSettings
@@ -107,6 +108,8 @@ class Settings(BaseSettings):
     context: ContextSettings = ContextSettings()
     recall: RecallSettings = RecallSettings()
     verification: VerificationSettings = VerificationSettings()
+    signals: SignalSettings = SignalSettings()
+    rules: RuleSettings = RuleSettings()
     actions: ActionSettings = ActionSettings()
     alerts: AlertSettings = AlertSettings()
     serving: ServingSettings = ServingSettings()

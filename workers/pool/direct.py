@@ -323,7 +323,10 @@ class _Request:
                 return
             runtime = self._owner.runtime
             try:
-                claim = steps.with_database(lambda: runtime.runs.submit_held(self._request.submission(), runtime.owner))
+                begun = timedelta(seconds=time.monotonic() - self._began)
+                claim = steps.with_database(
+                    lambda: runtime.runs.submit_held(self._request.submission(), runtime.owner, begun)
+                )
             except Conflict:
                 # The API took this pool for dead and has submitted the run.
                 _log.warning("direct_request_superseded", run_id=str(self.run_id))

@@ -60,6 +60,8 @@ EXPIRE = "workers.jobs.run_expire"
 SCHEDULES = "workers.jobs.run_schedules"
 EXPIRE_CONVERSATIONS = "workers.memory.expiry.run_conversation_expiry"
 RECALL = "workers.memory.jobs.run_recall"
+EVALUATION = "workers.governance.evaluation.run_evaluation"
+ROLL_UP = "workers.governance.evaluation.run_roll_up"
 
 JOBS = (
     ScheduledJob("sweep", SWEEP, "recovers lost steps and messages, and retries what is due", "runs.sweep_every"),
@@ -73,6 +75,10 @@ JOBS = (
         EXPIRE_CONVERSATIONS,
         "deletes conversations after their retention",
         "conversations.expire_every",
+    ),
+    ScheduledJob("evaluation", EVALUATION, "reads signals, and evaluates the rules over them", "rules.evaluate_every"),
+    ScheduledJob(
+        "roll_up", ROLL_UP, "adds signals up to hours and days, and removes old ones", "signals.roll_up_every"
     ),
     ScheduledJob("memories", EXTRACTION, "extracts memories from conversations", "memories.check_every"),
     ScheduledJob(

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from app.governance.signals.names import LABELS, Statistic
 from app.kernel.units.durations import Duration
@@ -82,7 +82,19 @@ class ExpressionCondition(RulePart):
     scope: Mapping[LabelName, _Label] = {}
 
 
-RuleCondition = SignalCondition | ExpressionCondition
+def _kind_of(condition: Any) -> str:
+    """Return the tag of a condition, so that errors are those of its kind."""
+    if isinstance(condition, Mapping):
+        return "expression" if "expression" in condition else "signal"
+    return "expression" if isinstance(condition, ExpressionCondition) else "signal"
+
+
+#: What pydantic adds to the locations of errors in conditions.
+CONDITION_TAGS = ("signal", "expression")
+RuleCondition = Annotated[
+    Annotated[SignalCondition, Tag("signal")] | Annotated[ExpressionCondition, Tag("expression")],
+    Discriminator(_kind_of),
+]
 
 
 class ActiveHours(RulePart):

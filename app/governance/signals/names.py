@@ -2,7 +2,8 @@
 The signals: their names, units, labels and statistics.
 
 A signal is a stream of observations. Each has a value and a weight; the mean is the sum of the values by the sum of the
-weights. So the mean of a ratio is right at each level: used bytes by all bytes, failures by attempts.
+weights, where a sum of weights below one counts as one. So the mean of a ratio is right at each level: used bytes by
+all bytes, failures by attempts.
 
 `docs/governance.md` lists them; a test compares the list with this table.
 """
@@ -91,7 +92,7 @@ class SignalDefinition:
 
 
 _GAUGE, _RATIO, _DISTRIBUTION, _COUNTER = SignalKind
-_WORK = ("model", "pool", "namespace", "priority")
+_WORK = ("model", "pool", "host", "namespace", "priority")
 _DEVICE = ("host", "device")
 
 
@@ -148,12 +149,10 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
         "cooperation",
         _RATIO,
         Unit.RATIO,
-        ("namespace",),
-        "steps with a model that worked for a step of another kind or model in their run, by such steps",
+        ("model", "namespace"),
+        "attempts that succeeded, of those that go on with the results of other steps",
     ),
-    SignalDefinition(
-        "collaboration_score", _GAUGE, Unit.RATIO, ("namespace",), "from sharing, hand-offs and cooperation"
-    ),
+    SignalDefinition("collaboration_score", _GAUGE, Unit.RATIO, (), "from sharing, hand-offs and cooperation"),
     SignalDefinition(
         "conversation_growth", _COUNTER, Unit.MESSAGES, ("namespace",), "messages that were added to conversations"
     ),

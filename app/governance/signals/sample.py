@@ -105,7 +105,7 @@ class WindowValue:
     total: float
     least: float | None
     greatest: float | None
-    #: The mean of the latest minute; None when it had no weight.
+    #: The mean of the latest minute.
     last: float | None
     #: Seconds of the window.
     seconds: float
@@ -113,8 +113,8 @@ class WindowValue:
 
     @property
     def mean(self) -> float | None:
-        """The sum of the values by the sum of the weights."""
-        return self.total / self.weight if self.weight > 0 else None
+        """The sum of the values by the sum of the weights: three loads and no step are a thrash rate of three."""
+        return self.total / max(self.weight, 1) if self.observations else None
 
     def statistic(self, wanted: Statistic) -> float | None:
         """Return a statistic; None when there are no observations for it."""

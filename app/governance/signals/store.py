@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from app.governance.signals.names import LABELS, SIGNALS
+from app.governance.signals.names import LABELS, SIGNALS, SignalKind
 from app.governance.signals.rows import DAY, HOUR, MINUTE
 from app.governance.signals.sample import MAX_LABEL, Aggregate, Sample, SignalLabels, WindowValue
 from app.kernel import log
@@ -29,16 +29,24 @@ MAX_SERIES = 20_000
 #: The longest window that is read, and the longest that is read in minutes and in hours.
 MAX_WINDOW = timedelta(days=730)
 _IN_MINUTES, _IN_HOURS = timedelta(hours=3), timedelta(days=7)
+#: Most points that are read for a chart or the history of a rule.
+MAX_POINTS = 100_000
 #: How long points of each resolution are kept.
 KEPT: Mapping[int, timedelta] = {MINUTE: timedelta(days=1), HOUR: timedelta(days=31), DAY: timedelta(days=730)}
 
 #: The names of the watermarks of roll-ups: all minutes, and all hours, before them are rolled up.
 HOURS_ROLLED, DAYS_ROLLED = "rolled_up:hours", "rolled_up:days"
 
+#: Advisory lock: shared while points are added, alone while series without points are removed.
+SERIES_LOCK = 7_205_759_410
+
 _LABELS = ", ".join(LABELS)
 _KEY = f"signal, {_LABELS}"
 _GIVEN = ", ".join(f"{name} text" for name in ("signal", *LABELS))
-_TIME = text("SELECT now() AS now")
+_BEGIN = text(f"""
+    SELECT now() AS now, (SELECT at FROM signal_watermark WHERE name = '{HOURS_ROLLED}') AS rolled,
+           pg_advisory_xact_lock_shared({SERIES_LOCK})::text
+""")
 _ENSURE = text(f"""
     INSERT INTO signal_series ({_KEY})
     SELECT {_KEY} FROM jsonb_to_recordset(CAST(:given AS jsonb)) AS given ({_GIVEN})
@@ -82,6 +90,11 @@ class SignalQuery:
     where: Mapping[str, str] = field(default_factory=dict)
     #: One result for each value of this label; None: one for all.
     by: str | None = None
+    #: How long ago the window ended.
+    ended: timedelta = timedelta(0)
+    #: Whether quantiles are wanted, and the mean of the latest minute; both cost time.
+    quantiles: bool = True
+    latest: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +131,13 @@ class SignalStore:
 
 def write(work: UnitOfWork, samples: Iterable[Sample]) -> None:
     """Write samples in a transaction of the caller. Raises InvalidInput for an unknown signal or label."""
-    now: datetime = work.rows(_TIME)[0].now
+    begin = work.rows(_BEGIN)[0]
     found: dict[tuple[str, SignalLabels], dict[datetime, Aggregate]] = {}
     for sample in samples:
         labels = _bounded(sample)
-        minute = (sample.at or now).replace(second=0, microsecond=0)
+        at = sample.at or begin.now
+        # What is rolled up already is not changed: a late sample counts as one of the first minute that is not.
+        minute = max(at, begin.rolled or at).replace(second=0, microsecond=0)
         found.setdefault((sample.signal, labels), {}).setdefault(minute, Aggregate()).observe(sample)
     if not found:
         return
@@ -182,8 +197,9 @@ def _series(work: UnitOfWork, wanted: Iterable[tuple[str, SignalLabels]]) -> dic
 def read(work: UnitOfWork, wanted: SignalQuery) -> dict[str, WindowValue]:
     """As `SignalStore.read`, in a transaction of the caller."""
     _require(wanted)
-    parts, given = _parts(wanted)
-    rows = work.rows(_window(parts), given)
+    resolution = MINUTE if wanted.window <= _IN_MINUTES else HOUR if wanted.window <= _IN_HOURS else DAY
+    parts, given = _parts(wanted, resolution)
+    rows = work.rows(_window(wanted, parts), given)
     seconds = wanted.window.total_seconds()
     return {
         row.grp: WindowValue(
@@ -200,28 +216,82 @@ def read(work: UnitOfWork, wanted: SignalQuery) -> dict[str, WindowValue]:
     }
 
 
-def _window(parts: str) -> TextClause:
+def points(work: UnitOfWork, wanted: SignalQuery, resolution: int) -> list[SeriesPoint]:
+    """
+    Return the points of a window by minute, hour or day, the oldest first.
+
+    Minutes are kept for a day, hours for a month. Raises InvalidInput.
+    """
+    _require(wanted)
+    parts, given = _parts(wanted, resolution)
+    unit = {MINUTE: "minute", HOUR: "hour", DAY: "day"}[resolution]
+    rows = work.rows(_chart(parts, unit), given)
+    return [
+        SeriesPoint(
+            row.bucket,
+            row.grp,
+            WindowValue(
+                row.observations,
+                row.weight,
+                row.total,
+                row.least,
+                row.greatest,
+                row.total / max(row.weight, 1),
+                resolution * 60.0,
+                _histogram(row.histogram),
+            ),
+        )
+        for row in rows
+    ]
+
+
+def _chart(parts: str, unit: str) -> TextClause:
     return text(f"""
-        WITH part AS MATERIALIZED ({parts}),
-        bucket AS (
+        WITH part AS MATERIALIZED (
+            SELECT part.*, date_trunc('{unit}', at, 'UTC') AS bucket FROM ({parts}) AS part
+        ),
+        histograms AS (
+            SELECT grp, bucket, jsonb_object_agg(key, n) AS histogram FROM (
+                SELECT grp, bucket, key, sum(value::bigint) AS n FROM part CROSS JOIN jsonb_each_text(histogram)
+                GROUP BY grp, bucket, key
+            ) AS counted GROUP BY grp, bucket
+        )
+        SELECT added.*, histograms.histogram FROM (
+            SELECT grp, bucket, sum(observations)::bigint AS observations, sum(weight) AS weight, sum(total) AS total,
+                   min(least) AS least, max(greatest) AS greatest
+            FROM part GROUP BY grp, bucket
+        ) AS added LEFT JOIN histograms USING (grp, bucket) ORDER BY bucket, grp LIMIT {MAX_POINTS}
+    """)
+
+
+def _window(wanted: SignalQuery, parts: str) -> TextClause:
+    has_quantiles = wanted.quantiles and SIGNALS[wanted.signal].kind is SignalKind.DISTRIBUTION
+    histograms = """,
+        histograms AS (
             SELECT grp, jsonb_object_agg(key, n) AS histogram FROM (
                 SELECT grp, key, sum(value::bigint) AS n FROM part CROSS JOIN jsonb_each_text(histogram)
                 GROUP BY grp, key
             ) AS counted GROUP BY grp
-        ),
+        )"""
+    latest = """,
         latest AS (
-            SELECT grp, sum(total) / NULLIF(sum(weight), 0) AS last FROM (
-                SELECT grp, total, weight, rank() OVER (PARTITION BY grp ORDER BY at DESC) AS place FROM part
-            ) AS placed WHERE place = 1 GROUP BY grp
-        )
-        SELECT grp, sum(observations)::bigint AS observations, sum(weight) AS weight, sum(total) AS total,
-               min(least) AS least, max(greatest) AS greatest, min(latest.last) AS last,
-               (SELECT histogram FROM bucket WHERE bucket.grp = part.grp) AS histogram
-        FROM part JOIN latest USING (grp) GROUP BY grp
+            SELECT grp, sum(total) / GREATEST(sum(weight), 1) AS last
+            FROM part JOIN (SELECT grp, max(at) AS at FROM part GROUP BY grp) AS newest USING (grp, at) GROUP BY grp
+        )"""
+    return text(f"""
+        WITH part AS MATERIALIZED ({parts}){histograms if has_quantiles else ""}{latest if wanted.latest else ""}
+        SELECT added.*, {"histograms.histogram" if has_quantiles else "NULL::jsonb AS histogram"},
+               {"latest.last" if wanted.latest else "NULL::float AS last"}
+        FROM (
+            SELECT grp, sum(observations)::bigint AS observations, sum(weight) AS weight, sum(total) AS total,
+                   min(least) AS least, max(greatest) AS greatest
+            FROM part GROUP BY grp
+        ) AS added {"LEFT JOIN histograms USING (grp)" if has_quantiles else ""}
+        {"LEFT JOIN latest USING (grp)" if wanted.latest else ""}
     """)
 
 
-def _parts(wanted: SignalQuery) -> tuple[str, dict[str, Any]]:
+def _parts(wanted: SignalQuery, resolution: int) -> tuple[str, dict[str, Any]]:
     """
     Return the query of all points of a window, and its parameters.
 
@@ -229,25 +299,37 @@ def _parts(wanted: SignalQuery) -> tuple[str, dict[str, Any]]:
     """
     group = f"series.{wanted.by}" if wanted.by else "''"
     labels = "".join(f" AND series.{name} = :label_{name}" for name in wanted.where)
-    given: dict[str, Any] = {"signal": wanted.signal, "window": wanted.window}
+    given: dict[str, Any] = {"signal": wanted.signal, "window": wanted.window, "ended": wanted.ended}
     given |= {f"label_{name}": value for name, value in wanted.where.items()}
-    rolled = "COALESCE((SELECT at FROM signal_watermark WHERE name = '{}'), '-infinity')"
-    ranges = [(MINUTE, "date_trunc('minute', now() - CAST(:window AS interval))", "'infinity'")]
-    if wanted.window > _IN_MINUTES:
-        begin, hours = "date_trunc('hour', now() - CAST(:window AS interval), 'UTC')", rolled.format(HOURS_ROLLED)
-        ranges = [(HOUR, begin, hours), (MINUTE, f"GREATEST({begin}, {hours})", "'infinity'")]
-    if wanted.window > _IN_HOURS:
-        begin, days = "date_trunc('day', now() - CAST(:window AS interval), 'UTC')", rolled.format(DAYS_ROLLED)
-        (_, _, hours), minutes = ranges
-        ranges = [(DAY, begin, days), (HOUR, f"GREATEST({begin}, {days})", hours), minutes]
+    end = "now() - CAST(:ended AS interval)"
+
+    def begin(unit: str) -> str:
+        return f"date_trunc('{unit}', {end} - CAST(:window AS interval), 'UTC')"
+
+    def rolled(name: str, unit: str) -> str:
+        reached = f"COALESCE((SELECT at FROM signal_watermark WHERE name = '{name}'), '-infinity')"
+        return f"LEAST({reached}, date_trunc('{unit}', {end}, 'UTC'))"
+
+    last = f"date_trunc('minute', {end})" if wanted.ended else "'infinity'"
+    hours, days = rolled(HOURS_ROLLED, "hour"), rolled(DAYS_ROLLED, "day")
+    if resolution == MINUTE:
+        ranges = [(MINUTE, begin("minute"), last)]
+    elif resolution == HOUR:
+        ranges = [(HOUR, begin("hour"), hours), (MINUTE, f"GREATEST({begin('hour')}, {hours})", last)]
+    else:
+        ranges = [
+            (DAY, begin("day"), days),
+            (HOUR, f"GREATEST({begin('day')}, {days})", hours),
+            (MINUTE, f"GREATEST({begin('day')}, {hours})", last),
+        ]
     selects = [
         f"""
         SELECT {group} AS grp, point.at, observations, weight, total, least, greatest, histogram
         FROM signal_series AS series JOIN signal_point AS point ON point.series_id = series.id
         WHERE series.signal = :signal{labels}
-          AND resolution = {resolution} AND point.at >= {begin} AND point.at < {end}
+          AND resolution = {minutes} AND point.at >= {first} AND point.at < {until}
         """
-        for resolution, begin, end in ranges
+        for minutes, first, until in ranges
     ]
     return " UNION ALL ".join(selects), given
 

@@ -32,7 +32,7 @@ LEASE, RENEWED_EACH = timedelta(seconds=6), timedelta(seconds=2)
 #: Members of the index that are read at once.
 _PAGE = 500
 
-_INDEX, _SIZES, _COUNTS = "arriero:cache:index", "arriero:cache:sizes", "arriero:cache:counts"
+_INDEX, _SIZES, COUNTS = "arriero:cache:index", "arriero:cache:sizes", "arriero:cache:counts"
 
 # KEYS: entry, flight, followed, counts. ARGV: reads, most milliseconds of age or -1, process, run, lease, owner.
 _JOIN = """
@@ -156,7 +156,7 @@ class CacheStore:
     async def join(self, key: CacheKey, run_id: str, policy: CachePolicy) -> Joined:
         """Find an answer or the computation of one; without either, the caller computes it as `run_id`."""
         age = -1 if policy.max_age is None else policy.max_age * 1000
-        keys = [_entry(key.digest), _flight(key.flight), _followed(key.flight), _COUNTS]
+        keys = [_entry(key.digest), _flight(key.flight), _followed(key.flight), COUNTS]
         given: list[Any] = [int(policy.reads), age, self._process, run_id, _milliseconds(LEASE), key.owner]
         status, detail, answer = await self._join(keys, given)
         match CacheStatus(status.decode()):
@@ -180,7 +180,7 @@ class CacheStore:
 
     async def count(self, key: CacheKey, status: CacheStatus) -> None:
         """Count a call."""
-        await self._redis.hincrby(_COUNTS, f"{key.owner}|{status}", 1)
+        await self._redis.hincrby(COUNTS, f"{key.owner}|{status}", 1)
 
     async def leave(self, key: CacheKey, run_id: str) -> bool:
         """Give up a computation; False when calls of other processes wait for it."""
@@ -223,7 +223,7 @@ class CacheStore:
             counts = of(_parts(member)[0])
             counts.entries += 1
             counts.bytes += int(sizes.get(member, 0))
-        counted: Any = await self._redis.hgetall(_COUNTS)
+        counted: Any = await self._redis.hgetall(COUNTS)
         for member, calls in counted.items():
             owner, status = _parts(member)
             of(owner).calls[status] = int(calls)

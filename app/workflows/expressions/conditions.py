@@ -66,6 +66,11 @@ def check(expression: str, where: str, scope: Scope, *, result_type: ResultType 
         return [Problem(where, "the expression is nested too deep", "fewer nested brackets")]
 
 
+def paths(expression: str) -> set[tuple[str, ...]]:
+    """Return the paths of free names in an expression that was checked: `('inputs', 'order', 'id')`."""
+    return {reference.path for reference in _references(tree.parse(expression))}
+
+
 def _problems(expression: str, where: str, scope: Scope, result_type: ResultType) -> list[Problem]:
     """As `check`. Raises Malformed."""
     node = tree.parse(expression)

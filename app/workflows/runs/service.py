@@ -101,9 +101,11 @@ class Runs:
         with self.transaction() as transaction:
             return submission.create(transaction, prepared)
 
-    def submit_held(self, request: Submission, owner: str) -> Claim | None:
+    def submit_held(self, request: Submission, owner: str, begun: timedelta = timedelta(0)) -> Claim | None:
         """
         Write a run whose one step the owner has begun already, and return the claim of that step; no message is sent.
+
+        `begun` is how long ago that was: the attempt began then.
 
         Returns None when the step cannot be claimed: the run waits, or its workflow is paused. It is then a run like
         any other, and its message is sent. Raises what `submit` raises, and Conflict when the run exists already.
@@ -118,6 +120,7 @@ class Runs:
             if claimed is None:
                 return None
             transaction.effects.clear()
+            store.backdate_attempt(transaction.work, step_id, 1, begun)
             return claims.take(transaction.work, claimed, self.policy.limits)
 
     def claim(self, step_id: UUID, attempt: int, owner: str) -> Claim | None:

@@ -24,6 +24,9 @@ from app.access.keys import NewKey
 from app.api.callers import Requirement, requirement_of
 from app.api.main import serve
 from app.api.services import Services
+from app.governance.rules import check
+from app.governance.rules import store as rule_store
+from app.governance.rules.firing import FiringState
 from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.sections.access import AccessSettings
@@ -38,7 +41,7 @@ PLAIN = {"/openapi.json", "/docs/assets"}
 OPEN = {"/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow"}
 #: Paths that name or call what all namespaces share: models.
 SHARED = {
-    *("/v1/catalog/{name}", "/v1/catalog/select", "/v1/models/{name}"),
+    *("/v1/signals/{name}", "/v1/catalog/{name}", "/v1/catalog/select", "/v1/models/{name}"),
     *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/compress"),
 }
 #: The first parts of paths whose isolation other modules test, because their endpoints need more than a database.
@@ -59,6 +62,8 @@ NAMED = {
     "/v1/runs": {"run_id": ("{run}", UNKNOWN), "key": ("wait", "wait")},
     "/v1/workflows": {"name": ("bflow", "nowhere")},
     "/v1/schedules": {"name": ("bnight", "nowhere")},
+    "/v1/rules": {"name": ("brule", "nowhere")},
+    "/v1/firings": {"firing_id": ("{firing}", UNKNOWN)},
     "/v1/keys": {"key_id": ("{key}", "0000000000")},
     "/v1/namespaces": {"name": ("b", "nowhere")},
     "/v1/memories": {
@@ -96,6 +101,7 @@ OWN = {
     *(("PUT", "/v1/workflows/{name}"), ("PUT", "/v1/schedules/{name}")),
     ("PUT", "/v1/block-templates/{name}"),
     ("PUT", "/v1/context/{kind}/{name}"),
+    ("PUT", "/v1/rules/{name}"),
 }
 #: What answers a name that is nowhere with 200, because nothing needs to have it.
 ANY_NAME = {("POST", "/v1/workflows/{name}/pause"), ("POST", "/v1/workflows/{name}/resume")}
@@ -111,8 +117,15 @@ WITHOUT_NAMES = {
     ("POST", "/v1/memories/forget"): 200,
     ("PUT", "/v1/memories/extraction"): 200,
     ("POST", "/v1/recall"): 200,
+    ("POST", "/v1/rules/test"): 422,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
+WATCH = {
+    "rule": "brule",
+    "category": "quality",
+    "description": MARK,
+    "all": [{"signal": "error_rate", "operator": ">", "threshold": 0.2}],
+}
 NIGHT = {"schedule": "bnight", "workflow": "bflow", "every": "1d"}
 
 
@@ -263,6 +276,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     block = app_client.post("/v1/blocks", json={"label": "blabel", "value": MARK}, headers=headers).json()
     template = {"blocks": [{"label": "blabel", "value": MARK}]}
     assert app_client.put("/v1/block-templates/btemplate", json=template, headers=headers).status_code == 200
+    assert app_client.put("/v1/rules/brule", json=WATCH, headers=headers).status_code == 201
     document = {"content": MARK}
     assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
     with database.work() as work:
@@ -273,16 +287,35 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
         "step": run.json()["steps"][0]["id"],
         "key": made["id"],
         "block": block["id"],
+        "firing": firing_of(database, "brule"),
         "memory": remembered["id"],
         "memory_conversation": shown_conversation(conversations.create(NewConversation("b")).id),
         "auth": headers["Authorization"],
     }
 
 
+def firing_of(database: Database, name: str) -> str:
+    """Make a rule fire."""
+    with database.work() as work:
+        stored = next(one for one in rule_store.listed(work, None) if one.name == name)
+        rule = check.stored(stored.document)
+        firing = rule_store.begin_firing(work, ids.new_id(), stored, rule, "", FiringState.FIRING, MARK, {})
+    assert firing is not None
+    return str(firing.id)
+
+
 def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
     """Everything of namespace b, as its own caller sees it."""
     paths = [f"/v1/runs/{of_b['run']}", f"/v1/runs/{of_b['run']}/events", "/v1/workflows", "/v1/schedules"]
-    paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/memories", "/v1/keys"]
+    paths += [
+        "/v1/blocks",
+        "/v1/block-templates",
+        "/v1/context",
+        "/v1/memories",
+        "/v1/rules",
+        "/v1/firings",
+        "/v1/keys",
+    ]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
@@ -307,6 +340,8 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             ("bnight", "nowhere"),
             ("btemplate", "nowhere"),
             ("bdocument", "nowhere"),
+            ("brule", "nowhere"),
+            (of_b["firing"], UNKNOWN),
             (of_b["block"], f"block_{'0' * 32}"),
             (of_b["run"], UNKNOWN),
             (of_b["key"], "0" * 10),

@@ -136,6 +136,9 @@ _MOVE_RUN = text("""
     WHERE id = :id
 """)
 _BEGIN_ATTEMPT = text("INSERT INTO attempt (step_id, attempt, owner, model) VALUES (:id, :attempt, :owner, :model)")
+_BACKDATE_ATTEMPT = text("""
+    UPDATE attempt SET started_at = now() - CAST(:begun AS interval) WHERE step_id = :id AND attempt = :attempt
+""")
 _END_ATTEMPT = text("""
     UPDATE attempt SET finished_at = now(), outcome = :outcome, message = :message, text = :text,
         tokens_in = :tokens_in, tokens_out = :tokens_out, tokens_cached = :tokens_cached,
@@ -244,6 +247,11 @@ def move_run(work: UnitOfWork, values: Mapping[str, Any]) -> None:
 def begin_attempt(work: UnitOfWork, step_id: UUID, attempt: int, owner: str, model: str | None) -> None:
     """Write that an attempt has begun."""
     work.execute(_BEGIN_ATTEMPT, {"id": step_id, "attempt": attempt, "owner": owner, "model": model})
+
+
+def backdate_attempt(work: UnitOfWork, step_id: UUID, attempt: int, begun: timedelta) -> None:
+    """Write that an attempt began so long ago."""
+    work.execute(_BACKDATE_ATTEMPT, {"id": step_id, "attempt": attempt, "begun": begun})
 
 
 def end_attempt(work: UnitOfWork, values: Mapping[str, Any]) -> None:
