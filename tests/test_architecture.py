@@ -61,6 +61,8 @@ SHELLS = {
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
     "governance/jobs/rows.py",
+    "governance/jobs/service.py",
+    "governance/jobs/store.py",
     "governance/rules/firing.py",
     "governance/rules/rows.py",
     "governance/signals/rows.py",

@@ -40,6 +40,7 @@ from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
+from app.api.governance import jobs
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -157,6 +158,7 @@ ROUTERS = (
     run_control.router,
     workflows.router,
     schedules.router,
+    jobs.router,
     schemas.router,
     models.router,
     footprints.router,

@@ -105,6 +105,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
+    "jobs": LazyCommand("app.cli.governance.jobs:app", "Scheduled jobs: when they run, and how they ended."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
     "files": LazyCommand("app.cli.batches.files:app", "Files: inputs of batches, their results, and data of users."),
     "batches": LazyCommand(

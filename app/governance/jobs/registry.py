@@ -43,6 +43,8 @@ class ScheduledJob:
     setting: str
     #: A setting without which the job does nothing; None: there is none.
     needs: str | None = None
+    #: Other processes trigger it too, when there is something to do for it: such a pass is always due.
+    is_woken: bool = False
 
     def every(self, settings: Settings) -> timedelta:
         """Return the interval that the settings give it."""
@@ -64,7 +66,7 @@ RECALL = "workers.memory.jobs.run_recall"
 JOBS = (
     ScheduledJob("sweep", SWEEP, "recovers lost steps and messages, and retries what is due", "runs.sweep_every"),
     ScheduledJob("schedules", SCHEDULES, "starts the runs of schedules that are due", "schedules.check_every"),
-    ScheduledJob("reconcile", RECONCILE, "places pools by the demand for models", "fleet.reconcile_every"),
+    ScheduledJob("reconcile", RECONCILE, "places pools by demand", "fleet.reconcile_every", is_woken=True),
     ScheduledJob("defragment", DEFRAGMENT, "moves idle pools so that more models fit", "fleet.defragment_every"),
     ScheduledJob("batches", BATCHES, "advances batches: checks, starts, ends and expires them", "batches.check_every"),
     ScheduledJob("expire", EXPIRE, "removes runs, files and audit entries after their retention", "runs.expire_every"),

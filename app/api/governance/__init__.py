@@ -1,0 +1,1 @@
+"""The resources of governance: what the installation does by itself."""

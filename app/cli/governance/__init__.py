@@ -1,0 +1,1 @@
+"""Commands of governance: what the installation does by itself."""
