@@ -16,6 +16,12 @@ CONCEPTS = (
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
+    "governance/actions/rows.py",
+    "governance/actions/service.py",
+    "governance/actions/store.py",
+    "governance/alerts/rows.py",
+    "governance/alerts/service.py",
+    "governance/alerts/store.py",
     "workflows/runs/admission.py",
     "workflows/runs/agents.py",
     "workflows/runs/calls.py",
