@@ -65,6 +65,7 @@ class DirectRequests:
         self.runtime, self.engine, self.tokens, self.pool_id = runtime, runtime.engine, tokens, pool_id
         self._redis = broker.connect(redis_url, connect_timeout=5, answer_timeout=_WAIT + 10, health_check_interval=15)
         self._requests_key, self._stop_key = direct.requests_key(slug), direct.stop_key(pool_id)
+        self._probe_key = direct.probe_key(pool_id)
         self._active: dict[UUID, _Request] = {}
         self._changed = threading.Condition()
         self._taking = False
@@ -153,7 +154,9 @@ class DirectRequests:
                 self._ended.wait(_PAUSE)
 
     def _take(self) -> None:
-        keys = [self._stop_key, *([self._requests_key] if self._accepts() else [])]
+        # A probe is taken by a full pool too: it shows whether the engine comes to it.
+        probes = [self._probe_key] if self._taking else []
+        keys = [self._stop_key, *probes, *([self._requests_key] if self._accepts() else [])]
         wait = float(_WAIT)
         if self._active:
             wait = direct.ALIVE_INTERVAL.total_seconds()

@@ -15,7 +15,7 @@ from app.api.callers import requires
 from app.api.services import InjectedServices
 from app.governance.jobs.job import PassOutcome, PassState, Trigger, checked_trigger
 from app.governance.jobs.rows import ScheduledJobPassRow
-from app.governance.jobs.service import BeatState, ScheduledJobs, JobState, JobView
+from app.governance.jobs.service import BeatState, JobState, JobView, ScheduledJobs
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 

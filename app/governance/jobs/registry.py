@@ -62,6 +62,7 @@ EXPIRE = "workers.jobs.run_expire"
 SCHEDULES = "workers.jobs.run_schedules"
 EXPIRE_CONVERSATIONS = "workers.memory.expiry.run_conversation_expiry"
 RECALL = "workers.memory.jobs.run_recall"
+PROBES = "workers.governance.probes.run_probes"
 
 JOBS = (
     ScheduledJob("sweep", SWEEP, "recovers lost steps and messages, and retries what is due", "runs.sweep_every"),
@@ -80,6 +81,7 @@ JOBS = (
     ScheduledJob(
         "recall", RECALL, "makes vectors of passages, and new ones for another embedding model", "recall.check_every"
     ),
+    ScheduledJob("probes", PROBES, "has every pool write a token now and then", "probes.check_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,
