@@ -66,6 +66,7 @@ SHELLS = {
     "workflows/schedules/rows.py",
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
+    "governance/health/components.py",
     "governance/jobs/rows.py",
     "governance/jobs/service.py",
     "governance/jobs/store.py",

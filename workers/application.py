@@ -29,6 +29,7 @@ from workers.engine import Engine
 from workers.governance import passes
 from workers.governance.live_jobs import LiveJobs
 from workers.governance.passes import JobFunction, JobPasses
+from workers.governance.sign_of_life import SignOfLife
 from workers.messaging import beat, timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -68,6 +69,7 @@ class Application:
         self._runtime: Runtime | None = None
         self._live_jobs: LiveJobs | None = None
         self._job_passes: JobPasses | None = None
+        self._sign: SignOfLife | None = None
         self._on_phase: Callable[[PoolPhase], None] = lambda _: None
         self._stopping = False
 
@@ -95,7 +97,7 @@ class Application:
         return run_scheduled
 
     def follow(self, live: LiveJobs) -> None:
-        """Follow what operators change of the scheduled jobs, in beat and in the tasks."""
+        """As a control worker: follow what operators change of the scheduled jobs, and give signs of life."""
         self._live_jobs = live
         beat.follow(self.celery, live)
 
@@ -123,6 +125,10 @@ class Application:
             self.celery, self.settings, resources, name, engine=engine, incarnation=incarnation
         )
         self._job_passes = JobPasses(self._runtime, job_functions(), self._live_jobs)
+        if self._live_jobs is not None:
+            url = addresses.of(self.settings).redis_url
+            self._sign = SignOfLife(url, self._runtime.owner, self._job_passes.idle_seconds)
+            self._sign.start()
         self._drain = threading.Timer(self.settings.pools.drain_timeout.total_seconds(), self._runtime.leases.drain)
         self._drain.daemon = True
         signals.worker_ready.connect(self._on_ready)
@@ -132,6 +138,8 @@ class Application:
         """Close the runtime."""
         self._drain.cancel()
         self._on_phase(PoolPhase.UNLOADING)
+        if self._sign is not None:
+            self._sign.close()
         self.job_passes.close()
         self.runtime.close()
 

@@ -22,6 +22,7 @@ Redis keys. Celery and RedBeat create all but those of `arriero:`:
     arriero:conversation:*      the last messages of conversations (`app/memory/conversations/hot.py`)
     arriero:recall:wanted:*     embedding models that queries needed (`app/memory/recall/query_vectors.py`)
     arriero:refinements         counters of refined outputs (`app/inference/refinement_counters.py`)
+    arriero:control:*           signs of life of control workers (`app/governance/health/signs.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

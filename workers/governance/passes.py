@@ -68,9 +68,12 @@ class JobPasses:
         self._failing: set[str] = set()
         self._recorded = float("-inf")
         self._stopping = threading.Event()
+        #: When a message of a job was received last.
+        self._received = time.monotonic()
 
     def run(self, job: ScheduledJob) -> None:
         """Run a pass that beat triggered, unless the job is paused, runs already, or was claimed for this instant."""
+        self._received = time.monotonic()
         if self._live is not None and self._live.change(job.name).is_paused:
             return
         with exclusive(f"pass of {job.name}") as acquired:
@@ -107,6 +110,10 @@ class JobPasses:
         with database.work() as work:
             store.end(work, id_, done.seconds, done.outcome, done.detail)
         self._note(done, at_once=True, keep=False)
+
+    def idle_seconds(self) -> float:
+        """Return the seconds since a message of a job was received."""
+        return time.monotonic() - self._received
 
     def close(self) -> None:
         """Record what is not recorded yet, and let requested passes wait no longer."""
