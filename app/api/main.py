@@ -192,6 +192,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
     *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
+    jobs.TriggerIn,
 )
 
 _DESCRIPTION = """

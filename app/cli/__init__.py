@@ -61,6 +61,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.processes.up:up",
         "Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.",
     ),
+    "doctor": LazyCommand(
+        "app.cli.doctor.doctor:doctor",
+        "Check drivers, disk, ports, models, database, schema, broker, clocks and components, and say what to do.",
+    ),
     "status": LazyCommand(
         "app.cli.lifecycle.status:status",
         "Show what runs on the data directory: processes, addresses, models, and the queue.",
