@@ -3,8 +3,8 @@ Passes of scheduled jobs in a control worker: whether one may begin, how it ends
 
 Within the process, two passes of a job never overlap. A job with an interval of a minute or more, or with a cron
 expression, is claimed in the database first: duplicates of its message do nothing.
-What jobs have done is recorded for all of them together, at most every `_RECORD_SECONDS`; at once when a job begins or
-ceases to fail, and for passes that were claimed or requested.
+What jobs have done is recorded for all of them together, at most every `_RECORD_SECONDS`; at once for the first pass of
+each job, when a job begins or ceases to fail, and for passes that were claimed or requested.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class JobPasses:
         self._runtime, self._functions, self._live = runtime, functions, live
         self._lock = threading.Lock()
         self._counts: dict[str, _Count] = {}
+        #: Jobs of which a pass has been recorded.
+        self._known: set[str] = set()
         #: Jobs whose last recorded pass failed.
         self._failing: set[str] = set()
         self._recorded = float("-inf")
@@ -191,7 +193,9 @@ class JobPasses:
             changed = is_bad != (one.job in self._failing)
             if keep and ((one.outcome is PassOutcome.DONE) or (is_bad and (changed or at_once))):
                 count.kept[one.outcome] = (one, now)
-            due = at_once or changed or now - self._recorded >= _RECORD_SECONDS
+            first = one.job not in self._known
+            self._known.add(one.job)
+            due = at_once or changed or first or now - self._recorded >= _RECORD_SECONDS
             (self._failing.add if is_bad else self._failing.discard)(one.job)
         if due:
             self._record()

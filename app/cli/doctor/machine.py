@@ -39,7 +39,7 @@ def drivers(settings: Settings) -> Iterator[Finding]:
     finally:
         devices.close()
     for text in found.problems:
-        cuda = "install llama-cpp-python built with CUDA: docs/fleet.md says how"
+        cuda = "install llama-cpp-python built with CUDA: see 'Building llama.cpp' in docs/operations.md"
         driver = "check the driver with `nvidia-smi`; after an update of the driver, restart the machine"
         yield problem("drivers", text, cuda if "llama.cpp" in text else driver)
     for device in found.devices:

@@ -41,7 +41,7 @@ _REMEDIES: Mapping[Component, str] = {
     Component.BROKER: "see the finding `broker`",
     Component.BEAT: "run `arriero up`, or `arriero beat` on some machine; `arriero logs control` may say why it ended",
     Component.CONTROL: "run `arriero up`, or `arriero control` on some machine; `arriero logs control` may say why",
-    Component.AGENTS: "run `arriero agent` on each host; remove a host that is gone with `arriero fleet remove HOST`",
+    Component.AGENTS: "run `arriero agent` on each host; remove a host that is gone with `arriero hosts remove HOST`",
 }
 
 
@@ -142,12 +142,12 @@ def _pools(server: Database) -> Iterator[Finding]:
         hosts, refusals = work.rows(_HOSTS), work.rows(_REFUSALS)
     for host in hosts:
         if not host.alive:
-            remedy = f"start `arriero agent` there, or `arriero fleet remove {host.name}`"
+            remedy = f"start `arriero agent` there, or `arriero hosts remove {host.name}`"
             yield problem("hosts", f"the agent of host {host.name} is not alive", remedy)
         for sentence in host.problems:
             yield problem("hosts", f"host {host.name}: {sentence}", "run `arriero doctor` on that host")
     for refusal in refusals:
-        remedy = f"arriero fleet explain {refusal.model}"
+        remedy = f"arriero fleet why {refusal.model}"
         yield warning("models", f"{refusal.model} is wanted and not started: {refusal.reason}", remedy)
     for probe in probes.all_probes(server):
         name = f"pool {probe.pool[-6:]} of {probe.model}"

@@ -83,6 +83,24 @@ def show(
 
 
 @app.command()
+def probes(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the last probe of each pool: whether it can write a token."""
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/probes")
+    if as_json:
+        print_json(found)
+        return
+    now = clock.now()
+    printed = table(("pool", "model", "probed", "outcome", "token after", "failures", "detail"))
+    for one in found["probes"]:
+        outcome = state(one["outcome"] or "pending")
+        failures, detail = str(one["failures"]), shortened(one["detail"])
+        when = ago(one["ended_at"], now)
+        printed.add_row(one["pool"][-6:], one["model"], when, outcome, seconds(one["seconds"]), failures, detail)
+    console().print(printed)
+
+
+@app.command()
 def pause(
     context: typer.Context,
     name: JobName,
