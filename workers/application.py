@@ -45,13 +45,16 @@ CONSUMER = "workers.messaging.consumer:Consumer"
 _HEARTBEAT_SECONDS = 5.0
 
 
-def job_functions() -> dict[str, JobFunction]:
-    """Return the functions of the scheduled jobs by task name, which is their import path."""
+def _load_job_functions() -> dict[str, JobFunction]:
     found: dict[str, JobFunction] = {}
     for job in registry.JOBS:
         module, _, name = job.task.rpartition(".")
         found[job.task] = getattr(importlib.import_module(module), name)
     return found
+
+
+#: The functions of the scheduled jobs by task name. They are loaded here, so that a parent that forks shares them.
+JOB_FUNCTIONS = _load_job_functions()
 
 
 class Application:
@@ -124,7 +127,7 @@ class Application:
         self._runtime = runtime.start(
             self.celery, self.settings, resources, name, engine=engine, incarnation=incarnation
         )
-        self._job_passes = JobPasses(self._runtime, job_functions(), self._live_jobs)
+        self._job_passes = JobPasses(self._runtime, JOB_FUNCTIONS, self._live_jobs)
         if self._live_jobs is not None:
             url = addresses.of(self.settings).redis_url
             self._sign = SignOfLife(url, self._runtime.owner, self._job_passes.idle_seconds)

@@ -12,7 +12,7 @@ from app.api import threads
 from app.api.callers import OPEN
 from app.api.services import InjectedServices
 from app.governance.health import components
-from app.governance.health.components import ESSENTIAL, Component, Condition
+from app.governance.health.components import ESSENTIAL, Component, ComponentCondition
 
 router = APIRouter(tags=["health"], dependencies=[OPEN])
 
@@ -64,9 +64,9 @@ async def readyz(
     """
     found = await threads.run_for_readiness(components.read, services.database, services.publisher)
     needed = ESSENTIAL | set(require or ())
-    ready = all(found[one].condition is Condition.OK for one in needed)
+    ready = all(found[one].condition is ComponentCondition.OK for one in needed)
     if not ready:
         response.status_code = 503
     shown = {name.value: str(state) for name, state in found.items()}
-    degraded = any(state.condition is not Condition.OK for state in found.values())
+    degraded = any(state.condition is not ComponentCondition.OK for state in found.values())
     return Readiness(ready=ready, degraded=degraded, instance=services.instance, **shown)

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from app.cli.doctor import machine, servers
-from app.cli.doctor.finding import Finding, Severity, exit_code, problem
+from app.cli.doctor.finding import Finding, Level, exit_code, problem
 from app.cli.output import AsJson, console, print_json, settings_of, table
 from app.kernel import log
 from app.kernel.errors import ArrieroError
@@ -30,7 +30,12 @@ CHECKS: Mapping[str, Callable[[Settings], Iterator[Finding]]] = {
     "broker": servers.valkey,
     "components": servers.running,
 }
-_STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red", Severity.SKIPPED: "dim"}
+_STYLES = {
+    Level.OK: "green",
+    Level.WARNING: "yellow",
+    Level.PROBLEM: "bold red",
+    Level.SKIPPED: "dim",
+}
 #: Most characters of a detail that is printed.
 _WIDTH = 500
 
@@ -80,7 +85,7 @@ def _print(findings: list[Finding]) -> None:
         printed.add_row(Text(one.severity, _STYLES[one.severity]), one.check, detail)
     console().print(printed)
     counts = Counter(one.severity for one in findings)
-    problems, warnings = counts[Severity.PROBLEM], counts[Severity.WARNING]
+    problems, warnings = counts[Level.PROBLEM], counts[Level.WARNING]
     summary = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     console().print()
     console().print(summary if problems or warnings else "nothing is wrong")

@@ -24,7 +24,7 @@ _CONNECTIONS_WARNING = 0.8
 _POSTGRES = 140_000
 
 
-class Severity(StrEnum):
+class Level(StrEnum):
     """How bad a finding is."""
 
     OK = "ok"
@@ -40,7 +40,7 @@ class Finding:
     """The result of one check."""
 
     check: str
-    severity: Severity
+    severity: Level
     detail: str
     #: What to do; empty when nothing is to be done.
     remedy: str = ""
@@ -48,22 +48,22 @@ class Finding:
 
 def ok(check: str, detail: str) -> Finding:
     """Nothing is wrong."""
-    return Finding(check, Severity.OK, detail)
+    return Finding(check, Level.OK, detail)
 
 
 def warning(check: str, detail: str, remedy: str) -> Finding:
     """It works, and something should be done."""
-    return Finding(check, Severity.WARNING, detail, remedy)
+    return Finding(check, Level.WARNING, detail, remedy)
 
 
 def problem(check: str, detail: str, remedy: str) -> Finding:
     """Something does not work."""
-    return Finding(check, Severity.PROBLEM, detail, remedy)
+    return Finding(check, Level.PROBLEM, detail, remedy)
 
 
 def skipped(check: str, detail: str) -> Finding:
     """It could not be checked."""
-    return Finding(check, Severity.SKIPPED, detail)
+    return Finding(check, Level.SKIPPED, detail)
 
 
 def of_disk(path: Path, free: int, total: int) -> Finding:
@@ -124,5 +124,5 @@ def of_database(version: int, connections: int, limit: int, *, has_vector: bool)
 
 def exit_code(findings: Iterable[Finding], *, strict: bool) -> int:
     """Return 1 when there is a problem, or with `strict` a warning; otherwise 0."""
-    bad = {Severity.PROBLEM, Severity.WARNING} if strict else {Severity.PROBLEM}
+    bad = {Level.PROBLEM, Level.WARNING} if strict else {Level.PROBLEM}
     return int(any(one.severity in bad for one in findings))

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from app.cli.doctor.finding import Finding, of_broker, of_clock, of_database, ok, problem, skipped, warning
 from app.governance.health import components
-from app.governance.health.components import Component, Condition
+from app.governance.health.components import Component, ComponentCondition
 from app.governance.jobs import store
 from app.governance.jobs.job import PassOutcome
 from app.governance.probes import service as probes
@@ -102,9 +102,9 @@ def running(settings: Settings) -> Iterator[Finding]:
     publisher = CeleryPublisher(broker.celery_app(redis_url, settings.broker), redis_url)
     try:
         for component, state in components.read(server, publisher).items():
-            if state.condition is Condition.OK:
+            if state.condition is ComponentCondition.OK:
                 yield ok("components", f"{component.value}: ok")
-            elif state.condition is Condition.UNKNOWN:
+            elif state.condition is ComponentCondition.UNKNOWN:
                 yield skipped("components", f"{component.value}: {state.detail}")
             else:
                 yield problem("components", f"{component.value}: {state.detail}", _REMEDIES[component])

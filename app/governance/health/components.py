@@ -45,7 +45,7 @@ class Component(StrEnum):
 ESSENTIAL = frozenset({Component.DATABASE, Component.BROKER})
 
 
-class Condition(StrEnum):
+class ComponentCondition(StrEnum):
     """The state of a component."""
 
     OK = "ok"
@@ -57,18 +57,22 @@ class Condition(StrEnum):
 class ComponentState:
     """The state of a component, and why."""
 
-    condition: Condition
+    condition: ComponentCondition
     #: What is wrong; empty when it is ok.
     detail: str = ""
 
     def __str__(self) -> str:
         """Return `ok`, or what is wrong."""
-        if self.condition is Condition.OK:
+        if self.condition is ComponentCondition.OK:
             return "ok"
-        return f"unknown: {self.detail}" if self.condition is Condition.UNKNOWN else self.detail
+        return f"unknown: {self.detail}" if self.condition is ComponentCondition.UNKNOWN else self.detail
 
 
-_OK = ComponentState(Condition.OK)
+_OK = ComponentState(ComponentCondition.OK)
+
+
+def _down(detail: str) -> ComponentState:
+    return ComponentState(ComponentCondition.DOWN, detail)
 
 
 def read(database: Database, publisher: CeleryPublisher) -> Mapping[Component, ComponentState]:
@@ -77,12 +81,12 @@ def read(database: Database, publisher: CeleryPublisher) -> Mapping[Component, C
         database.require_head()
         of_database = _OK
     except Unavailable as error:
-        of_database = ComponentState(Condition.DOWN, str(error))
+        of_database = _down(str(error))
     beat, control = _in_broker(publisher)
     broker = _OK
     if isinstance(beat, BrokerUnreachable):
-        broker = ComponentState(Condition.DOWN, str(beat))
-        beat = control = ComponentState(Condition.UNKNOWN, "it is seen in the broker, which is unavailable")
+        broker = _down(str(beat))
+        beat = control = ComponentState(ComponentCondition.UNKNOWN, "it is seen in the broker, which is unavailable")
     return {
         Component.DATABASE: of_database,
         Component.BROKER: broker,
@@ -100,12 +104,13 @@ def _in_broker(publisher: CeleryPublisher) -> tuple[ComponentState | BrokerUnrea
             ages = _ages(client)
     except BrokerUnreachable as error:
         return error, _OK
-    beat = _OK if beats else ComponentState(Condition.DOWN, "no beat runs, so no scheduled job is triggered")
+    beat = _OK if beats else _down("no beat runs, so no scheduled job is triggered")
     if not ages:
-        return beat, ComponentState(Condition.DOWN, "no control worker runs, so no scheduled job is done")
+        return beat, _down("no control worker runs, so no scheduled job is done")
     if beats and min(ages) > _IDLE:
         return beat, ComponentState(
-            Condition.DOWN, f"no control worker has begun a scheduled job for {min(ages):.0f} s, though beat sends them"
+            ComponentCondition.DOWN,
+            f"no control worker has begun a scheduled job for {min(ages):.0f} s, though beat sends them",
         )
     return beat, _OK
 
@@ -128,17 +133,17 @@ def _ages(client: redis.Redis) -> list[float]:
 
 def _agents(database: Database, of_database: ComponentState) -> ComponentState:
     if of_database is not _OK:
-        return ComponentState(Condition.UNKNOWN, "they are seen in the database, which is unavailable")
+        return ComponentState(ComponentCondition.UNKNOWN, "they are seen in the database, which is unavailable")
     try:
         with database.work() as work:
             row = work.row(_AGENTS)
     except DatabaseUnreachable:
-        return ComponentState(Condition.UNKNOWN, "they are seen in the database, which is unavailable")
+        return ComponentState(ComponentCondition.UNKNOWN, "they are seen in the database, which is unavailable")
     assert row is not None
     if not row.hosts:
-        return ComponentState(Condition.DOWN, "no agent has ever joined, so no pool can run")
+        return _down("no agent has ever joined, so no pool can run")
     if not row.alive:
-        return ComponentState(Condition.DOWN, f"none of the agents of {row.hosts} hosts is alive: no pool is started")
+        return ComponentState(ComponentCondition.DOWN, "no agent is alive, so no pool is started")
     if row.alive < row.hosts:
-        return ComponentState(Condition.DOWN, f"{row.hosts - row.alive} of {row.hosts} agents are not alive")
+        return _down(f"{row.hosts - row.alive} of {row.hosts} agents are not alive")
     return _OK

@@ -7,25 +7,40 @@ from typing import Any
 
 import pytest
 
-from app.cli.doctor.finding import Severity, exit_code, of_broker, of_clock, of_database, of_disk, ok, problem, warning
+from app.cli.doctor.finding import (
+    Level,
+    exit_code,
+    of_broker,
+    of_clock,
+    of_database,
+    of_disk,
+    ok,
+    problem,
+    warning,
+)
 
 GIB = 1 << 30
 
 
 @pytest.mark.parametrize(
-    ("free", "severity"), [(500 * GIB, Severity.OK), (5 * GIB, Severity.WARNING), (GIB // 2, Severity.PROBLEM)]
+    ("free", "severity"),
+    [(500 * GIB, Level.OK), (5 * GIB, Level.WARNING), (GIB // 2, Level.PROBLEM)],
 )
-def test_disk(free: int, severity: Severity) -> None:
+def test_disk(free: int, severity: Level) -> None:
     found = of_disk(Path("/data"), free, 1000 * GIB)
     assert found.severity is severity
-    assert bool(found.remedy) is (severity is not Severity.OK)
+    assert bool(found.remedy) is (severity is not Level.OK)
 
 
 @pytest.mark.parametrize(
     ("ahead", "severity", "word"),
-    [(0.3, Severity.OK, "agrees"), (-5.0, Severity.WARNING, "behind"), (90.0, Severity.PROBLEM, "ahead of")],
+    [
+        (0.3, Level.OK, "agrees"),
+        (-5.0, Level.WARNING, "behind"),
+        (90.0, Level.PROBLEM, "ahead of"),
+    ],
 )
-def test_clocks(ahead: float, severity: Severity, word: str) -> None:
+def test_clocks(ahead: float, severity: Level, word: str) -> None:
     found = of_clock("Postgres", ahead)
     assert found.severity is severity
     assert word in found.detail
@@ -42,15 +57,19 @@ def test_clocks(ahead: float, severity: Severity, word: str) -> None:
 )
 def test_the_broker(info: dict[str, Any], words: list[str]) -> None:
     first, *others = of_broker(info)
-    assert first.severity is Severity.OK
+    assert first.severity is Level.OK
     assert len(others) == len(words)
     assert all(word in found.detail and found.remedy for word, found in zip(words, others, strict=True))
 
 
 def test_the_database() -> None:
-    assert [one.severity for one in of_database(180_006, 10, 100, has_vector=True)] == [Severity.OK]
+    assert [one.severity for one in of_database(180_006, 10, 100, has_vector=True)] == [Level.OK]
     found = of_database(130_001, 95, 100, has_vector=False)
-    assert [one.severity for one in found[1:]] == [Severity.PROBLEM, Severity.PROBLEM, Severity.WARNING]
+    assert [one.severity for one in found[1:]] == [
+        Level.PROBLEM,
+        Level.PROBLEM,
+        Level.WARNING,
+    ]
 
 
 def test_warnings_count_only_when_asked() -> None:
