@@ -149,3 +149,15 @@ def test_the_broken_pools_of_a_model_are_not_restarted_for_ever(
         assert probes.run(catalog(), clock.now) == {"failed": 1}
         pass_time(database)
     assert commands(database) == []
+
+
+def test_a_probe_that_hangs_in_the_engine_does_not_make_its_pool_busy(
+    grant: Callable[[], str], start_pool: StartPool, database: Database, redis_url: str
+) -> None:
+    id_ = grant()
+    serve(start_pool, id_, SimulatedEngine(2, 0.001, timedelta(0)))
+    impatient = SETTINGS.model_copy(update={"timeout": timedelta(milliseconds=500)})
+    probes = probes_with(database, redis_url, impatient)
+    assert probes.run(catalog(), clock.now) == {"hung": 1}
+    pass_time(database)
+    assert probes.run(catalog(), clock.now) == {"hung": 1, "restarted": 1}
