@@ -13,6 +13,7 @@ from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 they too
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.governance.jobs import rows as job_rows  # noqa: F401 they too
+from app.governance.probes import rows as probe_rows  # noqa: F401 they too
 from app.governance.rules import rows as rule_rows  # noqa: F401 they too
 from app.governance.signals import rows as signal_rows  # noqa: F401 they too
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too

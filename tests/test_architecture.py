@@ -66,8 +66,14 @@ SHELLS = {
     "workflows/schedules/rows.py",
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
+    "governance/health/components.py",
     "governance/jobs/rows.py",
     "governance/rules/evaluator.py",
+    "governance/jobs/service.py",
+    "governance/jobs/store.py",
+    "governance/probes/rows.py",
+    "governance/probes/sending.py",
+    "governance/probes/service.py",
     "governance/rules/firing.py",
     "governance/rules/rows.py",
     "governance/rules/service.py",
@@ -286,9 +292,9 @@ def test_task_names_are_their_import_paths() -> None:
     from app.governance.jobs.registry import JOBS
     from app.workflows.runs.messages import RUN_STEP
     from workers import steps
-    from workers.application import job_functions
+    from workers.application import JOB_FUNCTIONS
 
-    assert {f"{run.__module__}.{run.__name__}" for run in job_functions().values()} == {job.task for job in JOBS}
+    assert {f"{run.__module__}.{run.__name__}" for run in JOB_FUNCTIONS.values()} == {job.task for job in JOBS}
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -19,12 +19,18 @@ from celery.apps.worker import Worker
 
 from app.fleet.pool import PoolPhase
 from app.governance.jobs import registry
+from app.governance.jobs.registry import ScheduledJob
+from app.governance.jobs.tasks import RUN_JOB
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
 from app.workflows.runs.messages import RUN_STEP
 from workers import runtime, steps
 from workers.engine import Engine
-from workers.messaging import timetable, transport
+from workers.governance import passes
+from workers.governance.live_jobs import LiveJobs
+from workers.governance.passes import JobFunction, JobPasses
+from workers.governance.sign_of_life import SignOfLife
+from workers.messaging import beat, timetable, transport
 from workers.runtime import Resources, Runtime
 
 _log = log.get(__name__)
@@ -39,17 +45,16 @@ CONSUMER = "workers.messaging.consumer:Consumer"
 _HEARTBEAT_SECONDS = 5.0
 
 
-#: Does a pass of a scheduled job. It returns what it did; nothing when there was nothing to do.
-JobFunction = Callable[[Runtime], Mapping[str, object] | None]
-
-
-def job_functions() -> dict[str, JobFunction]:
-    """Return the functions of the scheduled jobs by task name, which is their import path."""
+def _load_job_functions() -> dict[str, JobFunction]:
     found: dict[str, JobFunction] = {}
     for job in registry.JOBS:
         module, _, name = job.task.rpartition(".")
         found[job.task] = getattr(importlib.import_module(module), name)
     return found
+
+
+#: The functions of the scheduled jobs by task name. They are loaded here, so that a parent that forks shares them.
+JOB_FUNCTIONS = _load_job_functions()
 
 
 class Application:
@@ -65,6 +70,9 @@ class Application:
             addresses.of(settings).redis_url, settings.broker, timetable.schedule(settings)
         )
         self._runtime: Runtime | None = None
+        self._live_jobs: LiveJobs | None = None
+        self._job_passes: JobPasses | None = None
+        self._sign: SignOfLife | None = None
         self._on_phase: Callable[[PoolPhase], None] = lambda _: None
         self._stopping = False
 
@@ -78,13 +86,29 @@ class Application:
             steps.run_step(self.runtime, UUID(step_id), attempt)
             self.runtime.activity.note()
 
-        for name, run in job_functions().items():
-            self._register(task, name, run)
+        @task(name=RUN_JOB)
+        def run_job(name: str, pass_id: str) -> None:
+            passes.run_job(self.job_passes, name, pass_id)
 
-    def _register(self, task: Any, name: str, run: JobFunction) -> None:
-        @task(name=name)
+        for job in registry.JOBS:
+            task(name=job.task)(self._runner_of(job))
+
+    def _runner_of(self, job: ScheduledJob) -> Callable[[], None]:
         def run_scheduled() -> None:
-            run(self.runtime)
+            self.job_passes.run(job)
+
+        return run_scheduled
+
+    def follow(self, live: LiveJobs) -> None:
+        """As a control worker: follow what operators change of the scheduled jobs, and give signs of life."""
+        self._live_jobs = live
+        beat.follow(self.celery, live)
+
+    @property
+    def job_passes(self) -> JobPasses:
+        """The passes of scheduled jobs, between `start` and `stop`."""
+        assert self._job_passes is not None, "no task is received before the start"
+        return self._job_passes
 
     @property
     def runtime(self) -> Runtime:
@@ -103,6 +127,11 @@ class Application:
         self._runtime = runtime.start(
             self.celery, self.settings, resources, name, engine=engine, incarnation=incarnation
         )
+        self._job_passes = JobPasses(self._runtime, JOB_FUNCTIONS, self._live_jobs)
+        if self._live_jobs is not None:
+            url = addresses.of(self.settings).redis_url
+            self._sign = SignOfLife(url, self._runtime.owner, self._job_passes.idle_seconds)
+            self._sign.start()
         self._drain = threading.Timer(self.settings.pools.drain_timeout.total_seconds(), self._runtime.leases.drain)
         self._drain.daemon = True
         signals.worker_ready.connect(self._on_ready)
@@ -112,6 +141,9 @@ class Application:
         """Close the runtime."""
         self._drain.cancel()
         self._on_phase(PoolPhase.UNLOADING)
+        if self._sign is not None:
+            self._sign.close()
+        self.job_passes.close()
         self.runtime.close()
 
     def serve(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.inference.batches.advance import Batches
 from app.inference.batches.tasks import BATCHES
-from app.kernel import log
-from app.kernel.errors import Unavailable
 from workers.passes import exclusive, in_turn
 from workers.runtime import Runtime
 
-_log = log.get(__name__)
 
-
-def run_batches(runtime: Runtime) -> None:
+def run_batches(runtime: Runtime) -> Mapping[str, object] | None:
     """Advance all batches: see `app.inference.batches.advance`."""
     with in_turn(), exclusive(BATCHES) as acquired:
         if not acquired:
-            return
+            return None
         settings = runtime.settings
         batches = Batches(runtime.runs, lambda: runtime.catalog, settings.files, settings.batches, runtime.owner)
-        try:
-            if batches.advance_all():
-                runtime.activity.note()
-        except Unavailable as error:
-            _log.warning("batches_postponed", error=str(error))
+        advanced = batches.advance_all()
+    if not advanced:
+        return None
+    runtime.activity.note()
+    return {"batches": advanced}

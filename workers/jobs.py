@@ -8,7 +8,8 @@ Plans are made by one process at a time, which holds an advisory lock. No bad ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -21,7 +22,7 @@ from app.inference import demand
 from app.inference.batches import store as batch_store
 from app.kernel import ids, log
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import DatabaseUnreachable, Unavailable
+from app.kernel.errors import DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.scheduler import reconcile
 from app.scheduler.observation import FleetDemand
@@ -46,45 +47,40 @@ _AUDIT_BATCH = 1_000
 _SWEEP_SECONDS = 5.0
 
 
-def run_sweep(runtime: Runtime) -> None:
+def run_sweep(runtime: Runtime) -> Mapping[str, object] | None:
     """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
     with in_turn(), exclusive(SWEEP) as acquired:
         if not acquired:
-            return
-        try:
-            swept = sweep(
-                runtime.runs,
-                republish_after=runtime.settings.runs.republish_after,
-                cursor=runtime.sweep_cursor,
-                in_time=time_limit(_SWEEP_SECONDS),
-            )
-        except Unavailable as error:
-            _log.warning("sweep_postponed", error=str(error))
-            return
-        if any(asdict(swept).values()):
+            return None
+        swept = sweep(
+            runtime.runs,
+            republish_after=runtime.settings.runs.republish_after,
+            cursor=runtime.sweep_cursor,
+            in_time=time_limit(_SWEEP_SECONDS),
+        )
+        done = {name: count for name, count in asdict(swept).items() if count}
+        if done:
             _log.info("sweep_done", **asdict(swept))
         _note_if(runtime, overdue.is_near)
+    return done
 
 
-def run_expire(runtime: Runtime) -> None:
+def run_expire(runtime: Runtime) -> Mapping[str, object] | None:
     """Remove runs, files and audit entries whose retention is over, and definitions and payloads without references."""
     database = runtime.runs.database
     with exclusive(EXPIRE) as acquired:
         if not acquired:
-            return
-        try:
-            removed = {
-                "runs": retention.remove_runs(database, time_limit(_EXPIRE_SECONDS)),
-                "definitions": retention.remove_definitions(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
-                "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
-                "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
-                "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
-            }
-        except Unavailable as error:
-            _log.warning("expire_postponed", error=str(error))
-            return
+            return None
+        removed = {
+            "runs": retention.remove_runs(database, time_limit(_EXPIRE_SECONDS)),
+            "definitions": retention.remove_definitions(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
+            "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
+            "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
+            "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
+        }
         if any(removed.values()):
             _log.info("expired_data_removed", **removed)
+    return {name: count for name, count in removed.items() if count}
 
 
 def _remove_audit_entries(runtime: Runtime, in_time: Callable[[], bool]) -> int:
@@ -112,42 +108,37 @@ def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool])
             runtime.activity.note()
 
 
-def run_schedules(runtime: Runtime) -> None:
+def run_schedules(runtime: Runtime) -> Mapping[str, object] | None:
     """Fire the due schedules. A schedule that fails does not stop the others."""
     with in_turn(), exclusive(SCHEDULES) as acquired:
         if not acquired:
-            return
-        try:
-            Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
-        except Unavailable as error:
-            _log.warning("schedules_postponed", error=str(error))
-            return
+            return None
+        started = Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
         _note_if(runtime, store.is_near)
+    return {"started_runs": started} if started else None
 
 
-def run_reconcile(runtime: Runtime) -> None:
+def run_reconcile(runtime: Runtime) -> Mapping[str, object] | None:
     """Run a reconcile pass: adapt the desired pools of the fleet to the demand."""
     database, settings = runtime.runs.database, runtime.settings
-    try:
-        with in_turn():
-            done = reconcile.reconcile(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
-    except DatabaseUnreachable as error:
-        _log.warning("reconcile_postponed", error=str(error))
-        return
-    if done is not None and not done.quiet:
-        runtime.activity.note()
+    with in_turn():
+        done = reconcile.reconcile(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
+    if done is None or done.quiet:
+        return None
+    runtime.activity.note()
+    kinds = Counter(type(action).__name__ for action in done.plan.actions)
+    found: dict[str, object] = {**kinds, "refusals": len(done.plan.refusals), "lost_hosts": len(done.lost)}
+    return {name: count for name, count in found.items() if count}
 
 
-def run_defragment(runtime: Runtime) -> None:
+def run_defragment(runtime: Runtime) -> Mapping[str, object] | None:
     """Move idle pools, so that models fit that now fit on no device."""
     database, settings = runtime.runs.database, runtime.settings
-    try:
-        found = reconcile.defragment(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
-    except DatabaseUnreachable as error:
-        _log.warning("defragment_postponed", error=str(error))
-        return
-    if found.moves:
-        _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
+    found = reconcile.defragment(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
+    if not found.moves:
+        return None
+    _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
+    return {"moves": len(found.moves), "gains": [gain.model for gain in found.gains]}
 
 
 def _demand_reader(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:

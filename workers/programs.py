@@ -72,7 +72,12 @@ def control(loaded: Settings, name: str, incarnation: str | None = None, *, beat
     resources = _imported("workers.runtime", "Resources").open(loaded, lambda _: threads + 1)
     try:
         application = _imported("workers.application", "Application")(loaded)
-        with _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext():
+        live = _imported("workers.governance.live_jobs", "LiveJobs")(
+            loaded, resources.database, addresses.of(loaded).redis_url
+        )
+        application.follow(live)
+        ticking = _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext()
+        with live.running(), ticking:
             return int(application.serve(name, queues, threads, resources, incarnation=incarnation))
     finally:
         resources.close()
@@ -83,9 +88,13 @@ def beat(loaded: Settings) -> int:
     celery = _imported("app.kernel.broker", "celery_app")(
         addresses.of(loaded).redis_url, loaded.broker, _imported("workers.messaging.timetable", "schedule")(loaded)
     )
+    database = _imported("app.kernel.database", "Database")(addresses.of(loaded).database_url, pool_size=1)
+    live = _imported("workers.governance.live_jobs", "LiveJobs")(loaded, database, addresses.of(loaded).redis_url)
+    _imported("workers.messaging.beat", "follow")(celery, live)
     level = loaded.log.level.upper()
     beat = _imported("celery.apps.beat", "Beat")
-    beat(app=celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
+    with live.running():
+        beat(app=celery, quiet=True, loglevel=level, redirect_stdouts=False, scheduler_cls=SCHEDULER).run()
     return 0
 
 

@@ -1,6 +1,7 @@
 """scheduled jobs
 
-Revision 0022. What operators have changed of scheduled jobs, how their last passes ended, and the history of passes.
+Revision 0022. What operators have changed of scheduled jobs, how their last passes ended, and the history of passes;
+the last probe of each pool.
 """
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 _OUTCOMES = "'done', 'idle', 'postponed', 'failed'"
+_PROBED = "'ok', 'slow', 'hung', 'failed'"
 _STATES = "'requested', 'running', 'ended', 'lost'"
 
 
@@ -70,7 +72,22 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('requested', 'running')"),
     )
 
+    op.create_table(
+        "pool_probe",
+        sa.Column("pool_id", sa.Uuid(), nullable=False),
+        _instant("sent_at", nullable=False),
+        sa.Column("outcome", sa.String(16)),
+        _instant("ended_at"),
+        sa.Column("seconds", sa.Float()),
+        sa.Column("detail", sa.Text(), nullable=False, server_default=""),
+        sa.Column("failures", sa.Integer(), nullable=False, server_default="0"),
+        sa.PrimaryKeyConstraint("pool_id", name=op.f("pk_pool_probe")),
+        sa.ForeignKeyConstraint(["pool_id"], ["pool.id"], name=op.f("fk_pool_probe_pool_id_pool"), ondelete="CASCADE"),
+        sa.CheckConstraint(f"outcome IN ({_PROBED})", name=op.f("ck_pool_probe_outcome_is_known")),
+    )
+
 
 def downgrade() -> None:
+    op.drop_table("pool_probe")
     op.drop_table("scheduled_job_pass")
     op.drop_table("scheduled_job")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
 from app.api import threads
 from app.api.callers import OPEN
-from app.api.services import InjectedServices, Services
-from app.kernel.errors import Unavailable
+from app.api.services import InjectedServices
+from app.governance.health import components
+from app.governance.health.components import ESSENTIAL, Component, ComponentCondition
 
 router = APIRouter(tags=["health"], dependencies=[OPEN])
 
@@ -23,12 +26,16 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The answer of the readiness check: the state of each part that requests need."""
+    """The answer of the readiness check: the state of each component, `ok` or what is wrong."""
 
-    ready: bool
+    ready: bool = Field(description="requests are answered: the database, the broker and what is required are ok")
+    degraded: bool = Field(description="some component is not ok, so something waits")
     instance: str = Field(description="as for `/healthz`")
-    database: str = Field(examples=["ok"], description="`ok`, or what is wrong")
-    broker: str = Field(examples=["ok"], description="`ok`, or what is wrong")
+    database: str = Field(examples=["ok"])
+    broker: str = Field(examples=["ok"])
+    beat: str = Field(examples=["ok"], description="triggers the scheduled jobs")
+    control: str = Field(examples=["ok"], description="the control workers, which do them")
+    agents: str = Field(examples=["ok"], description="the agents of the hosts, which start pools")
 
 
 @router.get("/healthz", summary="Is the process alive?")
@@ -40,25 +47,26 @@ async def healthz(services: InjectedServices) -> Health:
 @router.get(
     "/readyz",
     summary="Can it serve?",
-    responses={503: {"model": Readiness, "description": "A part is unavailable"}},
+    responses={503: {"model": Readiness, "description": "A component that is needed is not ok"}},
 )
-async def readyz(services: InjectedServices, response: Response) -> Readiness:
-    """200 when the broker answers and the database has the schema of this version; otherwise 503."""
-    found = await threads.run_for_readiness(_readiness, services)
-    if not found.ready:
+async def readyz(
+    services: InjectedServices,
+    response: Response,
+    require: Annotated[
+        list[Component] | None, Query(max_length=5, description="components that must be ok, for monitoring")
+    ] = None,
+) -> Readiness:
+    """
+    200 when the broker answers and the database has the schema of this version; otherwise 503.
+
+    The other components do not change the status, unless `require` names them: while they are down, requests are
+    accepted, and what they start waits.
+    """
+    found = await threads.run_for_readiness(components.read, services.database, services.publisher)
+    needed = ESSENTIAL | set(require or ())
+    ready = all(found[one].condition is ComponentCondition.OK for one in needed)
+    if not ready:
         response.status_code = 503
-    return found
-
-
-def _readiness(services: Services) -> Readiness:
-    database = broker = "ok"
-    try:
-        services.database.require_head()
-    except Unavailable as error:
-        database = str(error)
-    try:
-        services.publisher.ping()
-    except Unavailable as error:
-        broker = str(error)
-    ready = database == broker == "ok"
-    return Readiness(ready=ready, instance=services.instance, database=database, broker=broker)
+    shown = {name.value: str(state) for name, state in found.items()}
+    degraded = any(state.condition is not ComponentCondition.OK for state in found.values())
+    return Readiness(ready=ready, degraded=degraded, instance=services.instance, **shown)

@@ -41,6 +41,7 @@ from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.governance import rules, signals
+from app.api.governance import jobs, probes
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -162,6 +163,8 @@ ROUTERS = (
     signals.router,
     rules.router,
     rules.firings_router,
+    jobs.router,
+    probes.router,
     schemas.router,
     models.router,
     footprints.router,
@@ -196,6 +199,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(Rule,),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
+    jobs.TriggerIn,
 )
 
 _DESCRIPTION = """

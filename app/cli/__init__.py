@@ -61,6 +61,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.processes.up:up",
         "Run everything on this machine: servers, API, workers, beat, an agent with pools for pools.models, Flower.",
     ),
+    "doctor": LazyCommand(
+        "app.cli.doctor.doctor:doctor",
+        "Check drivers, disk, ports, models, database, schema, broker, clocks and components, and say what to do.",
+    ),
     "status": LazyCommand(
         "app.cli.lifecycle.status:status",
         "Show what runs on the data directory: processes, addresses, models, and the queue.",
@@ -105,6 +109,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "runs": LazyCommand("app.cli.workflows.run_control:app", "Runs: list, show, watch, control."),
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
+    "jobs": LazyCommand("app.cli.governance.jobs:app", "Scheduled jobs: when they run, and how they ended."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
     "signals": LazyCommand("app.cli.governance.signals:app", "Signals: what is measured, now and over time."),
     "rules": LazyCommand("app.cli.governance.rules:app", "Rules over signals: what they watch, when they fire."),

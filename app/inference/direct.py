@@ -8,6 +8,7 @@ the scheduler sees it. So only requests that a pool with a free slot can begin a
 Redis keys:
     arriero:direct:<model slug>     list: requests that wait for a pool, oldest first
     arriero:direct-stop:<pool id>   list: ids of runs that the pool must stop
+    arriero:probe:<pool id>         list: a request to this pool alone, which shows whether it works
     arriero:direct-alive:<pool id>  present while the pool works on direct requests
 
 Nothing here connects to Redis.
@@ -46,6 +47,11 @@ def stop_key(pool_id: str) -> str:
     return f"arriero:direct-stop:{pool_id}"
 
 
+def probe_key(pool_id: str) -> str:
+    """The list of requests to one pool alone."""
+    return f"arriero:probe:{pool_id}"
+
+
 def alive_key(pool_id: str) -> str:
     """The sign of life of a pool."""
     return f"arriero:direct-alive:{pool_id}"
@@ -69,10 +75,16 @@ class DirectRequest:
 
     @staticmethod
     def new(
-        model: str, body: Mapping[str, Any], priority: str, labels: Mapping[str, str], created: int
+        model: str,
+        body: Mapping[str, Any],
+        priority: str,
+        labels: Mapping[str, str],
+        created: int,
+        *,
+        is_recorded: bool = True,
     ) -> DirectRequest:
         """A request with a new id."""
-        return DirectRequest(ids.new_id(), model, body, priority, labels, created)
+        return DirectRequest(ids.new_id(), model, body, priority, labels, created, is_recorded)
 
     def encoded(self) -> str:
         """The request as a message."""

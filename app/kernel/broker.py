@@ -13,14 +13,16 @@ Redis keys. Celery and RedBeat create all but those of `arriero:`:
     arriero:activity*           whether anything happens (`app/kernel/activity.py`)
     arriero:dead-letters*       unreadable messages (`app/kernel/dead_letters.py`)
     arriero:direct*             requests that go directly to a pool (`app/inference/direct.py`)
+    arriero:probe*              requests that show whether a pool works (`app/inference/direct.py`)
     arriero:tokens*             texts while they are written (`app/inference/token_stream.py`)
     arriero:cache:*             the response cache (`app/inference/cache/store.py`)
-    arriero:changes             notices of changed settings and limits (`app/kernel/live/notices.py`)
+    arriero:changes             notices of changed settings, limits and jobs (`app/kernel/live/notices.py`)
     arriero:limits:*            what calls have used of their limits (`app/access/limits/meter.py`)
     arriero:residencies         how long clients want models loaded (`app/scheduler/residencies.py`)
     arriero:conversation:*      the last messages of conversations (`app/memory/conversations/hot.py`)
     arriero:recall:wanted:*     embedding models that queries needed (`app/memory/recall/query_vectors.py`)
     arriero:refinements         counters of refined outputs (`app/inference/refinement_counters.py`)
+    arriero:control:*           signs of life of control workers (`app/governance/health/signs.py`)
     arriero:live-tokens:*       tokens of running steps, for views (`app/workflows/runs/live_tokens.py`)
 """
 

@@ -42,6 +42,7 @@ from app.kernel.sections.governance import ActionSettings, AlertSettings, Servin
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
+from app.kernel.sections.probes import ProbeSettings
 from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.rules import RuleSettings, SignalSettings
 from app.kernel.sections.section import CHANGEABLE, Section
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
     blocks: BlockSettings = BlockSettings()
     context: ContextSettings = ContextSettings()
     recall: RecallSettings = RecallSettings()
+    probes: ProbeSettings = ProbeSettings()
     verification: VerificationSettings = VerificationSettings()
     signals: SignalSettings = SignalSettings()
     rules: RuleSettings = RuleSettings()

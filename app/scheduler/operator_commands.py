@@ -90,6 +90,14 @@ class OperatorCommands:
         _log.info("stop_commanded", pool=found.id, again=again)
         return found.id
 
+    def restart(self, pool: str, model: str, reason: str) -> None:
+        """Drain a pool, given its id, and start another one of its model. `reason` is shown with the pool."""
+        with self.database.work() as work:
+            _insert_command(work, "stop", model, pool, reason)
+            _insert_command(work, "start", model, None, reason)
+            work.after_commit(self.wake)
+        _log.info("pool_restart_commanded", pool=pool, model=model, reason=reason)
+
     def mark(self, host: str, state: HostState) -> None:
         """Set the state of a host: schedulable, cordoned or draining. A lost host keeps it. Raises NotFound."""
         with self.database.work() as work:

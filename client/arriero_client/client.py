@@ -13,6 +13,7 @@ from arriero_client.conversations import Conversations
 from arriero_client.exchange import Retries
 from arriero_client.files import Files
 from arriero_client.health import Capable
+from arriero_client.jobs import Jobs
 from arriero_client.memories import Memories
 from arriero_client.recall import Recalling
 from arriero_client.rules import Rules
@@ -28,6 +29,7 @@ KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
 class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules):
+class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Jobs):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:

@@ -24,7 +24,7 @@ def test_a_stand_by_takes_over_from_a_killed_beat_and_never_ticks_next_to_it(clu
     rarely = ScheduleSettings(check_every=timedelta(hours=1))
     fleet = cluster.settings.fleet.model_copy(update={"reconcile_every": timedelta(hours=1)})
     update: dict[str, object] = {"schedules": rarely, "fleet": fleet}
-    for name in ("batches", "memories", "recall"):
+    for name in ("batches", "memories", "recall", "probes"):
         section = getattr(cluster.settings, name)
         update[name] = section.model_copy(update={"check_every": timedelta(hours=1)})
     cluster.settings = cluster.settings.model_copy(update=update)

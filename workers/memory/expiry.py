@@ -7,7 +7,7 @@ something was appended meanwhile. One that cannot be deleted is logged with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from uuid import UUID
 
@@ -15,7 +15,7 @@ import psycopg
 
 from app.governance.jobs.registry import EXPIRE_CONVERSATIONS
 from app.kernel import log
-from app.kernel.errors import DatabaseUnreachable, Unavailable
+from app.kernel.errors import DatabaseUnreachable
 from app.memory.conversations import retention
 from app.memory.deletion import Deletion
 from workers.passes import exclusive, time_limit
@@ -29,19 +29,18 @@ _SECONDS = 5.0
 _PART = 100
 
 
-def run_conversation_expiry(runtime: Runtime) -> None:
+def run_conversation_expiry(runtime: Runtime) -> Mapping[str, object] | None:
     """Delete conversations whose retention is over."""
     with exclusive(EXPIRE_CONVERSATIONS) as acquired:
         if not acquired:
-            return
+            return None
         assert runtime.hot is not None, "a worker has it from its start"
         deletion = Deletion(runtime.runs, runtime.hot)
-        try:
-            removed = expire(deletion, runtime, runtime.settings.conversations.retention, time_limit(_SECONDS))
-            if removed:
-                _log.info("conversations_expired", removed=removed)
-        except Unavailable as error:
-            _log.warning("conversation_expiry_postponed", error=str(error))
+        removed = expire(deletion, runtime, runtime.settings.conversations.retention, time_limit(_SECONDS))
+    if not removed:
+        return None
+    _log.info("conversations_expired", removed=removed)
+    return {"conversations": removed}
 
 
 def expire(deletion: Deletion, runtime: Runtime, default: timedelta | None, in_time: Callable[[], bool]) -> int:

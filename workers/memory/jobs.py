@@ -7,13 +7,14 @@ model is started for it. One process at a time does the job, under an advisory l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from sqlalchemy import text
 
 from app.governance.jobs.registry import RECALL
 from app.kernel import log
-from app.kernel.errors import ArrieroError, DatabaseUnreachable, Unavailable
+from app.kernel.errors import ArrieroError, DatabaseUnreachable
 from app.memory.recall import vector_index, vectors
 from app.memory.recall.vectors import RecallModel
 from app.workflows.language import definition as definitions
@@ -34,22 +35,22 @@ _LOCK = 7_205_759_403_801
 _TRY_LOCK, _UNLOCK = text(f"SELECT pg_try_advisory_lock({_LOCK})"), text(f"SELECT pg_advisory_unlock({_LOCK})")
 
 
-def run_recall(runtime: Runtime) -> None:
+def run_recall(runtime: Runtime) -> Mapping[str, object] | None:
     """Do one pass of the job."""
     with in_turn(), exclusive(RECALL) as acquired:
         if not acquired:
-            return
-        try:
-            with runtime.runs.database.session() as connection:
-                if not connection.execute(_TRY_LOCK).scalar_one():
-                    return
-                try:
-                    if advance(runtime):
-                        runtime.activity.note()
-                finally:
-                    connection.execute(_UNLOCK)
-        except Unavailable as error:
-            _log.warning("recall_postponed", error=str(error))
+            return None
+        with runtime.runs.database.session() as connection:
+            if not connection.execute(_TRY_LOCK).scalar_one():
+                return None
+            try:
+                is_active = advance(runtime)
+            finally:
+                connection.execute(_UNLOCK)
+    if not is_active:
+        return None
+    runtime.activity.note()
+    return {"vectors_are_made": True}
 
 
 def advance(runtime: Runtime) -> bool:

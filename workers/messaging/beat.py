@@ -6,7 +6,8 @@ While the broker is unavailable, beat waits. When the broker has lost its data, 
 schedule again.
 Beat writes the schedule each time that it takes the lock: the schedule may have been lost while it stood by.
 While nothing happens in the installation, beat triggers the jobs less often (`app/kernel/activity.py`).
-The schedule follows from the settings. Keys that contain anything else become dead letters and are written again.
+The schedule follows from the settings and from what operators have changed. Keys that contain anything else become
+dead letters and are written again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 from celery import Celery
@@ -37,11 +38,29 @@ _QUIET = 10
 #: The part of the lock's time after which it is extended meanwhile.
 _EXTEND = 0.3
 
+#: The attribute of the application with the changes that its beats follow.
+_FOLLOWED = "followed_changes"
+
 #: Seconds to wait for a beat on a thread to release its lock, and until a failed one starts again.
 _STOP_SECONDS, _RETRY_SECONDS = 5.0, 1.0
 
 # RedBeat would wait for the lock without a limit, even when its key has another type. Here each tick tries once.
 beat_init.disconnect(schedulers.acquire_distributed_beat_lock)
+
+
+class ScheduleChanges(Protocol):
+    """What operators have changed of the schedule."""
+
+    #: Rises with each change.
+    version: int
+
+    def schedule(self) -> dict[str, Any]:
+        """Return the schedule with the changes."""
+
+
+def follow(app: Celery, changes: ScheduleChanges) -> None:
+    """Make the beats of an application follow changes."""
+    setattr(app, _FOLLOWED, changes)
 
 
 class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type hints
@@ -59,6 +78,8 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
     _ticked: float = 0.0
     #: When the lock was last extended, by the monotonic clock.
     _extended: float = 0.0
+    #: The version of the changes that the schedule contains.
+    _version = 0
 
     @cached_property
     def _activity(self) -> Activity:
@@ -70,6 +91,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send the due entries. Returns the seconds until the next tick."""
         try:
+            self._apply_changes()
             if self._may_pause():
                 self._keep_lock()
                 return self._shortest
@@ -94,6 +116,15 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
         else:
             return seconds
         return float(self.max_interval)
+
+    def _apply_changes(self) -> None:
+        """Have the schedule written again when an operator has changed a job."""
+        changes: ScheduleChanges | None = getattr(self.app, _FOLLOWED, None)
+        if changes is None or changes.version == self._version:
+            return
+        self._version = changes.version
+        self.app.conf.beat_schedule = changes.schedule()
+        self._written_under = None
 
     def _keep_lock(self) -> None:
         now = time.monotonic()

@@ -18,7 +18,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.governance.jobs.registry import JOBS
+from app.governance.jobs.registry import BY_NAME, JOBS
+from app.governance.jobs.tasks import RUN_JOB
 from app.kernel.dead_letters import Reason
 from app.workflows.runs.messages import RUN_STEP
 
@@ -172,9 +173,23 @@ def _is_step(arguments: list[Any]) -> bool:
     return False
 
 
+def _is_job(arguments: list[Any]) -> bool:
+    match arguments:
+        case [str(name), str(id_)] if name in BY_NAME:
+            try:
+                return str(UUID(id_)) == id_.lower()
+            except ValueError:
+                return False
+    return False
+
+
 def _is_nothing(arguments: list[Any]) -> bool:
     return not arguments
 
 
 #: The tasks of workers, each with a predicate for its arguments.
-TASKS: Mapping[str, Callable[[list[Any]], bool]] = {RUN_STEP: _is_step} | {job.task: _is_nothing for job in JOBS}
+TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
+    RUN_STEP: _is_step,
+    RUN_JOB: _is_job,
+    **{job.task: _is_nothing for job in JOBS},
+}

@@ -65,6 +65,7 @@ class DirectRequests:
         self.runtime, self.engine, self.tokens, self.pool_id = runtime, runtime.engine, tokens, pool_id
         self._redis = broker.connect(redis_url, connect_timeout=5, answer_timeout=_WAIT + 10, health_check_interval=15)
         self._requests_key, self._stop_key = direct.requests_key(slug), direct.stop_key(pool_id)
+        self._probe_key = direct.probe_key(pool_id)
         self._active: dict[UUID, _Request] = {}
         self._changed = threading.Condition()
         self._taking = False
@@ -153,11 +154,14 @@ class DirectRequests:
                 self._ended.wait(_PAUSE)
 
     def _take(self) -> None:
-        keys = [self._stop_key, *([self._requests_key] if self._accepts() else [])]
+        # A probe is taken by a full pool too: it shows whether the engine comes to it.
+        probes = [self._probe_key] if self._taking else []
+        keys = [self._stop_key, *probes, *([self._requests_key] if self._accepts() else [])]
         wait = float(_WAIT)
         if self._active:
             wait = direct.ALIVE_INTERVAL.total_seconds()
-            self._redis.set(direct.alive_key(self.pool_id), "1", px=direct.ALIVE)
+            if any(not request.is_probe for request in self._active.copy().values()):
+                self._redis.set(direct.alive_key(self.pool_id), "1", px=direct.ALIVE)
         found = self._redis.blpop(keys, wait)
         if found is None:
             return
@@ -166,7 +170,7 @@ class DirectRequests:
             self._stop(message)
             return
         try:
-            request = _Request(self, DirectRequest.decoded(message))
+            request = _Request(self, DirectRequest.decoded(message), is_probe=key == self._probe_key.encode())
         except ValueError as error:
             _log.warning("direct_request_invalid", error=str(error))
             return
@@ -194,7 +198,9 @@ class DirectRequests:
 class _Request:
     """A request that was taken."""
 
-    def __init__(self, owner: DirectRequests, request: DirectRequest) -> None:
+    def __init__(self, owner: DirectRequests, request: DirectRequest, *, is_probe: bool = False) -> None:
+        #: A probe is no work: a pool that hangs on one is not busy.
+        self.is_probe = is_probe
         self._owner, self._request, self.run_id = owner, request, request.run_id
         self._stream: TokenStream = owner.tokens.open(request.run_id, direct.STEP, 1)
         self._stopped: StopReason | None = None

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice, takewhile
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from app.kernel.errors import InvalidInput, Problem
+from app.kernel.units import durations
 from app.workflows.schedules import cron
 
 #: The bounds of intervals.
@@ -30,6 +32,8 @@ CRON_CHECK = timedelta(seconds=10)
 _SPANS = (timedelta(hours=2), timedelta(days=2), timedelta(days=62), timedelta(days=800))
 #: Most instants that are looked at in one such span.
 _MAX_INSTANTS = 5_000
+#: The kind of input of a trigger, in messages.
+_WHAT = "trigger of a job"
 
 
 class PassOutcome(StrEnum):
@@ -75,6 +79,10 @@ class Trigger:
         """How often beat sends the message of the job."""
         return CRON_CHECK if self.every is None else self.every
 
+    def __str__(self) -> str:
+        """Return it for people, as in `every 15s` or `30 2 * * 1-5, Europe/Madrid`."""
+        return f"{self.cron}, {self.timezone}" if self.every is None else f"every {durations.show(self.every)}"
+
     def is_due(self, claimed_at: datetime | None, since: datetime, now: datetime) -> bool:
         """
         Whether a pass may begin, when the last one was claimed at `claimed_at`.
@@ -104,3 +112,49 @@ class Trigger:
     def _instants(self, after: datetime) -> Iterator[datetime]:
         assert self.cron is not None
         return cron.instants(self.cron, ZoneInfo(self.timezone), after)
+
+
+@dataclass(frozen=True, slots=True)
+class JobChange:
+    """What an operator has changed of a job."""
+
+    #: Instead of the interval of the settings; None: that one holds.
+    trigger: Trigger | None = None
+    is_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobPass:
+    """A pass that has ended."""
+
+    job: str
+    #: How long ago it began, and how long it took, in seconds.
+    age: float
+    seconds: float
+    outcome: PassOutcome
+    #: What it did, or why it failed.
+    detail: dict[str, object] | None
+
+
+def checked_trigger(every: timedelta | None, cron_text: str | None, timezone: str | None) -> Trigger:
+    """Return the trigger of a request. Raises InvalidInput."""
+    if (every is None) == (cron_text is None):
+        raise InvalidInput([Problem("", "a job has either an interval or a cron expression", "every or cron")], _WHAT)
+    if every is not None:
+        if timezone is not None:
+            raise InvalidInput([Problem("timezone", "an interval has no time zone", "no timezone, or cron")], _WHAT)
+        if not MIN_EVERY <= every <= MAX_EVERY:
+            message = f"{durations.show(every)} is not an interval of a job"
+            raise InvalidInput([Problem("every", message, "1s to 366d")], _WHAT)
+        return Trigger(every)
+    assert cron_text is not None
+    try:
+        expression = cron.parse(cron_text)
+    except ValueError as error:
+        raise InvalidInput([Problem("cron", str(error))], _WHAT) from None
+    try:
+        ZoneInfo(timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        message = f"there is no time zone {timezone!r}"
+        raise InvalidInput([Problem("timezone", message, "a name such as Europe/Madrid")], _WHAT) from None
+    return Trigger(None, expression, timezone or "UTC")

@@ -43,6 +43,8 @@ class ScheduledJob:
     setting: str
     #: A setting without which the job does nothing; None: there is none.
     needs: str | None = None
+    #: Other processes trigger it too, when there is something to do for it: such a pass is always due.
+    is_woken: bool = False
 
     def every(self, settings: Settings) -> timedelta:
         """Return the interval that the settings give it."""
@@ -62,11 +64,12 @@ EXPIRE_CONVERSATIONS = "workers.memory.expiry.run_conversation_expiry"
 RECALL = "workers.memory.jobs.run_recall"
 EVALUATION = "workers.governance.evaluation.run_evaluation"
 ROLL_UP = "workers.governance.evaluation.run_roll_up"
+PROBES = "workers.governance.probes.run_probes"
 
 JOBS = (
     ScheduledJob("sweep", SWEEP, "recovers lost steps and messages, and retries what is due", "runs.sweep_every"),
     ScheduledJob("schedules", SCHEDULES, "starts the runs of schedules that are due", "schedules.check_every"),
-    ScheduledJob("reconcile", RECONCILE, "places pools by the demand for models", "fleet.reconcile_every"),
+    ScheduledJob("reconcile", RECONCILE, "places pools by demand", "fleet.reconcile_every", is_woken=True),
     ScheduledJob("defragment", DEFRAGMENT, "moves idle pools so that more models fit", "fleet.defragment_every"),
     ScheduledJob("batches", BATCHES, "advances batches: checks, starts, ends and expires them", "batches.check_every"),
     ScheduledJob("expire", EXPIRE, "removes runs, files and audit entries after their retention", "runs.expire_every"),
@@ -84,6 +87,7 @@ JOBS = (
     ScheduledJob(
         "recall", RECALL, "makes vectors of passages, and new ones for another embedding model", "recall.check_every"
     ),
+    ScheduledJob("probes", PROBES, "has every pool write a token now and then", "probes.check_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,

@@ -38,6 +38,7 @@ class ChangeTopic(StrEnum):
 
     SETTINGS = "settings"
     LIMITS = "limits"
+    JOBS = "jobs"
 
 
 def send(publisher: CeleryPublisher, topic: ChangeTopic) -> None:

@@ -73,6 +73,7 @@ NAMED = {
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
+    "/v1/jobs": {"name": ("sweep", "nothing"), "pass_id": (UNKNOWN, UNKNOWN)},
     "/v1/context": {"kind": ("projects", "projects"), "name": ("bdocument", "nowhere")},
 }
 #: Bodies of requests; the others are sent `{}`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,3 +94,18 @@ def test_a_pause_ends_by_itself(client: redis.Redis, celery: Celery) -> None:
     with beat.running(celery):
         until(lambda: messages(client) > 2)
     assert client.exists("redbeat::lock") == 0, "the next beat need not wait"
+
+
+def test_a_change_of_an_operator_holds_at_the_next_tick(client: redis.Redis, celery: Celery) -> None:
+    entry = dict(celery.conf.beat_schedule["job"])
+    changes = SimpleNamespace(version=0, schedule=lambda: {"other": entry | {"schedule": timedelta(hours=1)}})
+    beat.follow(celery, changes)
+    scheduler = Scheduler(celery, lazy=True)
+    client.set("arriero:activity:known", 1)
+    scheduler.tick()
+    assert client.zscore("redbeat::schedule", "redbeat:job") is not None
+    changes.version = 1
+    scheduler.tick()
+    assert client.zscore("redbeat::schedule", "redbeat:other") is not None, "while nothing happens too"
+    assert client.zscore("redbeat::schedule", "redbeat:job") is None
+    scheduler.close()

@@ -1,0 +1,1 @@
+"""`arriero doctor`: what is wrong with an installation, and what to do."""

@@ -1,0 +1,149 @@
+"""
+The state of each component: the database, the broker, beat, the control workers, and the agents of the hosts.
+
+A component is `ok`, `down` with what is wrong, or `unknown` while what would show its state is down itself.
+Requests are answered while the database and the broker are ok; what the other components do, waits while they are down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import redis
+from sqlalchemy import text
+
+from app.governance.health import signs
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.errors import BrokerUnreachable, DatabaseUnreachable, Unavailable
+
+#: The lock that the elected beat holds.
+_BEAT_LOCK = "redbeat::lock"
+#: Seconds without a scheduled job, while a beat runs, after which a control worker does not count as working. Beat
+#: sends some each 10 s at least.
+_IDLE = 60.0
+#: Most control workers that are looked at.
+_MOST = 1_000
+
+_AGENTS = text("SELECT count(*) AS hosts, count(*) FILTER (WHERE agent_until > now()) AS alive FROM host")
+
+
+class Component(StrEnum):
+    """A part of the installation."""
+
+    DATABASE = "database"
+    BROKER = "broker"
+    BEAT = "beat"
+    CONTROL = "control"
+    AGENTS = "agents"
+
+
+#: Those without which no request is answered.
+ESSENTIAL = frozenset({Component.DATABASE, Component.BROKER})
+
+
+class ComponentCondition(StrEnum):
+    """The state of a component."""
+
+    OK = "ok"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentState:
+    """The state of a component, and why."""
+
+    condition: ComponentCondition
+    #: What is wrong; empty when it is ok.
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """Return `ok`, or what is wrong."""
+        if self.condition is ComponentCondition.OK:
+            return "ok"
+        return f"unknown: {self.detail}" if self.condition is ComponentCondition.UNKNOWN else self.detail
+
+
+_OK = ComponentState(ComponentCondition.OK)
+
+
+def _down(detail: str) -> ComponentState:
+    return ComponentState(ComponentCondition.DOWN, detail)
+
+
+def read(database: Database, publisher: CeleryPublisher) -> Mapping[Component, ComponentState]:
+    """Return the state of each component."""
+    try:
+        database.require_head()
+        of_database = _OK
+    except Unavailable as error:
+        of_database = _down(str(error))
+    beat, control = _in_broker(publisher)
+    broker = _OK
+    if isinstance(beat, BrokerUnreachable):
+        broker = _down(str(beat))
+        beat = control = ComponentState(ComponentCondition.UNKNOWN, "it is seen in the broker, which is unavailable")
+    return {
+        Component.DATABASE: of_database,
+        Component.BROKER: broker,
+        Component.BEAT: beat,
+        Component.CONTROL: control,
+        Component.AGENTS: _agents(database, of_database),
+    }
+
+
+def _in_broker(publisher: CeleryPublisher) -> tuple[ComponentState | BrokerUnreachable, ComponentState]:
+    try:
+        with publisher.connection() as client:
+            client.ping()
+            beats = _is_elected(client)
+            ages = _ages(client)
+    except BrokerUnreachable as error:
+        return error, _OK
+    beat = _OK if beats else _down("no beat runs, so no scheduled job is triggered")
+    if not ages:
+        return beat, _down("no control worker runs, so no scheduled job is done")
+    if beats and min(ages) > _IDLE:
+        return beat, ComponentState(
+            ComponentCondition.DOWN,
+            f"no control worker has begun a scheduled job for {min(ages):.0f} s, though beat sends them",
+        )
+    return beat, _OK
+
+
+def _is_elected(client: redis.Redis) -> bool:
+    left: Any = client.pttl(_BEAT_LOCK)
+    return bool(left > 0)
+
+
+def _ages(client: redis.Redis) -> list[float]:
+    """Return the seconds since the last scheduled job of each control worker that lives."""
+    names = []
+    for name in client.scan_iter(signs.ALL, count=1_000):
+        names.append(name)
+        if len(names) >= _MOST:
+            break
+    values: Any = client.mget(names) if names else []
+    return [found for value in values if (found := signs.age(value)) is not None]
+
+
+def _agents(database: Database, of_database: ComponentState) -> ComponentState:
+    if of_database is not _OK:
+        return ComponentState(ComponentCondition.UNKNOWN, "they are seen in the database, which is unavailable")
+    try:
+        with database.work() as work:
+            row = work.row(_AGENTS)
+    except DatabaseUnreachable:
+        return ComponentState(ComponentCondition.UNKNOWN, "they are seen in the database, which is unavailable")
+    assert row is not None
+    if not row.hosts:
+        return _down("no agent has ever joined, so no pool can run")
+    if not row.alive:
+        return ComponentState(ComponentCondition.DOWN, "no agent is alive, so no pool is started")
+    if row.alive < row.hosts:
+        return _down(f"{row.hosts - row.alive} of {row.hosts} agents are not alive")
+    return _OK
