@@ -40,8 +40,7 @@ from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
-from app.api.governance import rules, signals
-from app.api.governance import jobs, probes
+from app.api.governance import jobs, probes, rules, signals
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (

@@ -28,8 +28,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules):
-class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Jobs):
+class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules, Jobs):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:
