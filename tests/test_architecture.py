@@ -16,12 +16,23 @@ CONCEPTS = (
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
+    "governance/actions/effects/effect.py",
+    "governance/actions/effects/kinds.py",
+    "governance/actions/effects/memory.py",
+    "governance/actions/effects/pools.py",
+    "governance/actions/effects/serving.py",
+    "governance/actions/effects/workflows.py",
     "governance/actions/rows.py",
+    "governance/actions/runner.py",
     "governance/actions/service.py",
     "governance/actions/store.py",
+    "governance/alerts/channel_store.py",
+    "governance/alerts/dispatch.py",
     "governance/alerts/rows.py",
     "governance/alerts/service.py",
+    "governance/alerts/silences.py",
     "governance/alerts/store.py",
+    "governance/retention.py",
     "workflows/runs/admission.py",
     "workflows/runs/agents.py",
     "workflows/runs/calls.py",
@@ -271,12 +282,15 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_task_names_are_their_import_paths() -> None:
+    from app.governance.tasks import ACTIONS, ALERTS
     from app.inference.batches.tasks import BATCHES
     from app.memory.memories.tasks import EXTRACTION
     from app.memory.personal.tasks import IMPORT_FOLDER
     from app.scheduler.tasks import RECONCILE
     from app.workflows.runs.messages import RUN_STEP
     from workers import batch_jobs, jobs, steps
+    from workers.governance import actions as governance_actions
+    from workers.governance import alerts as governance_alerts
     from workers.memory import context_folder, expiry, extraction
     from workers.memory import jobs as memory_jobs
     from workers.messaging import timetable
@@ -291,6 +305,9 @@ def test_task_names_are_their_import_paths() -> None:
     assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS
     assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
     assert f"{memory_jobs.run_recall.__module__}.{memory_jobs.run_recall.__name__}" == timetable.RECALL
+    acting, alerting = governance_actions.run_actions, governance_alerts.run_alerts
+    assert f"{acting.__module__}.{acting.__name__}" == ACTIONS
+    assert f"{alerting.__module__}.{alerting.__name__}" == ALERTS
     assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 
 

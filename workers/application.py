@@ -17,6 +17,7 @@ from celery import Celery, platforms, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import PoolPhase
+from app.governance.tasks import ACTIONS, ALERTS
 from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
@@ -26,6 +27,8 @@ from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
 from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
+from workers.governance import actions as governance_actions
+from workers.governance import alerts as governance_alerts
 from workers.memory import context_folder, expiry, extraction
 from workers.memory import jobs as memory_jobs
 from workers.messaging import timetable, transport
@@ -96,6 +99,14 @@ class Application:
         @task(name=timetable.RECALL)
         def run_recall() -> None:
             memory_jobs.run_recall(self.runtime)
+
+        @task(name=ACTIONS)
+        def run_actions() -> None:
+            governance_actions.run_actions(self.runtime)
+
+        @task(name=ALERTS)
+        def run_alerts() -> None:
+            governance_alerts.run_alerts(self.runtime)
 
         @task(name=RECONCILE)
         def run_reconcile() -> None:

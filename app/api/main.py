@@ -69,6 +69,7 @@ from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
+from app.catalog.serving.overrides import ServedCatalog
 from app.devices.inventory import Devices
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
@@ -211,7 +212,7 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    catalog = LiveCatalog(settings)
+    catalog = ServedCatalog(LiveCatalog(settings), settings.serving)
     router = ModelRouter(catalog.current, FleetReader(database).current)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs), route=router)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))

@@ -29,6 +29,7 @@ from queue import Empty, SimpleQueue
 import psycopg
 
 from app.catalog.live import LiveCatalog
+from app.catalog.serving.overrides import ServedCatalog
 from app.devices import control_group
 from app.devices.device import Inventory
 from app.devices.inventory import Devices
@@ -100,7 +101,7 @@ class Agent:
         self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
-        self._catalogs = LiveCatalog(settings)
+        self._catalogs = ServedCatalog(LiveCatalog(settings), settings.serving)
         self._processes: dict[str, PoolProcess] = {}
         self._epoch: int | None = None
         self._files = ModelFiles(settings, self._catalogs, self._database, self._hosts)
@@ -138,7 +139,8 @@ class Agent:
         with self._exclusive():
             arguments = (self.host, lambda: self._wake.put(None), lambda: self._stopping)
             threading.Thread(target=self._calls.listen, args=arguments, name="listener", daemon=True).start()
-            changes = live_settings.follow(self._settings, self._database, addresses.of(self._settings).redis_url)
+            redis_url = addresses.of(self._settings).redis_url
+            changes = live_settings.follow(self._settings, self._database, redis_url, self._on_settings)
             self._adopt()
             while not self._stopping:
                 self._run_pass()
@@ -147,6 +149,10 @@ class Agent:
         for resource in (changes, self._devices, self._database):
             resource.close()
         return 0
+
+    def _on_settings(self, settings: Settings) -> None:
+        self._catalogs.apply(settings.serving)
+        self._wake.put(None)
 
     def _request_stop(self) -> None:
         self._stopping = True

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from app.governance.tasks import ACTIONS, ALERTS
 from app.inference.batches.tasks import BATCHES
 from app.kernel.dead_letters import Reason
 from app.memory.memories.tasks import EXTRACTION
@@ -187,6 +188,8 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     timetable.EXPIRE: _is_nothing,
     timetable.EXPIRE_CONVERSATIONS: _is_nothing,
     timetable.SCHEDULES: _is_nothing,
+    ACTIONS: _is_nothing,
+    ALERTS: _is_nothing,
     RECONCILE: _is_nothing,
     DEFRAGMENT: _is_nothing,
     IMPORT_FOLDER: _is_nothing,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from app.governance.tasks import ACTIONS, ALERTS
 from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
@@ -39,6 +40,8 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "memories": _entry(EXTRACTION, settings.memories.check_every),
         "recall": _entry(RECALL, settings.recall.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
+        "actions": _entry(ACTIONS, settings.actions.check_every),
+        "alerts": _entry(ALERTS, settings.alerts.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
         "defragment": _entry(DEFRAGMENT, settings.fleet.defragment_every),
         **({"context_folder": _entry(IMPORT_FOLDER, settings.context.check_every)} if watched else {}),

@@ -19,6 +19,10 @@ from typing import Any
 from uuid import UUID
 
 
+#: The severities, the mildest first.
+SEVERITIES = ("info", "warning", "critical")
+
+
 class ExecutionState(StrEnum):
     """Where an execution is."""
 

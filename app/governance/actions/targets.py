@@ -51,8 +51,8 @@ def filled(action: ActionFields, labels: Mapping[str, str]) -> ActionFields:
 def target_of(action: ActionFields) -> str:
     """Return what an action acts on, as a text such as `model smollm2:135m`."""
     match action:
-        case ShedLoadAction(classes=classes):
-            return f"class {', '.join(sorted(classes))}"
+        case ShedLoadAction():
+            return "load"
         case CleanUpMemoryAction(host=host):
             return f"host {host}" if host else "all hosts"
         case EvictIdleAction(model=model, host=host):

@@ -70,6 +70,8 @@ class ServingSettings(Section):
 
     #: Models that are not served: their steps wait, and calls go to their fallbacks or are refused.
     paused: Annotated[_Serving, CHANGEABLE] = ()
+    #: Models with a pool that is never stopped to make room, in addition to those of `pools.models`.
+    resident: Annotated[_Serving, CHANGEABLE] = ()
     #: `MODEL=OTHER+OTHER`: requests for a model go to others, in this order.
     diverted: Annotated[_Serving, CHANGEABLE] = ()
     #: `MODEL=NUMBER`: slots of a model, in the place of those in the catalogue.
