@@ -12,6 +12,9 @@ from app.kernel import settings
 from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 they too
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.governance.jobs import rows as job_rows  # noqa: F401 they too
+from app.governance.rules import rows as rule_rows  # noqa: F401 they too
+from app.governance.signals import rows as signal_rows  # noqa: F401 they too
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too
 from app.memory.summaries import rows as summary_rows  # noqa: F401 they too
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 they too

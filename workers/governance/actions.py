@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.governance.actions import store
 from app.governance.actions.effects.effect import ActionContext
 from app.governance.actions.runner import ActionRunner
-from app.governance.tasks import ACTIONS
-from app.kernel import log
-from app.kernel.errors import Unavailable
 from app.scheduler.wake_up import wake_reconciler
 from workers import jobs
-from workers.passes import exclusive, in_turn, time_limit
+from workers.passes import in_turn, time_limit
 from workers.runtime import Runtime
-
-_log = log.get(__name__)
 
 #: Most seconds of a pass.
 _SECONDS = 10.0
 
 
-def run_actions(runtime: Runtime) -> None:
-    """Carry out the actions that are due, and take back those whose rule has cleared."""
-    with in_turn(), exclusive(ACTIONS) as acquired:
-        if not acquired:
-            return
-        try:
-            if ActionRunner(context_of(runtime)).run_due(time_limit(_SECONDS)):
-                runtime.activity.note()
-        except Unavailable as error:
-            _log.warning("actions_postponed", error=str(error))
-            return
-        jobs.note_if(runtime, store.is_near)
+def run_actions(runtime: Runtime) -> Mapping[str, object] | None:
+    """Carry out the actions that are due, and take back those whose rule has cleared. Raises Unavailable."""
+    with in_turn():
+        done = ActionRunner(context_of(runtime)).run_due(time_limit(_SECONDS))
+    if done:
+        runtime.activity.note()
+    jobs.note_if(runtime, store.is_near)
+    return {"actions": done} if done else None
 
 
 def context_of(runtime: Runtime) -> ActionContext:

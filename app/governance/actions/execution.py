@@ -18,7 +18,6 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-
 #: The severities, the mildest first.
 SEVERITIES = ("info", "warning", "critical")
 

@@ -21,7 +21,7 @@ from app.kernel.errors import InvalidInput, Problem
 _SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 _Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}$")]
 _HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
-_NAME_OF_SECRET = "the name of a secret: lower-case letters, digits, '_'"
+_NAME_OF_SECRET = "the name of a secret: lower-case letters, digits, '_'"  # noqa: S105 a description
 
 
 class ChannelKind(StrEnum):
