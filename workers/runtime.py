@@ -11,8 +11,7 @@ from datetime import timedelta
 from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
-from app.catalog.live import LiveCatalog
-from app.catalog.serving.overrides import ServedCatalog
+from app.catalog.served import ServedCatalog, live_catalog
 from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
@@ -63,7 +62,7 @@ class Resources:
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
         """
-        catalogs = ServedCatalog(LiveCatalog(settings), settings.serving)
+        catalogs = live_catalog(settings)
         url = addresses.of(settings).database_url
         size = connections(catalogs.current())
         database = databases.open_at_head(url, pool_size=size)
@@ -152,7 +151,7 @@ class Runtime:
         self.settings = settings
         self.runs.policy.retention = settings.runs.retention
         if isinstance(self.catalogs, ServedCatalog):
-            self.catalogs.apply(settings.serving)
+            self.catalogs.follow(settings)
         if self.hot is not None:
             self.hot.settings = settings.conversations
 

@@ -68,8 +68,7 @@ from app.api.openai.wait_estimates import WaitEstimates
 from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
-from app.catalog.live import LiveCatalog
-from app.catalog.serving.overrides import ServedCatalog
+from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
@@ -212,7 +211,7 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    catalog = ServedCatalog(LiveCatalog(settings), settings.serving)
+    catalog = live_catalog(settings)
     router = ModelRouter(catalog.current, FleetReader(database).current)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs), route=router)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from app.access.limits.store import CallLimitTable
 from app.catalog.catalog import Catalog, CatalogSource
-from app.catalog.serving.overrides import ServedCatalog
+from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
@@ -54,7 +54,7 @@ class Services:
         self.runs.policy.retention = settings.runs.retention
         self.call_limits.defaults = settings.limits
         assert isinstance(self.catalogs, ServedCatalog)
-        self.catalogs.apply(settings.serving)
+        self.catalogs.follow(settings)
 
     @property
     def always_on(self) -> tuple[str, ...]:

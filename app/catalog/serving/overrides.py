@@ -8,35 +8,13 @@ its entry does not allow, is left out.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 from app.catalog import catalog as catalogs
-from app.catalog.catalog import Catalog, CatalogSource
+from app.catalog.catalog import Catalog
 from app.catalog.model import Model
 from app.kernel.errors import InvalidInput
 from app.kernel.sections.governance import ServingSettings
-
-
-class ServedCatalog:
-    """A catalogue that may change, under overrides that may change. Safe for threads."""
-
-    def __init__(self, source: CatalogSource, serving: ServingSettings | None = None) -> None:
-        self._source, self._serving = source, serving or ServingSettings()
-        self._lock = threading.Lock()
-        self._made: tuple[Catalog, ServingSettings, Catalog] | None = None
-
-    def apply(self, serving: ServingSettings) -> None:
-        """Serve with other overrides from now on."""
-        self._serving = serving
-
-    def current(self) -> Catalog:
-        """Returns the catalogue of this moment: the same object until something has changed."""
-        source, serving = self._source.current(), self._serving
-        with self._lock:
-            if self._made is None or self._made[0] is not source or self._made[1] != serving:
-                self._made = (source, serving, overridden(source, serving))
-            return self._made[2]
 
 
 def overridden(catalog: Catalog, serving: ServingSettings) -> Catalog:

@@ -20,14 +20,10 @@ import psycopg
 from app.governance.actions import action as actions
 from app.governance.actions import store
 from app.governance.actions.action import ActionFields
-from app.governance.actions.effects.effect import ActionContext, Effect, OutsideEffect
+from app.governance.actions.effects.effect import ActionContext, OutsideEffect, RowEffect
 from app.governance.actions.effects.kinds import EFFECTS
-from app.governance.actions.execution import (
-    ActionChange,
-    ActionExecution,
-    ActionRefused,
-    ExecutionState,
-)
+from app.governance.actions.execution import ActionExecution
+from app.governance.actions.outcome import ActionChange, ActionRefused, ExecutionState
 from app.kernel import log
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import ArrieroError, InvalidInput, NotFound, Unavailable
@@ -101,7 +97,7 @@ class ActionRunner:
             change = effect.apply(self.context, work, action, current)
             self._record(work, current, action, target, change)
 
-    def _preview(self, execution: ActionExecution, action: ActionFields, effect: Effect) -> None:
+    def _preview(self, execution: ActionExecution, action: ActionFields, effect: RowEffect) -> None:
         """Make a change, take it back with its transaction, and record what it would have been."""
         made: list[tuple[str, ActionChange]] = []
         with suppress(_RolledBack), self.context.database.work() as work:
@@ -124,7 +120,7 @@ class ActionRunner:
         return found
 
     def _checked(
-        self, work: UnitOfWork, execution: ActionExecution, action: ActionFields, effect: Effect | OutsideEffect
+        self, work: UnitOfWork, execution: ActionExecution, action: ActionFields, effect: RowEffect | OutsideEffect
     ) -> tuple[ActionExecution, str]:
         """Return the execution as it is now, and its target. Raises ActionRefused when it must not be done."""
         store.lock(work)
@@ -188,7 +184,7 @@ class ActionRunner:
             if effect.undo is None:
                 store.finish_undo(work, current.id, ExecutionState.KEPT, "it cannot be taken back")
                 return
-            if isinstance(effect, Effect):
+            if isinstance(effect, RowEffect):
                 detail = effect.undo(self.context, work, action, current)
                 store.finish_undo(work, current.id, ExecutionState.UNDONE, detail)
         if isinstance(effect, OutsideEffect):

@@ -13,7 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.governance.actions.execution import ActionExecution, Cause, ExecutionState, WantedExecution
+from app.governance.actions.execution import ActionExecution, Cause, WantedExecution
+from app.governance.actions.outcome import ExecutionState
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import shortened

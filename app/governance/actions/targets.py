@@ -20,7 +20,7 @@ from app.governance.actions.action import (
     RestartPoolAction,
     ShedLoadAction,
 )
-from app.governance.actions.execution import ActionRefused
+from app.governance.actions.outcome import ActionRefused
 
 #: The parameters that are filled in from the labels of the same name.
 _FROM_LABELS = ("model", "host", "pool", "workflow")

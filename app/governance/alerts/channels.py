@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, TypeAdapter, ValidationError
 
-from app.governance.actions.execution import SEVERITIES
 from app.kernel.errors import InvalidInput, Problem
+
+#: The severities, the mildest first.
+SEVERITIES = ("info", "warning", "critical")
 
 _SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 _Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}$")]
@@ -138,6 +140,8 @@ def _more_problems(channel: AnyChannel, namespace: str) -> list[Problem]:
             )
         case WebhookChannel(url=url, url_secret=secret) if bool(url) == bool(secret):
             problems.append(Problem("url", "exactly one of url and url_secret is needed", "a URL, or a secret"))
+        case WebhookChannel(secret=str() as secret) if secret.startswith("whsec_"):
+            problems.append(Problem("secret", "it is a secret itself, and not the name of one", _NAME_OF_SECRET))
         case WebhookChannel(url=url) if url and (wrong := _wrong_url(url)):
             problems.append(Problem("url", wrong, "a URL such as https://hooks.example.com/path"))
     return problems

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.governance.actions.execution import SEVERITIES
 from app.governance.alerts import channel_store, silences, store
 from app.governance.alerts.alert import Alert, AlertEventKind, AlertState, all_labels
-from app.governance.alerts.channels import LOG, AlertChannel, AnyChannel, LogChannel
+from app.governance.alerts.channels import LOG, SEVERITIES, AlertChannel, AnyChannel, LogChannel
 from app.governance.alerts.notification import NotificationKind
 from app.kernel import log
 from app.kernel.database import Database, UnitOfWork

@@ -23,7 +23,7 @@ def subject(document: dict[str, Any]) -> str:
     first = alerts[0]
     state = "resolved" if document["type"].endswith(".resolved") else first["severity"].upper()
     more = f" (and {data['total'] - 1} more)" if data["total"] > 1 else ""
-    return texts.printable(f"[{state}] {first['rule']}: {first['summary']}{more}", _SUBJECT)
+    return _line(f"[{state}] {first['rule']}: {first['summary']}{more}", _SUBJECT)
 
 
 def body(document: dict[str, Any]) -> str:
@@ -42,8 +42,12 @@ def body(document: dict[str, Any]) -> str:
         ]
         if alert.get("url"):
             lines.append(alert["url"])
-        paragraphs.append("\n".join(texts.printable(line, _LINE) for line in lines))
+        paragraphs.append("\n".join(_line(line, _LINE) for line in lines))
     left = data["total"] - len(data["alerts"])
     if left:
         paragraphs.append(f"and {left} more")
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _line(text: str, most: int) -> str:
+    return texts.printable(" ".join(text.split()), most)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.catalog.catalog import Catalog
-from app.governance.actions.execution import ActionChange, ActionExecution
+from app.governance.actions.execution import ActionExecution
+from app.governance.actions.outcome import ActionChange
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.settings import Settings
@@ -54,7 +55,7 @@ def reason_of(execution: ActionExecution) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class RowEffect:
     """What an action does in a transaction."""
 
     #: Raises ActionRefused, with the reason.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from app.governance.actions.action import ActionKind
 from app.governance.actions.effects import memory, pools, serving, workflows
-from app.governance.actions.effects.effect import Effect, OutsideEffect
+from app.governance.actions.effects.effect import OutsideEffect, RowEffect
 
-EFFECTS: Mapping[ActionKind, Effect | OutsideEffect] = {
+EFFECTS: Mapping[ActionKind, RowEffect | OutsideEffect] = {
     ActionKind.CLEAN_UP_MEMORY: memory.CLEAN_UP,
     ActionKind.EVICT_IDLE: pools.EVICT,
     ActionKind.KEEP_RESIDENT: serving.KEEP,

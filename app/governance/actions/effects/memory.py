@@ -10,7 +10,8 @@ from sqlalchemy import text
 from app.governance.actions.action import CleanUpMemoryAction
 from app.governance.actions.effects import pools
 from app.governance.actions.effects.effect import ActionContext, OutsideEffect
-from app.governance.actions.execution import ActionChange, ActionExecution, ActionRefused
+from app.governance.actions.execution import ActionExecution
+from app.governance.actions.outcome import ActionChange, ActionRefused
 from app.kernel.database import UnitOfWork
 
 _USED = text("""

@@ -15,8 +15,9 @@ from sqlalchemy import text
 
 from app.fleet.host import HostState
 from app.governance.actions.action import EvictIdleAction, QuarantineHostAction, RestartPoolAction, ScalePoolAction
-from app.governance.actions.effects.effect import ActionContext, Effect, reason_of
-from app.governance.actions.execution import ActionChange, ActionExecution, ActionRefused
+from app.governance.actions.effects.effect import ActionContext, RowEffect, reason_of
+from app.governance.actions.execution import ActionExecution
+from app.governance.actions.outcome import ActionChange, ActionRefused
 from app.kernel.database import UnitOfWork
 from app.kernel.units import durations, sizes
 from app.scheduler import operator_commands
@@ -210,7 +211,7 @@ def unquarantine(context: ActionContext, work: UnitOfWork, _: QuarantineHostActi
     return f"{name} is {execution.before}"
 
 
-EVICT = Effect(evict)
-RESTART = Effect(restart, target=_restart_target)
-SCALE = Effect(scale, unscale, _scale_target)
-QUARANTINE = Effect(quarantine, unquarantine)
+EVICT = RowEffect(evict)
+RESTART = RowEffect(restart, target=_restart_target)
+SCALE = RowEffect(scale, unscale, _scale_target)
+QUARANTINE = RowEffect(quarantine, unquarantine)

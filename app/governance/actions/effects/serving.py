@@ -22,8 +22,9 @@ from app.governance.actions.action import (
     ShedLoadAction,
     SwitchFallbackAction,
 )
-from app.governance.actions.effects.effect import ActionContext, Effect, author_of, reason_of
-from app.governance.actions.execution import ActionChange, ActionExecution, ActionRefused
+from app.governance.actions.effects.effect import ActionContext, RowEffect, author_of, reason_of
+from app.governance.actions.execution import ActionExecution
+from app.governance.actions.outcome import ActionChange, ActionRefused
 from app.kernel import log
 from app.kernel import settings as all_settings
 from app.kernel.database import UnitOfWork
@@ -244,9 +245,9 @@ def _unkeep(context: ActionContext, work: UnitOfWork, action: KeepResidentAction
     return f"{model} stays loaded as before"
 
 
-PAUSE = Effect(_pause, _undo(lambda model: listed("paused", model)), _target)
-RESUME = Effect(_resume, target=_target)
-SWITCH = Effect(_switch, _undo(lambda model: mapped("diverted", model)), _target)
-RESIZE = Effect(_resize, _undo(lambda model: mapped("slots", model)), _target)
-SHED = Effect(_shed, _undo(lambda _: _SHED))
-KEEP = Effect(_keep, _unkeep, _target)
+PAUSE = RowEffect(_pause, _undo(lambda model: listed("paused", model)), _target)
+RESUME = RowEffect(_resume, target=_target)
+SWITCH = RowEffect(_switch, _undo(lambda model: mapped("diverted", model)), _target)
+RESIZE = RowEffect(_resize, _undo(lambda model: mapped("slots", model)), _target)
+SHED = RowEffect(_shed, _undo(lambda _: _SHED))
+KEEP = RowEffect(_keep, _unkeep, _target)
