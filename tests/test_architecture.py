@@ -36,6 +36,7 @@ SHELLS = {
     "governance/alerts/service.py",
     "governance/alerts/silences.py",
     "governance/alerts/store.py",
+    "governance/alerts/views.py",
     "governance/responses.py",
     "governance/retention.py",
     "workflows/runs/admission.py",

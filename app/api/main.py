@@ -40,6 +40,8 @@ from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
+from app.api.governance import actions as action_resource
+from app.api.governance import alerts, channels, silences
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -167,6 +169,10 @@ ROUTERS = (
     hosts.router,
     namespaces.router,
     settings_resource.router,
+    action_resource.router,
+    channels.router,
+    silences.router,
+    alerts.router,
     call_limits.router,
     audit.router,
     dead_letters.router,
@@ -189,6 +195,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
     *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
+    *(action_resource.ActionIn, channels.ChannelIn, silences.SilenceIn, alerts.AcknowledgementIn, alerts.SilenceOneIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
 )
 

@@ -47,6 +47,10 @@ _CLAIM = text(f"""
     ) RETURNING {COLUMNS}
 """)
 _GET = text(f"SELECT {COLUMNS} FROM action_execution WHERE id = :id FOR UPDATE")
+_FIND = text(f"""
+    SELECT {COLUMNS} FROM action_execution
+    WHERE id = :id AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
+""")
 _FINISH = text("""
     UPDATE action_execution SET detail = :detail, before = CAST(:before AS json), after = CAST(:after AS json),
         state = CASE WHEN :state = 'applied' AND cleared_at IS NOT NULL THEN 'undoing' ELSE :state END,
@@ -139,6 +143,11 @@ def claim(work: UnitOfWork, lease: timedelta) -> ActionExecution | None:
 def get(work: UnitOfWork, id_: UUID) -> ActionExecution | None:
     """Return an execution, and lock its row."""
     return work.row_of(ActionExecution, _GET, {"id": id_})
+
+
+def find(work: UnitOfWork, id_: UUID, namespace: str | None) -> ActionExecution | None:
+    """Return an execution of a namespace, or of any."""
+    return work.row_of(ActionExecution, _FIND, {"id": id_, "namespace": namespace})
 
 
 def finish(

@@ -31,7 +31,7 @@ COLUMNS = """
     first_at, last_at, cooldown, repeat, quiet_until, due_at, notified_at, notifications, tell_end,
     acknowledged_at, acknowledged_by, resolved_at, resolved_by
 """
-_NOTIFICATION = (
+NOTIFICATION_COLUMNS = (
     "id, namespace, channel, kind, group_key, document, state, attempts, due_at, error, created_at, finished_at"
 )
 
@@ -95,7 +95,7 @@ _CLAIM = text(f"""
     WHERE id IN (
         SELECT id FROM alert_notification WHERE state = 'pending' AND due_at <= now()
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
-    ) RETURNING {_NOTIFICATION}
+    ) RETURNING {NOTIFICATION_COLUMNS}
 """)
 _FINISH = text("""
     UPDATE alert_notification SET state = :state, error = :error, finished_at = now()
