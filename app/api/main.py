@@ -32,7 +32,7 @@ from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
 from app.api.admin import audit, call_limits
 from app.api.admin import settings as settings_resource
-from app.api.admission import CallGate, policy_headers, refusal_headers
+from app.api.admission import CallGate, LoadShed, policy_headers, refusal_headers
 from app.api.auditing import AuditMiddleware
 from app.api.bodies import UnsupportedMediaType
 from app.api.cache import endpoints as cache
@@ -318,6 +318,8 @@ def _on_error(request: Request, error: Exception) -> JSONResponse:
     answer = _ERRORS.of_error(request.url.path, status_of(error), error)
     if isinstance(error, LimitReached):
         answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
+    if isinstance(error, LoadShed):
+        answer.headers["Retry-After"] = str(error.retry_after)
     return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
 
 

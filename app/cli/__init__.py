@@ -131,6 +131,12 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.fleet.namespaces:app",
         "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
+    "alerts": LazyCommand(
+        "app.cli.governance.alerts:app", "Alerts: what people should know, who takes care, and where it is sent."
+    ),
+    "actions": LazyCommand(
+        "app.cli.governance.actions:app", "Actions: what rules have done, what was before, and what is taken back."
+    ),
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),

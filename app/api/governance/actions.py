@@ -146,7 +146,7 @@ def act(
 
     Poll `GET /v1/actions/{id}` for what came of it.
     """
-    wanted = actions.parse([body.action], namespace, "action")
+    wanted = actions.parse([body.action], namespace, "action", "request")
     if wanted[0].kind is ActionKind.ALERT:
         accepted = ", ".join(kind for kind in ActionKind if kind is not ActionKind.ALERT)
         raise InvalidInput([Problem("action.kind", "an alert belongs to a rule", accepted)], "request")

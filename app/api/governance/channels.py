@@ -122,7 +122,7 @@ def delete(services: InjectedServices, namespace: OwnNamespace, name: _Name) -> 
     summary="Test a channel",
     responses=problems.documented(404, 422),
 )
-def test(services: InjectedServices, namespace: OwnNamespace, name: _Name) -> NotificationOut:
+def send_test(services: InjectedServices, namespace: OwnNamespace, name: _Name) -> NotificationOut:
     """Send a test to a channel. Poll `GET /v1/alerts/notifications/{id}` for what came of it."""
     document = {
         "type": f"alert.{NotificationKind.TEST.value}",
