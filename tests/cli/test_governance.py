@@ -56,17 +56,13 @@ def test_a_channel_is_stored_tested_and_deleted(arriero: Arriero) -> None:
     assert "arriero alerts sent" in arriero("alerts", "test", "ops").stdout
     assert "pending" in arriero("alerts", "sent").stdout
     arriero("alerts", "delete-channel", "team")
-    assert (
-        "url: it is not a URL" in arriero("alerts", "set-channel", "x", "webhook", "--option", "url=y", exits=2).output
-    )
+    with pytest.raises(InvalidInput, match="url: it is not a URL"):
+        arriero("alerts", "set-channel", "x", "webhook", "--option", "url=y")
 
 
 def test_an_action_is_requested_listed_and_refused_when_it_is_no_action(arriero: Arriero) -> None:
-    made = json.loads(
-        arriero(
-            "actions", "run", "resize_slots", "--set", "slots=2", "--set", "model=a", "--reason", "try", "--json"
-        ).stdout
-    )
+    resize = ("actions", "run", "resize_slots", "--set", "model=a")
+    made = json.loads(arriero(*resize, "--set", "slots=2", "--reason", "try", "--json").stdout)
     assert (made["state"], made["parameters"]["slots"], made["cause"]["summary"]) == ("pending", 2, "try")
     assert "model a" in arriero("actions", "list").stdout
     assert "by" in arriero("actions", "show", made["id"]).stdout

@@ -58,8 +58,8 @@ def test_work_of_a_class_that_is_shed_is_refused_and_other_work_is_not(api: str,
         refused = httpx2.post(f"{api}/v1/runs", json=run)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "30")
         assert "serving.shed" in refused.json()["detail"]
-        vectors = {"model": MODEL, "input": "a", "priority": "batch"}
-        late = httpx2.post(f"{api}/v1/embeddings", json=vectors)
+        call = {"model": MODEL, "messages": HELLO, "service_tier": "batch"}
+        late = httpx2.post(f"{api}/v1/chat/completions", json=call)
         assert (late.status_code, late.headers["Retry-After"]) == (503, "30")
         assert chat(api).status_code == 200
         run["definition"]["priority"] = "standard"
