@@ -101,7 +101,7 @@ class Alerts:
         return [Action.model_validate(one) for one in found["actions"]]
 
     @operation
-    def act(self, kind: str, *, reason: str = "", dry_run: bool = False, **parameters: Any) -> Operation[Action]:
+    def act(self, kind: str, /, *, reason: str = "", dry_run: bool = False, **parameters: Any) -> Operation[Action]:
         """Carry out an action now, with its parameters. A control worker does it within moments."""
         body = {"action": {"kind": kind, **parameters}, "reason": reason, "dry_run": dry_run}
         request = Request("POST", "/v1/actions", body=body, repeatable=False)
