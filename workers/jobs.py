@@ -26,6 +26,7 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.scheduler import reconcile
 from app.scheduler.observation import FleetDemand
+from app.scheduler.planner.defragmentation import Defragmentation
 from app.scheduler.reconcile_pass import ReconcileTimes
 from app.workflows import retention
 from app.workflows.runs.recovery import overdue
@@ -61,7 +62,7 @@ def run_sweep(runtime: Runtime) -> Mapping[str, object] | None:
         done = {name: count for name, count in asdict(swept).items() if count}
         if done:
             _log.info("sweep_done", **asdict(swept))
-        _note_if(runtime, overdue.is_near)
+        note_if(runtime, overdue.is_near)
     return done
 
 
@@ -101,7 +102,7 @@ def _read_files(database: Database) -> set[UUID]:
         return batch_store.used_files(work)
 
 
-def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) -> None:
+def note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) -> None:
     """Note activity when a job may have something to do soon, so that beat triggers it at its full rate."""
     with suppress(DatabaseUnreachable), runtime.runs.database.work() as work:
         if is_near(work, _NEAR):
@@ -114,7 +115,7 @@ def run_schedules(runtime: Runtime) -> Mapping[str, object] | None:
         if not acquired:
             return None
         started = Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
-        _note_if(runtime, store.is_near)
+        note_if(runtime, store.is_near)
     return {"started_runs": started} if started else None
 
 
@@ -133,17 +134,22 @@ def run_reconcile(runtime: Runtime) -> Mapping[str, object] | None:
 
 def run_defragment(runtime: Runtime) -> Mapping[str, object] | None:
     """Move idle pools, so that models fit that now fit on no device."""
-    database, settings = runtime.runs.database, runtime.settings
-    found = reconcile.defragment(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
+    found = defragment(runtime)
     if not found.moves:
         return None
     _log.info("defragmented", moves=len(found.moves), gains=[gain.model for gain in found.gains])
     return {"moves": len(found.moves), "gains": [gain.model for gain in found.gains]}
 
 
+def defragment(runtime: Runtime) -> Defragmentation:
+    """Move idle pools now, and return what was moved. Raises DatabaseUnreachable."""
+    times = _times(runtime.settings)
+    return reconcile.defragment(runtime.runs.database, _demand_reader(runtime), times, runtime.agents.send)
+
+
 def _demand_reader(runtime: Runtime) -> Callable[[UnitOfWork], FleetDemand]:
     def read(work: UnitOfWork) -> FleetDemand:
-        found = demand.read(work, runtime.catalog, runtime.settings.pools.models)
+        found = demand.read(work, runtime.catalog, (*runtime.settings.pools.models, *runtime.settings.serving.resident))
         if runtime.residencies is None:
             return found
         return replace(found, residencies=runtime.residencies.current(runtime.catalog.names))

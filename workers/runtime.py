@@ -11,7 +11,7 @@ from datetime import timedelta
 from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
-from app.catalog.live import LiveCatalog
+from app.catalog.served import ServedCatalog, live_catalog
 from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
@@ -62,9 +62,15 @@ class Resources:
 
         Raises DatabaseBehind, DatabaseUnreachable: a worker never runs on a schema of another version.
         """
-        catalogs = LiveCatalog(settings)
+        catalogs = live_catalog(settings)
         url = addresses.of(settings).database_url
-        return cls(databases.open_at_head(url, pool_size=connections(catalogs.current())), catalogs)
+        size = connections(catalogs.current())
+        database = databases.open_at_head(url, pool_size=size)
+        catalogs.apply(live_settings.read(settings, database).serving)
+        if (needed := connections(catalogs.current())) > size:
+            database.close()
+            database = Database(url, pool_size=needed)
+        return cls(database, catalogs)
 
     def close(self) -> None:
         """Close the connections."""
@@ -106,6 +112,10 @@ class Runtime:
     listener: ChangeListener | None = None
     #: Finds what was said; by its words alone until the worker has started.
     recall: Recall = field(init=False)
+    #: The settings with which the process started.
+    base: Settings = field(init=False)
+    #: Messages and connections of Redis; None in tests of steps alone.
+    broker: CeleryPublisher | None = None
     #: For how long clients want models to stay loaded; None in a pool.
     residencies: Residencies | None = None
     #: Counts refined outputs; None in a pool.
@@ -113,6 +123,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         """Without a broker, recall has no vectors of queries."""
+        self.base = self.settings
         self.recall = Recall(self.runs.database)
 
     @property
@@ -139,6 +150,8 @@ class Runtime:
     def _apply(self, settings: Settings) -> None:
         self.settings = settings
         self.runs.policy.retention = settings.runs.retention
+        if isinstance(self.catalogs, ServedCatalog):
+            self.catalogs.follow(settings)
         if self.hot is not None:
             self.hot.settings = settings.conversations
 
@@ -202,6 +215,7 @@ def start(
         residencies=Residencies(redis_url) if engine is None else None,
         hot=HotConversations(resources.database, broker, settings.conversations),
         refinements=RefinementCounters(redis_url) if engine is None else None,
+        broker=broker,
     )
     embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)
     runtime.recall = Recall(resources.database, embed)

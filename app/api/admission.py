@@ -34,13 +34,15 @@ from app.api.services import Services
 from app.inference.direct import DirectRequest
 from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel import ids, log
-from app.kernel.errors import BrokerUnreachable
+from app.kernel.errors import BrokerUnreachable, Unavailable
 
 _log = log.get(__name__)
 
 E = TypeVar("E")
 #: What waits for a minute, in the policies of the IETF's draft.
 _WINDOW = 60
+#: Seconds after which a client tries again what was shed.
+_SHED_RETRY = 30
 
 
 class CallGate:
@@ -201,6 +203,21 @@ def limits_of(table: CallLimitTable, caller: Caller, namespace: str) -> list[tup
     if caller.key_id is not None:
         subjects.append(LimitSubject(SubjectKind.KEY, caller.key_id))
     return [(subject, limits) for subject in subjects if not (limits := table.of(subject)).is_unlimited]
+
+
+class LoadShed(Unavailable):
+    """New work of a class is refused for a while, because a rule or an operator wants less load."""
+
+    def __init__(self, priority: str) -> None:
+        #: Seconds after which another try makes sense.
+        self.retry_after = _SHED_RETRY
+        super().__init__(f"new work of the class {priority!r} is refused for now (the setting serving.shed)")
+
+
+def refuse_shed(services: Services, priority: str) -> None:
+    """Raises LoadShed while new work of a class is refused."""
+    if priority in services.settings.serving.shed:
+        raise LoadShed(priority)
 
 
 def admit_submission(services: Services, caller: Caller, namespace: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
 from app.api.admin import audit, call_limits
 from app.api.admin import settings as settings_resource
-from app.api.admission import CallGate, policy_headers, refusal_headers
+from app.api.admission import CallGate, LoadShed, policy_headers, refusal_headers
 from app.api.auditing import AuditMiddleware
 from app.api.bodies import UnsupportedMediaType
 from app.api.cache import endpoints as cache
@@ -40,7 +40,8 @@ from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
-from app.api.governance import jobs, probes, rules, signals
+from app.api.governance import actions as action_resource
+from app.api.governance import alerts, channels, jobs, probes, rules, signals, silences
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -69,7 +70,7 @@ from app.api.openai.wait_estimates import WaitEstimates
 from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
-from app.catalog.live import LiveCatalog
+from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
 from app.governance.rules.rule import Rule
 from app.inference.openai.chat import ChatRequest
@@ -174,6 +175,10 @@ ROUTERS = (
     hosts.router,
     namespaces.router,
     settings_resource.router,
+    action_resource.router,
+    channels.router,
+    silences.router,
+    alerts.router,
     call_limits.router,
     audit.router,
     dead_letters.router,
@@ -197,6 +202,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
     *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),
     *(Rule,),
+    *(action_resource.ActionIn, channels.ChannelIn, silences.SilenceIn, alerts.AcknowledgementIn, alerts.SilenceOneIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
     jobs.TriggerIn,
 )
@@ -220,7 +226,7 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
         servers.database_url, pool_size=(threads.CONNECTIONS + 1) // 2, answer_timeout=ANSWER_TIMEOUT
     )
     publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
-    catalog = LiveCatalog(settings)
+    catalog = live_catalog(settings)
     router = ModelRouter(catalog.current, FleetReader(database).current)
     service = Runs(database, WakingPublisher(publisher), RunPolicy.of(settings.runs), route=router)
     operator_commands = OperatorCommands(database, lambda: wake_reconciler(publisher))
@@ -320,6 +326,8 @@ def _on_error(request: Request, error: Exception) -> JSONResponse:
     answer = _ERRORS.of_error(request.url.path, status_of(error), error)
     if isinstance(error, LimitReached):
         answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
+    if isinstance(error, LoadShed):
+        answer.headers["Retry-After"] = str(error.retry_after)
     return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
 
 

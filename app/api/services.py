@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from app.access.limits.store import CallLimitTable
 from app.catalog.catalog import Catalog, CatalogSource
+from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
@@ -42,6 +43,8 @@ class Services:
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
+        if not isinstance(self.catalogs, ServedCatalog):
+            self.catalogs = ServedCatalog(self.catalogs, self.settings.serving)
         self.live = LiveSettings(self.settings, self._apply)
         self.call_limits = CallLimitTable(self.settings.limits)
         self.recall = Recall(self.database)
@@ -50,6 +53,13 @@ class Services:
         self.settings = settings
         self.runs.policy.retention = settings.runs.retention
         self.call_limits.defaults = settings.limits
+        assert isinstance(self.catalogs, ServedCatalog)
+        self.catalogs.follow(settings)
+
+    @property
+    def always_on(self) -> tuple[str, ...]:
+        """The models that have a pool at all times."""
+        return (*self.settings.pools.models, *self.settings.serving.resident)
 
     @property
     def catalog(self) -> Catalog:

@@ -44,6 +44,10 @@ class Catalog:
     models: tuple[Model, ...] = ()
     #: Maps the name of a model to the `origin` that was passed to `parse`.
     origins: Mapping[str, str] = field(default_factory=dict)
+    #: Models that are not served for a while.
+    paused: frozenset[str] = frozenset()
+    #: By model, those to which its requests go for a while.
+    diverted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.models)
@@ -74,7 +78,14 @@ class Catalog:
     def chain(self, name: str) -> tuple[Model, ...]:
         """Returns the models that are tried for a request to the model `name`, in order. Raises NotFound."""
         self.get(name)
-        return tuple(map(self.get, selection_options.chain(name, lambda one: self._fallbacks(one))))
+        names = selection_options.chain(name, lambda one: self._fallbacks(one))
+        if name in self.diverted:
+            names = tuple(dict.fromkeys([*self.diverted[name], *names[1:], name]))
+        return tuple(map(self.get, names))
+
+    def is_rerouted(self, name: str) -> bool:
+        """Whether other models than this one are tried for requests to it."""
+        return name in self.diverted or name in self.paused or bool(self.get(name).fallback.models)
 
     def _fallbacks(self, name: str) -> tuple[str, ...]:
         found = (self.resolve(other) for other in self.get(name).fallback.models)

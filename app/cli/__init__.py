@@ -138,6 +138,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.fleet.namespaces:app",
         "Namespaces: the owners of runs, with their limits on the fleet and their use of it.",
     ),
+    "alerts": LazyCommand(
+        "app.cli.governance.alerts:app",
+        "Alerts: opened when a rule fires, sent once in a cooldown, resolved when it clears.",
+    ),
+    "actions": LazyCommand(
+        "app.cli.governance.actions:app",
+        "Actions: what rules have done when they fired, with what was before, and what is taken back.",
+    ),
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),

@@ -28,6 +28,8 @@ _NAMED = (
     "/v1/block-templates",
     "/v1/context",
     "/v1/memories",
+    "/v1/actions",
+    "/v1/alerts",
     "/v1/conversations",
     "/v1/users/",
     "/v1/rules",

@@ -201,7 +201,7 @@ def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetD
         steps = {**before.steps, row.namespace: row.steps}
         in_flight[row.worker] = InFlight(durations[row.model], steps, max(row.preemptions, before.preemptions))
     targets = {name: OperatorTarget(pools=1, pinned=True) for name in always_on}
-    return FleetDemand(catalog.models, waiting, rates, targets, in_flight)
+    return FleetDemand(catalog.models, waiting, rates, targets, in_flight, paused=catalog.paused)
 
 
 def find_step(database: Database, step_id: UUID, namespace: str | None = None) -> ModelStep:

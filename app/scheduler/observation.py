@@ -109,6 +109,13 @@ class FleetDemand:
     in_flight: Mapping[str, InFlight] = field(default_factory=dict)
     #: By model, for how long clients want it to stay loaded.
     residencies: Mapping[str, Residency] = field(default_factory=dict)
+    #: Models that are not served for a while: their steps wait, and their pools are stopped.
+    paused: frozenset[str] = frozenset()
+
+    @property
+    def served(self) -> list[WaitingSteps]:
+        """The steps that wait for models that are served."""
+        return [group for group in self.waiting if group.model not in self.paused]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,10 @@ def observe(session: LedgerSession, demand: FleetDemand) -> Observation:
     known = {device.id for device in devices}
     pools = _pools(work, session.ledger.reservations, known, demand.in_flight)
     configurations = _with_residencies(configurations, pools, demand.residencies)
+    for model in demand.paused & configurations.keys():
+        configurations[model] = replace(
+            configurations[model], min_pools=0, max_pools=0, requested=0, reserve=None, pinned=False
+        )
     cluster = Cluster(
         devices=tuple(_with_unread(devices, session.ledger.reservations.values(), pools)),
         pools=tuple(pools),

@@ -59,7 +59,7 @@ class OperatorCommands:
         with self.database.work() as work:
             if keep or pinned:
                 work.run(_PUT_TARGET, {"model": model, "pools": 1, "pinned": pinned})
-            _insert_command(work, "start", model, None, "an operator wants it")
+            insert_command(work, "start", model, None, "an operator wants it")
             work.after_commit(self.wake)
         _log.info("start_commanded", model=model, keep=keep or pinned, pinned=pinned)
 
@@ -68,7 +68,7 @@ class OperatorCommands:
         with self.database.work() as work:
             work.run(_DELETE_TARGET, {"model": model})
             work.run(_WITHDRAW_STARTS, {"model": model})
-            _insert_command(work, "stop", model, None, "stopped by an operator")
+            insert_command(work, "stop", model, None, "stopped by an operator")
             work.after_commit(self.wake)
         _log.info("stop_commanded", model=model)
 
@@ -83,9 +83,9 @@ class OperatorCommands:
             raise Conflict(f"pool {found.id} has ended already: {found.ending}")
         reason = "restarted by an operator" if again else "stopped by an operator"
         with self.database.work() as work:
-            _insert_command(work, "stop", found.model, found.id, reason)
+            insert_command(work, "stop", found.model, found.id, reason)
             if again:
-                _insert_command(work, "start", found.model, None, "an operator restarts it")
+                insert_command(work, "start", found.model, None, "an operator restarts it")
             work.after_commit(self.wake)
         _log.info("stop_commanded", pool=found.id, again=again)
         return found.id
@@ -147,5 +147,6 @@ class OperatorCommands:
         return alive
 
 
-def _insert_command(work: UnitOfWork, command: str, model: str, pool: str | None, reason: str) -> None:
+def insert_command(work: UnitOfWork, command: str, model: str, pool: str | None, reason: str) -> None:
+    """Store a command, `start` or `stop`, which the next reconcile pass carries out."""
     work.run(_INSERT_COMMAND, {"id": ids.new_id(), "command": command, "model": model, "pool": pool, "reason": reason})

@@ -45,6 +45,8 @@ _LEADER = 7_205_759_403_793
 #: How long rows of ended pools and of completed commands are kept.
 _KEPT = timedelta(days=1)
 
+#: Why a model is not served that rules or operators have paused.
+_PAUSED = "the model is paused (the setting serving.paused)"
 #: Characters of a reason, and of an action in the log.
 _SENTENCE, _NAMED = 1_000, 300
 #: An error in one pool or one model is logged, and stops none of the others.
@@ -126,11 +128,12 @@ def reconcile(
         session.write()
         seen = observation.observe(session, demand)
         planned = isolated(
-            seen.cluster, demand.waiting, lambda cluster, waiting: placement.plan(cluster, waiting, seen.now)
+            seen.cluster, demand.served, lambda cluster, waiting: placement.plan(cluster, waiting, seen.now)
         )
         plan = planned.result
         _refuse_broken(pass_, planned.broken)
         _stop_changed(pass_, seen)
+        _stop_paused(pass_, seen, demand)
         for action in plan.actions:
             _apply(pass_, seen.cluster, action)
         pass_.write()
@@ -153,6 +156,10 @@ def explain(database: Database, demand: FleetDemand, model: str) -> Explanation:
     """
     seen = _observe_only(database, demand)
     configuration = seen.configurations[model]
+    if model in demand.paused:
+        steps = sum(group.steps for group in demand.waiting if group.model == model)
+        condition = Condition.REFUSED if steps else Condition.UNASKED
+        return Explanation(configuration.id, model, condition, _PAUSED, steps, None)
 
     def explained(waiting: Sequence[WaitingSteps]) -> Explanation:
         plan = isolated(
@@ -160,17 +167,17 @@ def explain(database: Database, demand: FleetDemand, model: str) -> Explanation:
         ).result
         return explanation.explain(seen.cluster, waiting, plan, seen.now, configuration)
 
-    found = explained(demand.waiting)
+    found = explained(demand.served)
     if found.condition is not Condition.UNASKED:
         return found
     first = WaitingSteps(model, Priority.STANDARD, 1, seen.now)
-    return explanation.without_demand(explained([*demand.waiting, first]))
+    return explanation.without_demand(explained([*demand.served, first]))
 
 
 def preview_defragmentation(database: Database, demand: FleetDemand) -> Defragmentation:
     """What `defragment` would do now. Changes and locks nothing."""
     seen = _observe_only(database, demand)
-    return defragmenting.defragment(seen.cluster, demand.waiting, seen.now)
+    return defragmenting.defragment(seen.cluster, demand.served, seen.now)
 
 
 def defragment(
@@ -184,7 +191,7 @@ def defragment(
         seen = observation.observe(pass_.session, demand)
         made = isolated(
             seen.cluster,
-            demand.waiting,
+            demand.served,
             lambda cluster, waiting: defragmenting.defragment(cluster, waiting, seen.now),
         )
         found = made.result
@@ -259,12 +266,24 @@ def _stop_changed(pass_: ReconcilePass, seen: Observation) -> None:
                 pass_.stop(pool.id, Desired.DRAIN, "its entry in the catalogue has changed")
 
 
+def _stop_paused(pass_: ReconcilePass, seen: Observation, demand: FleetDemand) -> None:
+    """Stop the pools of models that are paused."""
+    paused = {configuration.id for name, configuration in seen.configurations.items() if name in demand.paused}
+    for pool in seen.cluster.pools:
+        if pool.configuration in paused and pool.state in COMING:
+            with _GUARD.item("pool", pool.id):
+                pass_.stop(pool.id, Desired.DRAIN, _PAUSED)
+
+
 def _store_refusals(pass_: ReconcilePass, seen: Observation, plan: Plan, demand: FleetDemand) -> None:
     """Store the refusals of this pass, and delete all others."""
     found = {one.configuration: one for one in plan.refusals}
     models = {one.id: one.model for one in seen.cluster.configurations}
     for configuration, reason in pass_.refused.items():
         found[configuration] = Refusal(configuration, models[configuration], reason, 0)
+    for model in {group.model for group in demand.waiting} & demand.paused & seen.configurations.keys():
+        configuration = seen.configurations[model].id
+        found[configuration] = Refusal(configuration, model, _PAUSED, 0)
     for model in {group.model for group in demand.waiting} - seen.configurations.keys():
         found[model] = Refusal(
             model, model, "it is not in the catalogue of the control workers (catalog.files, arriero models pull)", 0

@@ -60,6 +60,11 @@ def store(client: redis.Redis, model: str, residency: Residency) -> None:
     client.hset(_KEY, model, residency.encoded())
 
 
+def remove(client: redis.Redis, model: str) -> None:
+    """Let the value of the catalogue hold again. Raises redis.RedisError."""
+    client.hdel(_KEY, model)
+
+
 def read(client: redis.Redis) -> dict[str, Residency]:
     """Return the residencies by model. Raises redis.RedisError."""
     found = {}

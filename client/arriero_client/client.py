@@ -8,6 +8,7 @@ from typing import Self
 
 import httpx2
 
+from arriero_client.alerts import Alerts
 from arriero_client.blocks import Blocks
 from arriero_client.conversations import Conversations
 from arriero_client.exchange import Retries
@@ -28,7 +29,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules, Jobs):
+class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules, Jobs, Alerts):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:

@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 
 import psycopg
 
-from app.catalog.live import LiveCatalog
+from app.catalog.served import live_catalog
 from app.devices import control_group
 from app.devices.device import Inventory
 from app.devices.inventory import Devices
@@ -93,14 +93,13 @@ class Agent:
         self._settings = settings
         urls = {"ARRIERO_DATABASE_URL": servers.database_url, "ARRIERO_REDIS_URL": servers.redis_url}
         self._environment = environment_of(settings) | urls
-        #: A digest of the addresses, which is in the command line of each pool: a running process keeps the addresses
-        #: that it started with.
+        #: A digest of the addresses, in the command line of each pool: a process keeps those that it started with.
         self._addresses = hashlib.sha256("\n".join(urls.values()).encode()).hexdigest()[:16]
         self.host = settings.fleet.host_here
         self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
         self._devices = Devices(settings.fleet)
-        self._catalogs = LiveCatalog(settings)
+        self._catalogs = live_catalog(settings)
         self._processes: dict[str, PoolProcess] = {}
         self._epoch: int | None = None
         self._files = ModelFiles(settings, self._catalogs, self._database, self._hosts)
@@ -138,7 +137,8 @@ class Agent:
         with self._exclusive():
             arguments = (self.host, lambda: self._wake.put(None), lambda: self._stopping)
             threading.Thread(target=self._calls.listen, args=arguments, name="listener", daemon=True).start()
-            changes = live_settings.follow(self._settings, self._database, addresses.of(self._settings).redis_url)
+            url, apply = addresses.of(self._settings).redis_url, self._catalogs.follow
+            changes = live_settings.follow(self._settings, self._database, url, apply)
             self._adopt()
             while not self._stopping:
                 self._run_pass()

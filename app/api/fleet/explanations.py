@@ -86,7 +86,7 @@ def explain(
 def explain_model(services: Services, model: str, model_step: ModelStep | None = None) -> ExplanationOut:
     """Explain the state of a model, optionally for a step that needs it. Raises NotFound for an unknown model."""
     name = services.catalog.get(model).name
-    demanded = demand.observe(services.database, services.catalog, services.settings.pools.models)
+    demanded = demand.observe(services.database, services.catalog, services.always_on)
     found = reconcile.explain(services.database, demanded, name)
     return ExplanationOut(
         model=found.model,

@@ -145,7 +145,7 @@ def get(services: InjectedServices) -> FleetOut:
 @router.get("/defragment", summary="What would defragmenting do?", responses=problems.documented())
 def preview(services: InjectedServices) -> DefragmentOut:
     """The cheapest moves of idle pools after which models fit that now fit on no device. Nothing is moved."""
-    demanded = demand.observe(services.database, services.catalog, services.settings.pools.models)
+    demanded = demand.observe(services.database, services.catalog, services.always_on)
     found = reconcile.preview_defragmentation(services.database, demanded)
     return DefragmentOut(
         moves=[MoveOut(pool=one.pool, bytes=dict(one.bytes), reason=one.reason) for one in found.moves],

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.access.callers import KeyScope
 from app.api import bodies
-from app.api.admission import admit_submission
+from app.api.admission import admit_submission, refuse_shed
 from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
@@ -169,6 +169,7 @@ def create(
         None if expiry is None else timedelta(seconds=expiry.seconds),
     )
     max_open = services.settings.batches.max_open
+    refuse_shed(services, "batch")
     response.headers.update(admit_submission(services, caller, caller.namespace_of({})))
     return out(service.create(services.database, services.publisher, request, caller.namespace, max_open))
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from app.access import namespaces
 from app.access.callers import Caller
 from app.api import problems
-from app.api.admission import CallAdmission, openai_headers
+from app.api.admission import CallAdmission, openai_headers, refuse_shed
 from app.api.cache.answers import CachedCall
 from app.api.openai import deadlines, errors
 from app.api.openai.errors import DeadlineUnmet, RequestFailed
@@ -63,8 +63,9 @@ class ModelCall:
         """
         `model` is a name, an alias or a selector. Without options nothing is cached.
 
-        Raises ModelNotFound, and InvalidInput for a wrong header, or a selector that no model suits.
+        Raises LoadShed, ModelNotFound, and InvalidInput for a wrong header, or a selector that no model suits.
         """
+        refuse_shed(services, priority)
         self._road, self._caller = road, caller
         self._admitted: list[CallAdmission] = []
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
 from app.api import callers, problems
-from app.api.admission import openai_headers, refusal_headers
+from app.api.admission import LoadShed, openai_headers, refusal_headers
 from app.api.bodies import UnsupportedMediaType
 from app.files.storage import FileTooLarge
 from app.inference.openai import failures
@@ -140,6 +140,8 @@ class OpenAIRoute(APIRoute):
                 return _limited(error)
             except TooManyCalls as error:
                 return response(429, document(str(error), 429, code="rate_limit_exceeded"))
+            except LoadShed as error:
+                return response(503, document(str(error), 503, code="load_shed"), error.retry_after)
             except DeadlineUnmet as error:
                 return response(503, document(str(error), 503, code=DEADLINE), error.retry_after)
             except NotFound as error:

@@ -81,7 +81,7 @@ class RoutedCall:
         Raises NoModelAvailable, and what the road raises.
         """
         await self.decide()
-        if not self.model.fallback.models:
+        if not self._catalog.is_rerouted(self.model.name):
             async with aclosing(self._road.send(self.request, self.model)) as entries:
                 async for entry in entries:
                     yield entry

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems
-from app.api.admission import admit_submission
+from app.api.admission import admit_submission, refuse_shed
 from app.api.bodies import RequestBody
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.services import InjectedServices, Services
@@ -130,6 +130,7 @@ def submit(
     The same `Idempotency-Key` with the same content returns the same run, with 200; with other content, 409.
     """
     submission = replace(_submission(_parsed(body), services, caller), idempotency_key=idempotency_key)
+    refuse_shed(services, submission.priority or submission.definition.rank()[0])
     limits = admit_submission(
         services, caller, caller.namespace_of({**submission.definition.labels, **submission.labels})
     )

@@ -84,7 +84,7 @@ class ReversibleFields(ActionFields):
 
 
 class AlertAction(ActionFields):
-    """Tell people: see `app/governance/alerts/`."""
+    """Tell people, once in a cooldown."""
 
     kind: Literal[ActionKind.ALERT]
     max_per_hour: StrictInt = Field(default=1000, ge=1, le=1000, description="an integer from 1 to 1000")
@@ -253,7 +253,9 @@ CLASSES: Mapping[ActionKind, type[ActionFields]] = {
 }
 
 
-def parse(documents: Any, namespace: str = "", where: str = "actions") -> tuple[GovernanceAction, ...]:
+def parse(
+    documents: Any, namespace: str = "", where: str = "actions", what: str = "rule"
+) -> tuple[GovernanceAction, ...]:
     """
     Return the actions of a list. `namespace` is that of the rule; empty for one of the installation.
 
@@ -261,11 +263,11 @@ def parse(documents: Any, namespace: str = "", where: str = "actions") -> tuple[
     Raises InvalidInput with every problem.
     """
     if not isinstance(documents, list | tuple) or len(documents) > MAX_ACTIONS:
-        raise InvalidInput([Problem(where, "it is not a list of actions", f"a list of at most {MAX_ACTIONS}")], "rule")
+        raise InvalidInput([Problem(where, "it is not a list of actions", f"a list of at most {MAX_ACTIONS}")], what)
     found: list[GovernanceAction] = []
     problems: list[Problem] = []
     for number, document in enumerate(documents):
-        place = f"{where}[{number}]"
+        place = where if where == "action" else f"{where}[{number}]"
         document = _flat(document)
         if document is None:
             accepted = "the name of a kind, or an object with `kind`, or with `action` and `with`"
@@ -279,7 +281,7 @@ def parse(documents: Any, namespace: str = "", where: str = "actions") -> tuple[
         problems += _more_problems(place, action, namespace)
         found.append(action)
     if problems:
-        raise InvalidInput(problems, "rule")
+        raise InvalidInput(problems, what)
     return tuple(found)
 
 

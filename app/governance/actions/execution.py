@@ -1,41 +1,12 @@
-"""
-Executions: one action for one firing, from the request to what came of it.
-
-    pending -> done | applied | refused | failed
-    applied -> undoing -> undone | kept
-
-`done` is final: there is nothing to take back. `applied` holds until its rule clears. `refused` was not done, with the
-reason: a limit, or nothing to act on. `kept` was left in place: somebody else has changed the same thing since, or
-another execution still holds it.
-"""
+"""Executions: one action for one firing, from the request to what came of it (`outcome.py` has its states)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
-
-
-class ExecutionState(StrEnum):
-    """Where an execution is."""
-
-    PENDING = "pending"
-    APPLIED = "applied"
-    DONE = "done"
-    REFUSED = "refused"
-    FAILED = "failed"
-    UNDOING = "undoing"
-    UNDONE = "undone"
-    KEPT = "kept"
-
-
-#: States in which a control worker has something to do.
-DUE = frozenset({ExecutionState.PENDING, ExecutionState.UNDOING})
-#: States in which something holds that the action has changed.
-HOLDING = frozenset({ExecutionState.APPLIED, ExecutionState.UNDOING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +36,6 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
-class ActionChange:
-    """What an action has changed."""
-
-    #: A sentence.
-    detail: str
-    before: Any = None
-    after: Any = None
-    #: Something holds from now on that can be taken back.
-    holds: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class WantedExecution:
     """An action of a firing that is to be stored."""
 
@@ -88,10 +47,6 @@ class WantedExecution:
     parameters: dict[str, Any]
     #: Why it will not be done; empty when it will.
     refused: str = ""
-
-
-class ActionRefused(Exception):
-    """An action is not done, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from sqlalchemy import CheckConstraint, Column, DateTime, Index, Text, text
 from sqlalchemy.dialects.postgresql import JSON
 from sqlmodel import Field, SQLModel
 
-from app.governance.actions.execution import DUE, ExecutionState
+from app.governance.actions.outcome import DUE, ExecutionState
 
 
 def _instant(*, nullable: bool = True, default: str | None = None) -> Any:

@@ -13,7 +13,8 @@ from uuid import UUID
 
 from app.governance.actions import store, targets
 from app.governance.actions.action import AlertAction, GovernanceAction, document_of
-from app.governance.actions.execution import ActionRefused, Cause, WantedExecution
+from app.governance.actions.execution import Cause, WantedExecution
+from app.governance.actions.outcome import ActionRefused
 from app.kernel.database import UnitOfWork
 from app.kernel.sections.governance import ActionSettings
 

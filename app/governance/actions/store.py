@@ -13,7 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.governance.actions.execution import ActionExecution, Cause, ExecutionState, WantedExecution
+from app.governance.actions.execution import ActionExecution, Cause, WantedExecution
+from app.governance.actions.outcome import ExecutionState
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import shortened
@@ -46,10 +47,14 @@ _CLAIM = text(f"""
     ) RETURNING {COLUMNS}
 """)
 _GET = text(f"SELECT {COLUMNS} FROM action_execution WHERE id = :id FOR UPDATE")
+_FIND = text(f"""
+    SELECT {COLUMNS} FROM action_execution
+    WHERE id = :id AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
+""")
 _FINISH = text("""
     UPDATE action_execution SET detail = :detail, before = CAST(:before AS json), after = CAST(:after AS json),
         state = CASE WHEN :state = 'applied' AND cleared_at IS NOT NULL THEN 'undoing' ELSE :state END,
-        finished_at = now(), target = :target, due_at = now(), attempts = 0
+        finished_at = clock_timestamp(), target = :target, due_at = now(), attempts = 0
     WHERE id = :id AND state = 'pending'
 """)
 _FINISH_UNDO = text("""
@@ -63,20 +68,28 @@ _RETRY = text("""
 _REQUEST_UNDO = text("""
     UPDATE action_execution SET state = 'undoing', due_at = now(), attempts = 0 WHERE id = :id AND state = 'applied'
 """)
-_COUNTED = ", ".join(repr(state.value) for state in (ExecutionState.APPLIED, ExecutionState.DONE, ExecutionState.KEPT))
+#: States of what was done, whatever became of it since.
+_ACTED = (
+    ExecutionState.APPLIED,
+    ExecutionState.DONE,
+    ExecutionState.UNDOING,
+    ExecutionState.UNDONE,
+    ExecutionState.KEPT,
+)
+_COUNTED = ", ".join(repr(state.value) for state in _ACTED)
 _RECENT = text(f"""
-    SELECT count(*) FILTER (WHERE kind = :kind AND target = :target) AS same, count(*) AS all,
-           count(*) FILTER (WHERE rule = :rule AND kind = :kind AND target = :target) AS of_rule
+    SELECT count(*) FILTER (WHERE kind = :kind AND target = :target) AS same, count(*) AS all
     FROM action_execution
     WHERE created_at > now() - interval '1 hour' AND NOT dry_run AND id <> :id
-      AND state IN ({_COUNTED}, 'undoing', 'undone')
+      AND (state IN ({_COUNTED}) OR (state = 'pending' AND attempts > 0 AND id < :id))
 """)
 _HOLDERS = text(f"""
     SELECT {COLUMNS} FROM action_execution
-    WHERE kind = :kind AND target = :target AND state = 'applied' AND id <> :id ORDER BY id FOR UPDATE
+    WHERE kind = :kind AND target = :target AND state = 'applied' AND id <> :id ORDER BY finished_at FOR UPDATE
 """)
 _SET_BEFORE = text("UPDATE action_execution SET before = CAST(:before AS json) WHERE id = :id")
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759407))")
+_SET_TARGET = text("UPDATE action_execution SET target = :target WHERE id = :id")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759412))")
 _IS_NEAR = text("""
     SELECT EXISTS (SELECT FROM action_execution WHERE state IN ('pending', 'undoing')
                    AND due_at <= now() + CAST(:within AS interval)) AS near
@@ -132,6 +145,11 @@ def get(work: UnitOfWork, id_: UUID) -> ActionExecution | None:
     return work.row_of(ActionExecution, _GET, {"id": id_})
 
 
+def find(work: UnitOfWork, id_: UUID, namespace: str | None) -> ActionExecution | None:
+    """Return an execution of a namespace, or of any."""
+    return work.row_of(ActionExecution, _FIND, {"id": id_, "namespace": namespace})
+
+
 def finish(
     work: UnitOfWork,
     id_: UUID,
@@ -161,9 +179,9 @@ def request_undo(work: UnitOfWork, id_: UUID) -> bool:
     return work.run(_REQUEST_UNDO, {"id": id_}) == 1
 
 
-def recent(work: UnitOfWork, execution: ActionExecution) -> Any:
-    """Return how many executions happened within the last hour: `same` kind and target, and `all`."""
-    values = {"kind": execution.kind, "target": execution.target, "id": execution.id, "rule": execution.rule}
+def recent(work: UnitOfWork, execution: ActionExecution, target: str) -> Any:
+    """Return how many other executions acted within the last hour: `same` kind and target, and `all`."""
+    values = {"kind": execution.kind, "target": target, "id": execution.id}
     return work.rows(_RECENT, values)[0]
 
 
@@ -178,9 +196,14 @@ def set_before(work: UnitOfWork, id_: UUID, before: Any) -> None:
     work.execute(_SET_BEFORE, {"id": id_, "before": _json(before)})
 
 
-def lock(work: UnitOfWork, kind: str) -> None:
-    """Lock the executions of a kind until the end of the transaction: they happen one after the other."""
-    work.execute(_LOCK, {"key": f"action:{kind}"})
+def set_target(work: UnitOfWork, id_: UUID, target: str) -> None:
+    """Say what an execution acts on, where that is known only when it is done."""
+    work.execute(_SET_TARGET, {"id": id_, "target": target})
+
+
+def lock(work: UnitOfWork) -> None:
+    """Lock all executions until the end of the transaction: they happen one after the other, and are counted so."""
+    work.execute(_LOCK, {"key": "actions"})
 
 
 def is_near(work: UnitOfWork, within: timedelta) -> bool:

@@ -20,7 +20,7 @@ from app.governance.actions.action import (
     RestartPoolAction,
     ShedLoadAction,
 )
-from app.governance.actions.execution import ActionRefused
+from app.governance.actions.outcome import ActionRefused
 
 #: The parameters that are filled in from the labels of the same name.
 _FROM_LABELS = ("model", "host", "pool", "workflow")
@@ -51,8 +51,8 @@ def filled(action: ActionFields, labels: Mapping[str, str]) -> ActionFields:
 def target_of(action: ActionFields) -> str:
     """Return what an action acts on, as a text such as `model smollm2:135m`."""
     match action:
-        case ShedLoadAction(classes=classes):
-            return f"class {', '.join(sorted(classes))}"
+        case ShedLoadAction():
+            return "load"
         case CleanUpMemoryAction(host=host):
             return f"host {host}" if host else "all hosts"
         case EvictIdleAction(model=model, host=host):

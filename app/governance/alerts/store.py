@@ -31,11 +31,11 @@ COLUMNS = """
     first_at, last_at, cooldown, repeat, quiet_until, due_at, notified_at, notifications, tell_end,
     acknowledged_at, acknowledged_by, resolved_at, resolved_by
 """
-_NOTIFICATION = (
+NOTIFICATION_COLUMNS = (
     "id, namespace, channel, kind, group_key, document, state, attempts, due_at, error, created_at, finished_at"
 )
 
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759405))")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 7205759411))")
 _FIND_OPEN = text(f"""
     SELECT {COLUMNS} FROM alert WHERE namespace = :namespace AND fingerprint = :fingerprint AND state <> 'resolved'
     FOR UPDATE
@@ -88,14 +88,14 @@ _GROUP_TOLD = text("""
     SELECT max(created_at) AS at FROM alert_notification
     WHERE namespace = :namespace AND group_key = :group_key AND kind = 'firing'
 """)
-_TRY_TO_COMPOSE = text("SELECT pg_try_advisory_xact_lock(7205759406) AS alone, now() AS now")
+_TRY_TO_COMPOSE = text("SELECT pg_try_advisory_xact_lock(7205759403811) AS alone, now() AS now")
 _INSERT_ITEM = text("INSERT INTO alert_notification_item (notification_id, alert_id) VALUES (:notification, :alert)")
 _CLAIM = text(f"""
     UPDATE alert_notification SET attempts = attempts + 1, due_at = now() + CAST(:lease AS interval)
     WHERE id IN (
         SELECT id FROM alert_notification WHERE state = 'pending' AND due_at <= now()
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
-    ) RETURNING {_NOTIFICATION}
+    ) RETURNING {NOTIFICATION_COLUMNS}
 """)
 _FINISH = text("""
     UPDATE alert_notification SET state = :state, error = :error, finished_at = now()

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
 
+from app.governance.tasks import ACTIONS, ALERTS
 from app.inference.batches.tasks import BATCHES
 from app.kernel.settings import Settings
 from app.memory.memories.tasks import EXTRACTION
@@ -71,6 +72,8 @@ JOBS = (
     ScheduledJob("schedules", SCHEDULES, "starts the runs of schedules that are due", "schedules.check_every"),
     ScheduledJob("reconcile", RECONCILE, "places pools by demand", "fleet.reconcile_every", is_woken=True),
     ScheduledJob("defragment", DEFRAGMENT, "moves idle pools so that more models fit", "fleet.defragment_every"),
+    ScheduledJob("actions", ACTIONS, "carries out the actions of rules, and takes them back", "actions.check_every"),
+    ScheduledJob("alerts", ALERTS, "sends notifications of alerts, and removes old ones", "alerts.check_every"),
     ScheduledJob("batches", BATCHES, "advances batches: checks, starts, ends and expires them", "batches.check_every"),
     ScheduledJob("expire", EXPIRE, "removes runs, files and audit entries after their retention", "runs.expire_every"),
     ScheduledJob(

@@ -72,18 +72,33 @@ def choose(
         largest = (model.context for model in catalog.models if selector.suitable(model) is None)
         context = min(context, max(largest, default=0))
     selectors.require_possible(selector, catalog.models, context=context)
-    found = ranking.rank(selector, catalog.models, fleet, context)
+    served = [model for model in catalog.models if not is_set_aside(model, catalog)]
+    found = ranking.rank(selector, served, fleet, context)
     if not found.ranked:
         suitable = [model.name for model in catalog.models if selector.suitable(model, context) is None]
-        why = "; ".join(f"{name}: {found.excluded[name]}" for name in suitable)
+        why = "; ".join(f"{name}: {found.excluded.get(name, 'it is paused or diverted')}" for name in suitable)
         raise NoModelAvailable(f"no model is available for {asked}: {why}")
     best = found.ranked[0]
     return ChosenModel(best.model, f"{asked}: {best.reason}")
 
 
 def plan(first: Model, catalog: Catalog, fleet: FleetAvailability) -> RoutePlan:
-    """Return the models to try for a request to `first`."""
-    chain = catalog.chain(first.name)
+    """Return the models to try for a request to `first`. Raises NoModelAvailable when all of them are paused."""
+    whole = catalog.chain(first.name)
+    chain = [model for model in whole if model.name not in catalog.paused]
+    paused = [PassedOver(model, f"{model.name} is paused") for model in whole if model.name in catalog.paused]
+    if not chain:
+        raise NoModelAvailable("; ".join(one.reason for one in paused))
+    found = _plan(chain, fleet)
+    return RoutePlan(found.tried, (*paused, *found.passed_over))
+
+
+def is_set_aside(model: Model, catalog: Catalog) -> bool:
+    """Whether a model is paused, or its requests go to others."""
+    return model.name in catalog.paused or model.name in catalog.diverted
+
+
+def _plan(chain: Sequence[Model], fleet: FleetAvailability) -> RoutePlan:
     tried: list[Model] = []
     passed: list[PassedOver] = []
     for number, model in enumerate(chain):

@@ -62,7 +62,7 @@ def _is_open(names: tuple[str, ...], catalog: Catalog) -> bool:
     if any(catalog.find(name) is None and (selectors.is_selector(name) or catalog.resolve(name)) for name in names):
         return True
     first = catalog.find(names[0])
-    return first is not None and bool(first.fallback.models)
+    return first is not None and catalog.is_rerouted(first.name)
 
 
 def _routed(

@@ -59,6 +59,12 @@ class LiveSettings:
         self.apply(found)
 
 
+def read(base: Settings, database: Database) -> Settings:
+    """Return the settings of this moment, without following them. Raises DatabaseUnreachable."""
+    with database.work() as work:
+        return _with_valid(base, versions.newest(work).values)
+
+
 def follow(
     base: Settings, database: Database, redis_url: str, on_change: Callable[[Settings], object] = lambda _: None
 ) -> ChangeListener:

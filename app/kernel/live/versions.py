@@ -22,7 +22,7 @@ from app.kernel.errors import Conflict, InvalidSettings, NotFound, Problem
 from app.kernel.settings import Settings
 
 #: Advisory lock of a change.
-_LOCK = 7_205_759_403_793
+_LOCK = 7_205_759_403_795
 #: Most characters of a reason, and of the name of an author.
 MAX_REASON, MAX_AUTHOR = 1_000, 200
 
@@ -64,6 +64,11 @@ class SettingChange:
     reason: str
     #: The version that the author has seen; with another one, the change is refused.
     expected: int | None = None
+
+
+def lock(work: UnitOfWork) -> None:
+    """Let no other change happen until the end of the transaction, so that a change can depend on what holds."""
+    work.execute(_ACQUIRE)
 
 
 def newest(work: UnitOfWork) -> SettingVersion:

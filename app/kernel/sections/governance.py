@@ -47,10 +47,13 @@ class AlertSettings(Section):
     timeout: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=15)
     #: The server of e-mail. Without it, channels of e-mail are refused.
     smtp_host: str = Field(default="", max_length=253)
+    #: Its port: usually 587 for `starttls`, 465 for `tls`.
     smtp_port: int = Field(default=587, ge=1, le=65535)
     #: `starttls`: encrypted after the greeting. `tls`: from the beginning. `none`: not at all, and without a password.
     smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    #: The name for the login, which is done where a password is set.
     smtp_user: str = Field(default="", max_length=200)
+    #: The password for the login. It is never shown.
     smtp_password: SecretStr | None = None
     #: The sender of e-mail.
     smtp_from: str = Field(default="", max_length=254)
@@ -70,6 +73,8 @@ class ServingSettings(Section):
 
     #: Models that are not served: their steps wait, and calls go to their fallbacks or are refused.
     paused: Annotated[_Serving, CHANGEABLE] = ()
+    #: Models with a pool that is never stopped to make room, in addition to those of `pools.models`.
+    resident: Annotated[_Serving, CHANGEABLE] = ()
     #: `MODEL=OTHER+OTHER`: requests for a model go to others, in this order.
     diverted: Annotated[_Serving, CHANGEABLE] = ()
     #: `MODEL=NUMBER`: slots of a model, in the place of those in the catalogue.

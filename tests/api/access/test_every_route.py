@@ -24,12 +24,16 @@ from app.access.keys import NewKey
 from app.api.callers import Requirement, requirement_of
 from app.api.main import serve
 from app.api.services import Services
+from app.governance.actions.action import parse as parse_actions
+from app.governance.actions.execution import Cause
+from app.governance.alerts.service import AlertService
 from app.governance.rules import check
 from app.governance.rules import store as rule_store
 from app.governance.rules.firing import FiringState
 from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.sections.access import AccessSettings
+from app.kernel.sections.governance import AlertSettings
 from app.memory.conversations.conversation import NewConversation
 from app.memory.conversations.service import Conversations, shown_conversation
 from app.memory.recall import storage as recall
@@ -74,6 +78,13 @@ NAMED = {
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
     "/v1/jobs": {"name": ("sweep", "nothing"), "pass_id": (UNKNOWN, UNKNOWN)},
+    "/v1/actions": {"action_id": ("{action}", UNKNOWN)},
+    "/v1/alerts": {
+        "alert_id": ("{alert}", UNKNOWN),
+        "silence_id": ("{silence}", UNKNOWN),
+        "notification_id": ("{notification}", UNKNOWN),
+        "name": ("bchannel", "nowhere"),
+    },
     "/v1/context": {"kind": ("projects", "projects"), "name": ("bdocument", "nowhere")},
 }
 #: Bodies of requests; the others are sent `{}`.
@@ -91,6 +102,10 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/context/{kind}/{name}"): {"content": "text"},
     ("POST", "/v1/context/relevant"): {"query": "onlyofb"},
     ("POST", "/v1/memories"): {"text": "What a remembers"},
+    ("POST", "/v1/actions"): {"action": {"kind": "run_workflow", "workflow": "bflow"}},
+    ("POST", "/v1/alerts/silences"): {"matchers": {"rule": "brule"}, "time": "1h"},
+    ("POST", "/v1/alerts/{alert_id}/silence"): {"time": "1h"},
+    ("PUT", "/v1/alerts/channels/{name}"): {"kind": "log"},
     ("POST", "/v1/memories/forget"): {"query": MARK},
     ("POST", "/v1/memories/{memory_id}/supersede"): {"text": "What a says instead"},
     ("PUT", "/v1/memories/extraction"): {"enabled": False},
@@ -103,6 +118,7 @@ OWN = {
     ("PUT", "/v1/block-templates/{name}"),
     ("PUT", "/v1/context/{kind}/{name}"),
     ("PUT", "/v1/rules/{name}"),
+    ("PUT", "/v1/alerts/channels/{name}"),
 }
 #: What answers a name that is nowhere with 200, because nothing needs to have it.
 ANY_NAME = {("POST", "/v1/workflows/{name}/pause"), ("POST", "/v1/workflows/{name}/resume")}
@@ -119,6 +135,8 @@ WITHOUT_NAMES = {
     ("PUT", "/v1/memories/extraction"): 200,
     ("POST", "/v1/recall"): 200,
     ("POST", "/v1/rules/test"): 422,
+    ("POST", "/v1/actions"): 202,  # the runner looks for the workflow among those of a, and refuses it
+    ("POST", "/v1/alerts/silences"): 201,
 }
 FLOW = {"workflow": "bflow", "steps": [{"id": "wait", "kind": "wait", "for": "1h"}]}
 WATCH = {
@@ -280,6 +298,16 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     assert app_client.put("/v1/rules/brule", json=WATCH, headers=headers).status_code == 201
     document = {"content": MARK}
     assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
+    channel = {"kind": "log"}
+    assert app_client.put("/v1/alerts/channels/bchannel", json=channel, headers=headers).status_code == 201
+    silenced = {"matchers": {"rule": MARK}, "time": "1h"}
+    silence = app_client.post("/v1/alerts/silences", json=silenced, headers=headers).json()
+    acted = {"action": {"kind": "run_workflow", "workflow": "bflow"}, "reason": MARK}
+    action = app_client.post("/v1/actions", json=acted, headers=headers).json()
+    tested = app_client.post("/v1/alerts/channels/bchannel/test", headers=headers).json()
+    with database.work() as work:
+        (alerting,) = parse_actions(["alert"])
+        alert = AlertService(AlertSettings()).fired(work, Cause(MARK, MARK, namespace="b"), alerting)
     with database.work() as work:
         source_id = run.json()["id"]  # what must not be seen
         recall.put_in(work, [NewPassage("b", SourceKind.MESSAGE, source_id, f"a secret: {MARK}")])
@@ -289,6 +317,10 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
         "key": made["id"],
         "block": block["id"],
         "firing": firing_of(database, "brule"),
+        "action": action["id"],
+        "silence": silence["id"],
+        "notification": tested["id"],
+        "alert": str(alert),
         "memory": remembered["id"],
         "memory_conversation": shown_conversation(conversations.create(NewConversation("b")).id),
         "auth": headers["Authorization"],
@@ -317,6 +349,8 @@ def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
         "/v1/firings",
         "/v1/keys",
     ]
+    paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/memories", "/v1/actions", "/v1/alerts"]
+    paths += ["/v1/alerts/channels", "/v1/alerts/silences", "/v1/alerts/notifications", "/v1/keys"]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
@@ -347,6 +381,8 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             (of_b["run"], UNKNOWN),
             (of_b["key"], "0" * 10),
             ("namespace 'b'", "namespace 'nowhere'"),
+            *((of_b[name], UNKNOWN) for name in ("action", "alert", "silence", "notification")),
+            ("bchannel", "nowhere"),
             (of_b["memory"], f"mem_{'0' * 32}"),
             (of_b["memory_conversation"], f"conv_{'0' * 32}"),
         ):
@@ -381,7 +417,8 @@ def test_lists_and_requests_for_many_have_nothing_of_another_namespace(
             continue
         answer = send(app_client, route, route.path, of_a)
         # The key with which a looks has the mark as its name, too; the audit log and memories name it.
-        seen = [of_b[name] for name in ("run", "key", "step", "memory") if of_b[name] in answer.text]
+        names = ("run", "key", "step", "memory", "action", "alert", "silence", "notification")
+        seen = [of_b[name] for name in names if of_b[name] in answer.text]
         seen += [MARK] if MARK in answer.text and route.path not in ("/v1/keys", "/v1/audit", "/v1/memories") else []
         if answer.status_code >= 500 or seen:
             wrong.append((str(route), answer.status_code, seen))

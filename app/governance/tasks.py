@@ -1,0 +1,6 @@
+"""The task names of the jobs of actions and alerts: their import paths."""
+
+#: Carries out actions, and takes them back.
+ACTIONS = "workers.governance.actions.run_actions"
+#: Writes and delivers notifications of alerts.
+ALERTS = "workers.governance.alerts.run_alerts"

@@ -1,0 +1,1 @@
+"""How notifications are delivered: a module for each kind of channel."""
