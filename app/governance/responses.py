@@ -80,7 +80,7 @@ class Responses:
 
 def cause_of(firing: Firing) -> Cause:
     """Return the cause of what follows a firing."""
-    values = [value for value in firing.values.values() if isinstance(value, int | float)]
+    values = [seen["value"] for seen in firing.values.values() if seen.get("holds") and seen.get("value") is not None]
     return Cause(
         rule=firing.rule.rule,
         summary=firing.reason or firing.rule.description or firing.rule.rule,

@@ -93,8 +93,8 @@ class OperatorCommands:
     def restart(self, pool: str, model: str, reason: str) -> None:
         """Drain a pool, given its id, and start another one of its model. `reason` is shown with the pool."""
         with self.database.work() as work:
-            _insert_command(work, "stop", model, pool, reason)
-            _insert_command(work, "start", model, None, reason)
+            insert_command(work, "stop", model, pool, reason)
+            insert_command(work, "start", model, None, reason)
             work.after_commit(self.wake)
         _log.info("pool_restart_commanded", pool=pool, model=model, reason=reason)
 

@@ -43,7 +43,7 @@ def firing(state: FiringState = FiringState.FIRING) -> Firing:
         dry_run=False,
         pending_at=datetime.now(UTC),
         reason="error_rate 0.2 > 0.05",
-        values={"0": 0.2},
+        values={"0": {"holds": False, "value": 9.0}, "1": {"holds": True, "signal": "error_rate", "value": 0.2}},
     )
 
 

@@ -56,7 +56,7 @@ class Firing:
     reason: str = ""
     #: Why it ended.
     cleared_reason: str = ""
-    #: The values that the conditions saw, by their position.
+    #: What the conditions saw, by their position: `holds`, and for a signal `signal`, `statistic`, `value`, `observations`.
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
