@@ -56,7 +56,7 @@ class Firing:
     reason: str = ""
     #: Why it ended.
     cleared_reason: str = ""
-    #: What the conditions saw, by their position: `holds`, and for a signal `signal`, `statistic`, `value`, `observations`.
+    #: What the conditions saw, by their position: `holds`, and of a signal `statistic`, `value` and `observations`.
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
