@@ -13,6 +13,7 @@ from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 they too
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too
+from app.inference.model_metrics import rows as metric_rows  # noqa: F401 they too
 from app.memory.summaries import rows as summary_rows  # noqa: F401 they too
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 they too
 from app.memory.recall import rows as recall_rows  # noqa: F401 they too

@@ -33,6 +33,7 @@ from app.access.limits import rows as limit_rows  # noqa: F401 as above
 from app.files import rows as file_rows  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.inference.batches import rows as batch_rows  # noqa: F401 as above
+from app.inference.model_metrics import rows as metric_rows  # noqa: F401 as above
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database

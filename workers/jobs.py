@@ -18,7 +18,8 @@ from app.access.audit import log as audit_log
 from app.files import storage
 from app.inference import demand
 from app.inference.batches import store as batch_store
-from app.kernel import ids, log
+from app.inference.model_metrics import store as model_metrics
+from app.kernel import clock, ids, log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.kernel.settings import Settings
@@ -79,6 +80,7 @@ def run_expire(runtime: Runtime) -> None:
                 "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
                 "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
                 "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
+                "model_metrics": model_metrics.keep_short(database, clock.now(), time_limit(_EXPIRE_SECONDS)),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))

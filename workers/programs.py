@@ -72,8 +72,14 @@ def control(loaded: Settings, name: str, incarnation: str | None = None, *, beat
     resources = _imported("workers.runtime", "Resources").open(loaded, lambda _: threads + 1)
     try:
         application = _imported("workers.application", "Application")(loaded)
-        with _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext():
-            return int(application.serve(name, queues, threads, resources, incarnation=incarnation))
+        exported = _imported("workers.telemetry.exporter", "of_control_worker")(name, loaded)
+        beating = _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext()
+        with exported as collector, beating:
+
+            def begin(runtime: Any) -> None:
+                collector.figures = runtime.figures
+
+            return int(application.serve(name, queues, threads, resources, incarnation=incarnation, on_start=begin))
     finally:
         resources.close()
 

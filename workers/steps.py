@@ -96,6 +96,7 @@ def _process(runtime: Runtime, claim: Claim) -> Claim | None:
         case awaited:
             _log.info("step_suspended", awaits=type(awaited).__name__.lower(), state=recorded.state, seconds=seconds)
     send_events(runtime, claim, recorded, seconds)
+    runtime.figures.count_step(claim, recorded.outcome, seconds)
     return recorded.following
 
 

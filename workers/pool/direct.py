@@ -299,9 +299,15 @@ class _Request:
             outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
         else:
             self._answer(outcome)
+        self._count(outcome)
         if self._request.is_recorded:
             self._owner.record(lambda: self._record_end(outcome))
         self._owner.ended(self)
+
+    def _count(self, outcome: Success | Failure) -> None:
+        request, seconds = self._request, time.monotonic() - self._began
+        namespace = request.submission().labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        self._owner.runtime.figures.count_request(request.body, namespace, request.model, outcome, seconds)
 
     def _answer(self, outcome: Success | Failure) -> None:
         if isinstance(outcome, Success):
