@@ -28,7 +28,7 @@ from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
 from workers.memory import context_folder, expiry, extraction
 from workers.memory import jobs as memory_jobs
-from workers.messaging import timetable, transport
+from workers.messaging import remote_control, timetable, transport
 from workers.runtime import Resources, Runtime
 
 _log = log.get(__name__)
@@ -50,6 +50,7 @@ class Application:
         """Does not connect to anything. Raises Unavailable when no broker is configured."""
         self.settings = settings
         transport.install()
+        remote_control.install()
         # Celery would replace the command line, by which operators and tests know a process.
         setattr(platforms, "_setproctitle", None)  # noqa: B010 it is unknown to the stubs
         self.celery: Celery = broker.celery_app(
@@ -167,6 +168,8 @@ class Application:
                 without_mingle=True,
                 without_gossip=True,
                 heartbeat_interval=_HEARTBEAT_SECONDS,
+                # Celery's own limit would take all messages into memory: see `workers/messaging/rate.py`.
+                disable_rate_limits=True,
                 loglevel=self.settings.log.level.upper(),
             )
             worker.start()

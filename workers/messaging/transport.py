@@ -21,6 +21,7 @@ from app.kernel import broker, clock, ids, log
 from app.kernel.dead_letters import DeadLetters, Reason, is_wrong_type
 from workers.messaging import messages
 from workers.messaging.messages import PoisonMessage
+from workers.messaging.rate import RATE
 
 _log = log.get(__name__)
 _T = TypeVar("_T")
@@ -57,6 +58,10 @@ class QoS(_kombu.QoS):  # type: ignore[misc] # as above
     """The unacknowledged messages of a channel."""
 
     channel: Channel
+
+    def can_consume(self) -> bool:
+        """Whether a message may be taken now: beyond the limit of its rate, messages stay in their queue."""
+        return RATE.allows() and bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """As in kombu; a key of the wrong type is repaired."""
@@ -99,7 +104,9 @@ class Channel(_kombu.Channel):  # type: ignore[misc] # as above
         if not broker.is_task_queue(queue):
             return key, raw
         try:
-            return key, messages.validated(raw, queue, int(priority or 0), ids.new_secret())
+            valid = messages.validated(raw, queue, int(priority or 0), ids.new_secret())
+            RATE.take()
+            return key, valid
         except PoisonMessage as error:
             self.store_dead_letter(queue, error.reason, error.detail, raw)
             return None
