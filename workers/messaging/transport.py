@@ -60,8 +60,9 @@ class QoS(_kombu.QoS):  # type: ignore[misc] # as above
     channel: Channel
 
     def can_consume(self) -> bool:
-        """Whether a message may be taken now: beyond the limit of its rate, messages stay in their queue."""
-        return RATE.allows() and bool(super().can_consume())
+        """Whether a message may be taken now: beyond the rate, messages stay in the queues of steps."""
+        is_limited = any(map(broker.is_model_queue, self.channel.active_queues)) and not RATE.allows()
+        return not is_limited and bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """As in kombu; a key of the wrong type is repaired."""
@@ -187,6 +188,8 @@ class Transport(_kombu.Transport):  # type: ignore[misc] # as above
 
 
 def install() -> None:
-    """Use this transport for all connections of this process, with TLS too. Call it before the first connection."""
+    """Use this transport for all later connections of this process, with TLS too."""
     for scheme in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
+        # A pool is a fork of its agent, which has sent messages with kombu's own.
+        transport._transport_cache.pop(scheme, None)
