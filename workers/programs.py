@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from app.kernel import addresses, log, settings
+from app.kernel import addresses, log, settings, tracing
 from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
 from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     loaded = settings.load().settings
     log.configure(loaded.log)
     try:
+        if arguments and arguments[0] in ("control", "pool"):
+            tracing.start(loaded, arguments[0])
         match arguments:
             case ["control", name, "--beat", *incarnation] if len(incarnation) < 2:
                 return control(loaded, name, *incarnation, beat=True)

@@ -70,6 +70,7 @@ from app.api.services import Services
 from app.api.telemetry import exported
 from app.api.telemetry import models as model_metrics
 from app.api.telemetry.requests import RequestMetricsMiddleware
+from app.api.telemetry.tracing import TracingMiddleware
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.live import LiveCatalog
 from app.devices.inventory import Devices
@@ -302,6 +303,7 @@ def serve(services: Services) -> FastAPI:
         forms=frozenset({files.PATH}),
     )
     app.add_middleware(ProxyMiddleware, proxies=settings.api.trusted_proxies)
+    app.add_middleware(TracingMiddleware)
     app.add_middleware(RequestMetricsMiddleware, metrics=services.request_metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app

@@ -45,6 +45,7 @@ from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.tools import ToolSettings
+from app.kernel.sections.tracing import TracingSettings
 from app.kernel.sections.verification import VerificationSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
@@ -106,6 +107,7 @@ class Settings(BaseSettings):
     context: ContextSettings = ContextSettings()
     recall: RecallSettings = RecallSettings()
     verification: VerificationSettings = VerificationSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

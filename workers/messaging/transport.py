@@ -192,4 +192,4 @@ def install() -> None:
     for scheme in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
         # A pool is a fork of its agent, which has sent messages with kombu's own.
-        transport._transport_cache.pop(scheme, None)
+        transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # missing in the stubs

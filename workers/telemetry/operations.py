@@ -39,7 +39,7 @@ def of_step(claim: Claim, outcome: Outcome, seconds: float) -> Sample | None:
         inputs = claim.data.get("inputs")
         body = inputs.get("request") if isinstance(inputs, Mapping) else None
         return of_request(body, claim.namespace, claim.model, outcome, seconds)
-    kind = next((kind for base, kind in _KINDS.items() if isinstance(work, base)), None)
+    kind = kind_of(claim)
     model = work.model if isinstance(work, CompressFields) else claim.model
     return None if kind is None else _sample(claim.namespace, model, kind, outcome, seconds)
 
@@ -48,15 +48,28 @@ def of_request(
     body: Any, namespace: str, model: str | None, outcome: Success | Failure, seconds: float
 ) -> Sample | None:
     """Return the sample of a request of OpenAI's form, as `of_step` does."""
-    kind = Operation.REASONING
     output = outcome.output if isinstance(outcome, Success) else None
+    return _sample(namespace, model, kind_of_request(body, output), outcome, seconds)
+
+
+def kind_of(claim: Claim) -> Operation | None:
+    """Return what the model of a step does; None for a step in which none does anything."""
+    work = claim.work
+    if isinstance(work, OpenAIFields):
+        inputs = claim.data.get("inputs")
+        return kind_of_request(inputs.get("request") if isinstance(inputs, Mapping) else None, None)
+    return next((kind for base, kind in _KINDS.items() if isinstance(work, base)), None)
+
+
+def kind_of_request(body: Any, output: Any) -> Operation:
+    """Return what a model does for a request of OpenAI's form, by its answer if that is known."""
     if isinstance(output, Mapping):
-        kind = Operation.EMBEDDING if output.get("object") == "list" else kind
-        kind = Operation.RERANKING if "results" in output else kind
-    elif isinstance(body, Mapping):
-        kind = Operation.EMBEDDING if "input" in body else kind
-        kind = Operation.RERANKING if "documents" in body else kind
-    return _sample(namespace, model, kind, outcome, seconds)
+        if "results" in output:
+            return Operation.RERANKING
+        return Operation.EMBEDDING if output.get("object") == "list" else Operation.REASONING
+    if isinstance(body, Mapping) and "documents" in body:
+        return Operation.RERANKING
+    return Operation.EMBEDDING if isinstance(body, Mapping) and "input" in body else Operation.REASONING
 
 
 def _sample(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -20,6 +20,8 @@ class RequestMetrics:
     """The metrics of one process."""
 
     def __init__(self) -> None:
+        # The instant of each first count would be half of all series.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "arriero_http_requests",
