@@ -1,6 +1,6 @@
 """what models did, and the trace of a run
 
-Revision 0023, after 0017. The figures of models by interval, and the trace context with which a run was submitted.
+Revision 0023, after 0022. The figures of models by interval, and the trace context with which a run was submitted.
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 from alembic import op
 
 revision = "0023"
-down_revision = "0017"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 

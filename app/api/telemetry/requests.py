@@ -21,7 +21,7 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         # The instant of each first count would be half of all series.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call] # untyped library
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "arriero_http_requests",
