@@ -22,7 +22,7 @@ from app.kernel.settings import Settings
 
 _log = log.get(__name__)
 
-SpanKind = Literal["internal", "server", "client", "producer", "consumer"]
+TraceSpanKind = Literal["internal", "server", "client", "producer", "consumer"]
 #: A valid `traceparent` of version 00.
 _PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 #: Values of attributes.
@@ -118,7 +118,7 @@ def stop() -> None:
 
 @contextmanager
 def span(
-    name: str, *, kind: SpanKind = "internal", parent: str | None = None, attributes: Attributes | None = None
+    name: str, *, kind: TraceSpanKind = "internal", parent: str | None = None, attributes: Attributes | None = None
 ) -> Iterator[ActiveSpan]:
     """
     Record a span around the block. Its parent is the given `traceparent`, or else the span around it.
@@ -140,7 +140,7 @@ def span(
 
 
 def begin(
-    name: str, *, kind: SpanKind = "internal", parent: str | None = None, attributes: Attributes | None = None
+    name: str, *, kind: TraceSpanKind = "internal", parent: str | None = None, attributes: Attributes | None = None
 ) -> ActiveSpan:
     """Begin a span that `end` ends, on any thread."""
     if _tracer is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from app.inference.model_metrics import store
-from app.inference.model_metrics.metric import MetricKey, ModelMetric, Sample
+from app.inference.model_metrics.metric import MetricKey, ModelMetric, OperationSample
 from app.kernel import clock, log
 from app.kernel.database import Database
 from app.kernel.errors import Unavailable
@@ -46,7 +46,7 @@ class ModelFigures:
         self._database = database
         self._thread.start()
 
-    def count(self, sample: Sample | None) -> None:
+    def count(self, sample: OperationSample | None) -> None:
         """Count an operation that has ended; None is none."""
         if sample is None:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.inference.model_metrics.metric import MetricKey, Operation, OperationOutcome, Sample
+from app.inference.model_metrics.metric import MetricKey, Operation, OperationOutcome, OperationSample
 from app.kernel.errors import FailureReason
 from app.workflows.language.agent import AgentTurn
 from app.workflows.language.compression import CompressFields
@@ -30,7 +30,7 @@ _KINDS: Mapping[type[Any], Operation] = {
 }
 
 
-def of_step(claim: Claim, outcome: Outcome, seconds: float) -> Sample | None:
+def of_step(claim: Claim, outcome: Outcome, seconds: float) -> OperationSample | None:
     """Return the sample of an attempt; None when no model did anything, or it is done again or elsewhere."""
     work = claim.work
     if not isinstance(outcome, Success | Failure):
@@ -46,7 +46,7 @@ def of_step(claim: Claim, outcome: Outcome, seconds: float) -> Sample | None:
 
 def of_request(
     body: Any, namespace: str, model: str | None, outcome: Success | Failure, seconds: float
-) -> Sample | None:
+) -> OperationSample | None:
     """Return the sample of a request of OpenAI's form, as `of_step` does."""
     output = outcome.output if isinstance(outcome, Success) else None
     return _sample(namespace, model, kind_of_request(body, output), outcome, seconds)
@@ -74,7 +74,7 @@ def kind_of_request(body: Any, output: Any) -> Operation:
 
 def _sample(
     namespace: str, model: str | None, kind: Operation, outcome: Success | Failure, seconds: float
-) -> Sample | None:
+) -> OperationSample | None:
     if model is None:
         return None
     usage, ended = outcome.usage, OperationOutcome.SUCCEEDED
@@ -88,4 +88,6 @@ def _sample(
         tokens = outcome.output["tokens"]
         tokens_in, tokens_out = int(tokens["before"]), int(tokens["after"])
     first = None if usage.first_token is None else usage.first_token.total_seconds()
-    return Sample(MetricKey(namespace, model, kind), ended, seconds, first, tokens_in, tokens_out, usage.tokens_cached)
+    return OperationSample(
+        MetricKey(namespace, model, kind), ended, seconds, first, tokens_in, tokens_out, usage.tokens_cached
+    )

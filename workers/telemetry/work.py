@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.inference.model_metrics.latency import Latencies
-from app.inference.model_metrics.metric import OperationOutcome, Sample
+from app.inference.model_metrics.metric import OperationOutcome, OperationSample
 from app.kernel.database import Database
 from app.workflows.language.agent import AgentTurn
 from app.workflows.runs.claims import Claim
@@ -64,7 +64,7 @@ class WorkFigures:
         """Store the rest."""
         self.models.close()
 
-    def _count(self, sample: Sample | None) -> None:
+    def _count(self, sample: OperationSample | None) -> None:
         if sample is not None and self._is_known(sample.key.model):
             self.models.count(sample)
 

@@ -44,7 +44,7 @@ class MetricKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class OperationSample:
     """One operation that has ended."""
 
     key: MetricKey
@@ -75,7 +75,7 @@ class ModelMetric:
     latency: Latencies = field(default_factory=Latencies)
     first_token: Latencies = field(default_factory=Latencies)
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: OperationSample) -> None:
         """Count an operation. Only one that succeeded has a latency: failures are fast, or last until a timeout."""
         match sample.outcome:
             case OperationOutcome.SUCCEEDED:

@@ -13,7 +13,7 @@ from app.access.keys import NewKey
 from app.api.main import serve
 from app.api.services import Services
 from app.inference.model_metrics import store
-from app.inference.model_metrics.metric import MetricKey, ModelMetric, Operation, OperationOutcome, Sample
+from app.inference.model_metrics.metric import MetricKey, ModelMetric, Operation, OperationOutcome, OperationSample
 from app.kernel import clock, ids
 from app.kernel.database import Database
 from app.kernel.sections.access import AccessSettings
@@ -23,10 +23,14 @@ from app.kernel.sections.access import AccessSettings
 def figures(database: Database) -> None:
     done: dict[MetricKey, ModelMetric] = {}
     samples = [
-        Sample(MetricKey("default", "chat:1", Operation.REASONING), OperationOutcome.SUCCEEDED, 2.0, 1.0, 100, 50, 60),
-        Sample(MetricKey("default", "chat:1", Operation.REASONING), OperationOutcome.FAILED, 9.0),
-        Sample(MetricKey("b", "embed:1", Operation.EMBEDDING), OperationOutcome.SUCCEEDED, 0.5, None, 500),
-        Sample(MetricKey("b", "chat:1", Operation.COMPRESSION), OperationOutcome.SUCCEEDED, 1.0, None, 900, 300),
+        OperationSample(
+            MetricKey("default", "chat:1", Operation.REASONING), OperationOutcome.SUCCEEDED, 2.0, 1.0, 100, 50, 60
+        ),
+        OperationSample(MetricKey("default", "chat:1", Operation.REASONING), OperationOutcome.FAILED, 9.0),
+        OperationSample(MetricKey("b", "embed:1", Operation.EMBEDDING), OperationOutcome.SUCCEEDED, 0.5, None, 500),
+        OperationSample(
+            MetricKey("b", "chat:1", Operation.COMPRESSION), OperationOutcome.SUCCEEDED, 1.0, None, 900, 300
+        ),
     ]
     for sample in samples:
         done.setdefault(sample.key, ModelMetric()).add(sample)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import text
 
 from app.inference.model_metrics import store
-from app.inference.model_metrics.metric import MetricKey, ModelMetric, Operation, OperationOutcome, Sample
+from app.inference.model_metrics.metric import MetricKey, ModelMetric, Operation, OperationOutcome, OperationSample
 from app.kernel.database import Database
 
 NOW = datetime(2026, 5, 20, 12, 3, tzinfo=UTC)
@@ -17,7 +17,7 @@ KEY = MetricKey("default", "m:1", Operation.REASONING)
 def metric(*seconds: float, key: MetricKey = KEY, failed: int = 0) -> dict[MetricKey, ModelMetric]:
     found = ModelMetric(failed=failed)
     for one in seconds:
-        found.add(Sample(key, OperationOutcome.SUCCEEDED, one, one / 2, 100, 10, 40))
+        found.add(OperationSample(key, OperationOutcome.SUCCEEDED, one, one / 2, 100, 10, 40))
     return {key: found}
 
 

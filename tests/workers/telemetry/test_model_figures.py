@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.inference.model_metrics import store
-from app.inference.model_metrics.metric import MetricKey, Operation, OperationOutcome, Sample
+from app.inference.model_metrics.metric import MetricKey, Operation, OperationOutcome, OperationSample
 from app.kernel.database import Database
 from app.kernel.errors import FailureReason, Unavailable
 from app.workflows.state_machine.outcomes import Failure, Success, TokenUsage
@@ -16,7 +16,7 @@ from workers.telemetry.model_figures import ModelFigures
 
 NOW = datetime(2026, 5, 20, 12, 3, tzinfo=UTC)
 KEY = MetricKey("research", "m:1", Operation.REASONING)
-SAMPLE = Sample(KEY, OperationOutcome.SUCCEEDED, 1.0, 0.5, 10, 5)
+SAMPLE = OperationSample(KEY, OperationOutcome.SUCCEEDED, 1.0, 0.5, 10, 5)
 
 
 def stored(database: Database) -> int:
