@@ -30,7 +30,7 @@ from workers.governance import passes
 from workers.governance.live_jobs import LiveJobs
 from workers.governance.passes import JobFunction, JobPasses
 from workers.governance.sign_of_life import SignOfLife
-from workers.messaging import beat, timetable, transport
+from workers.messaging import beat, remote_control, timetable, transport
 from workers.runtime import Resources, Runtime
 
 _log = log.get(__name__)
@@ -64,6 +64,7 @@ class Application:
         """Does not connect to anything. Raises Unavailable when no broker is configured."""
         self.settings = settings
         transport.install()
+        remote_control.install()
         # Celery would replace the command line, by which operators and tests know a process.
         setattr(platforms, "_setproctitle", None)  # noqa: B010 it is unknown to the stubs
         self.celery: Celery = broker.celery_app(
@@ -176,6 +177,8 @@ class Application:
                 without_mingle=True,
                 without_gossip=True,
                 heartbeat_interval=_HEARTBEAT_SECONDS,
+                # Celery's own limit would take all messages into memory: see `workers/messaging/rate.py`.
+                disable_rate_limits=True,
                 loglevel=self.settings.log.level.upper(),
             )
             worker.start()

@@ -1,8 +1,9 @@
 """
-The Flower program: Flower behind the request guard of the API, which refuses pages of other sites.
+The Flower program: Flower behind the request guard of the API, which refuses pages of other sites, and behind its keys.
 
-Flower shows and controls workers without a password, so its port needs the same guard as the API. Flower's own options
-(`FLOWER_…` variables, `flowerconfig.py`) work as they do for `celery flower`.
+Flower shows and controls workers, so its port needs the same guard and the same keys as the API
+(`workers/monitoring/`). Flower's own options (`FLOWER_…` variables, `flowerconfig.py`) work as they do for
+`celery flower`, except that keys take the place of `FLOWER_UNAUTHENTICATED_API`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
 
 from flower import command
 from flower.app import Flower
@@ -24,16 +28,28 @@ from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import PeriodicCallback
 from tornado.web import RequestHandler
 
-from app.kernel import log
-from app.kernel.errors import Problem
+from app.access import keyless
+from app.catalog.live import LiveCatalog
+from app.kernel import addresses, broker, log
+from app.kernel.broker import CeleryPublisher
+from app.kernel.database import Database
+from app.kernel.errors import Problem, Unavailable
 from app.kernel.processes.listening import listen, port_of
 from app.kernel.security import request_guard
 from app.kernel.security.request_guard import RequestGuard, guard_of
 from app.kernel.settings import Settings
+from app.workflows.runs.changes.transactions import RunPolicy
+from app.workflows.runs.service import Runs
 from workers.application import Application
+from workers.monitoring.access import FlowerAccess
+from workers.monitoring.handlers import with_keys
 
 _log = log.get(__name__)
 
+T = TypeVar("T")
+
+#: Time for an answer of the database.
+_ANSWER_TIMEOUT = timedelta(seconds=5)
 #: Seconds without a request after which a Flower that is started on demand ends.
 _UNUSED_SECONDS = 600.0
 #: Arriero configures the logs. The buckets fit steps, which run for 0.1 s up to minutes.
@@ -43,8 +59,14 @@ _OPTIONS = ("--logging=none", "--task_runtime_metric_buckets=0.1,1,10,60,600")
 class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
     """Flower behind a request guard."""
 
-    def __init__(self, guard: RequestGuard, **more: Any) -> None:
-        self._guard = guard
+    def __init__(self, guard: RequestGuard, settings: Settings, **more: Any) -> None:
+        self._guard, self._settings = guard, settings
+        servers = addresses.of(settings)
+        self.database = Database(servers.database_url, pool_size=2, answer_timeout=_ANSWER_TIMEOUT)
+        self.catalogs = LiveCatalog(settings)
+        self.access = FlowerAccess(settings, self.database, options.url_prefix or "")
+        publisher = CeleryPublisher(broker.celery_app(servers.redis_url, settings.broker), servers.redis_url)
+        self._runs = Runs(self.database, publisher, RunPolicy.of(settings.runs))
         self._requested = time.monotonic()
         super().__init__(**more)
 
@@ -53,6 +75,42 @@ class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
         server = HTTPServer(self, ssl_options=self.ssl_options, xheaders=self.options.xheaders)
         listener.setblocking(False)
         server.add_socket(listener)
+
+    def get_handler_delegate(
+        self, request: HTTPServerRequest, target_class: type[RequestHandler], *arguments: Any, **more: Any
+    ) -> Any:
+        """As Tornado's, with the handler that checks the caller first."""
+        checked = target_class if target_class is _Refusal else with_keys(target_class)
+        return super().get_handler_delegate(request, checked, *arguments, **more)
+
+    async def on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return the result of a function that blocks."""
+        result: T = await self.io_loop.run_in_executor(None, function, *arguments)
+        return result
+
+    def in_background(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function that blocks, and log what it raises."""
+
+        async def call() -> None:
+            try:
+                await self.on_thread(function, *arguments)
+            except Unavailable as error:
+                _log.warning("flower_change_not_audited", error=str(error))
+
+        self.io_loop.add_callback(call)
+
+    def cancel(self, run: UUID) -> str:
+        """Cancel a run, and return its state. Raises NotFound, Unavailable."""
+        return str(self._runs.cancel(run, message="cancelled in Flower"))
+
+    def api_url(self, host: str) -> str:
+        """Return the address of the API, for who reached Flower under this host name."""
+        api = self._settings.api
+        if api.url:
+            return api.url.rstrip("/")
+        name = host if api.host in ("0.0.0.0", "::") or keyless.is_loopback(api.host) else api.host  # noqa: S104
+        shown = f"[{name}]" if ":" in name and not name.startswith("[") else name
+        return f"{'https' if api.tls_certificate else 'http'}://{shown}:{api.port}"
 
     def end_when_unused(self) -> None:
         """End when nobody has used it for long; workers then send no more events."""
@@ -104,7 +162,7 @@ def run(settings: Settings, descriptor: int | None = None) -> int:
     command.extract_settings()
     command.setup_logging()
     guard = guard_of(host, settings.trusted_hosts)
-    flower = GuardedFlower(guard, capp=Application(settings).celery, options=options, **flower_settings)
+    flower = GuardedFlower(guard, settings, capp=Application(settings).celery, options=options, **flower_settings)
     atexit.register(flower.stop)
     signal.signal(signal.SIGTERM, command.sigterm_handler)
     if options.unix_socket:

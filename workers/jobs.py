@@ -20,7 +20,8 @@ from app.files import storage
 from app.governance.jobs.registry import EXPIRE, SCHEDULES, SWEEP
 from app.inference import demand
 from app.inference.batches import store as batch_store
-from app.kernel import ids, log
+from app.inference.model_metrics import store as model_metrics
+from app.kernel import clock, ids, log
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.settings import Settings
@@ -78,6 +79,7 @@ def run_expire(runtime: Runtime) -> Mapping[str, object] | None:
             "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
             "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
             "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
+            "model_metrics": model_metrics.keep_short(database, clock.now(), time_limit(_EXPIRE_SECONDS)),
         }
         if any(removed.values()):
             _log.info("expired_data_removed", **removed)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from app.kernel import addresses, log, settings
+from app.kernel import addresses, log, settings, tracing
 from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
 from app.kernel.errors import ArrieroError
 from app.kernel.settings import Settings
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     loaded = settings.load().settings
     log.configure(loaded.log)
     try:
+        if arguments and arguments[0] in ("control", "pool"):
+            tracing.start(loaded, arguments[0])
         match arguments:
             case ["control", name, "--beat", *incarnation] if len(incarnation) < 2:
                 return control(loaded, name, *incarnation, beat=True)
@@ -76,9 +78,14 @@ def control(loaded: Settings, name: str, incarnation: str | None = None, *, beat
             loaded, resources.database, addresses.of(loaded).redis_url
         )
         application.follow(live)
+        exported = _imported("workers.telemetry.exporter", "of_control_worker")(name, loaded)
         ticking = _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext()
-        with live.running(), ticking:
-            return int(application.serve(name, queues, threads, resources, incarnation=incarnation))
+        with live.running(), exported as collector, ticking:
+
+            def begin(runtime: Any) -> None:
+                collector.figures = runtime.figures
+
+            return int(application.serve(name, queues, threads, resources, incarnation=incarnation, on_start=begin))
     finally:
         resources.close()
 

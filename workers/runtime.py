@@ -38,6 +38,7 @@ from workers.engine import Engine
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
 from workers.messaging.step_events import StepEvents
+from workers.telemetry.work import WorkFigures
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
 from workers.tokenizers import Tokenizers
@@ -108,6 +109,8 @@ class Runtime:
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
     #: What Flower shows of the steps; silent until the worker is attached.
     events: StepEvents = field(default_factory=StepEvents)
+    #: Counts what this process does, for metrics.
+    figures: WorkFigures = field(default_factory=WorkFigures)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
     #: Finds what was said; by its words alone until the worker has started.
@@ -173,6 +176,7 @@ class Runtime:
             self.engine.close()
         if self.tokens is not None:
             self.tokens.close()
+        self.figures.close()
 
 
 def start(
@@ -220,4 +224,5 @@ def start(
     embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)
     runtime.recall = Recall(resources.database, embed)
     runtime.follow_settings(redis_url)
+    runtime.figures.start(resources.database, lambda model: runtime.catalog.find(model) is not None)
     return runtime

@@ -22,6 +22,7 @@ import structlog
 
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, LeaseLost, StepFailure
+from app.kernel.tracing import ActiveSpan
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.recovery.abandon import abandon, abandon_step, reason_of
 from app.workflows.state_machine.outcomes import Failure, Outcome, Success, TokenUsage
@@ -29,6 +30,7 @@ from app.workflows.state_machine.states import StepState
 from workers import step_kinds
 from workers.leases import Holding, StopReason
 from workers.runtime import Runtime
+from workers.telemetry import traces
 
 _log = log.get(__name__)
 
@@ -73,11 +75,19 @@ class Recorded:
 
 def _process(runtime: Runtime, claim: Claim) -> Claim | None:
     """Execute a claimed step and record it. Returns the claim of a step that follows it immediately."""
+    with traces.step(claim) as span:
+        return _processed(runtime, claim, span)
+
+
+def _processed(runtime: Runtime, claim: Claim, span: ActiveSpan) -> Claim | None:
     began = time.monotonic()
     runtime.events.started(claim)
     with runtime.leases.hold(claim) as holding:
-        outcome = _attempt(runtime, claim, holding)
+        with traces.model(claim) as model_span:
+            outcome = _attempt(runtime, claim, holding)
+            traces.note(model_span, outcome)
         if outcome is None:
+            span.failed("lease_lost")
             _log.warning("step_dropped", reason=holding.reason)
             runtime.events.lost(claim)
             return None
@@ -96,7 +106,11 @@ def _process(runtime: Runtime, claim: Claim) -> Claim | None:
         case awaited:
             _log.info("step_suspended", awaits=type(awaited).__name__.lower(), state=recorded.state, seconds=seconds)
     send_events(runtime, claim, recorded, seconds)
-    return recorded.following
+    runtime.figures.count_step(claim, recorded.outcome, seconds)
+    if isinstance(recorded.outcome, Failure):
+        span.failed(str(recorded.outcome.reason))
+    following = recorded.following
+    return None if following is None else replace(following, trace_parent=claim.trace_parent)
 
 
 def send_events(runtime: Runtime, claim: Claim, recorded: Recorded, seconds: float) -> None:

@@ -26,13 +26,13 @@ PROXY_HEADERS = frozenset(
 
 def is_local(settings: Settings, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a request needs no key. `peer` is the address that sent it; the names of headers are in lower case."""
-    return not needs_keys(settings) and peer is not None and _is_loopback(peer) and _is_direct(headers)
+    return not needs_keys(settings) and peer is not None and is_loopback(peer) and _is_direct(headers)
 
 
 def needs_keys(settings: Settings) -> bool:
     """Whether everybody needs a key, because of the setting or because others can reach the API."""
     url = settings.api.url
-    is_reachable = not _is_loopback(settings.api.host) or (url and not _is_loopback(urlsplit(url).hostname or ""))
+    is_reachable = not is_loopback(settings.api.host) or (url and not is_loopback(urlsplit(url).hostname or ""))
     return settings.access.keys == "required" or bool(is_reachable)
 
 
@@ -40,13 +40,14 @@ def _is_direct(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     for name, value in headers:
         if name in PROXY_HEADERS:
             return False
-        if name == b"host" and not _is_loopback(urlsplit(f"//{value.decode('latin-1')}").hostname or ""):
+        if name == b"host" and not is_loopback(urlsplit(f"//{value.decode('latin-1')}").hostname or ""):
             return False
     return True
 
 
 @lru_cache(maxsize=1024)
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only programs on the same machine can reach this address."""
     if host == "localhost":
         return True
     try:

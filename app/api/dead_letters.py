@@ -1,24 +1,18 @@
-"""The resource `dead-letters`: messages that workers could not read; and the metrics of the API for Prometheus."""
+"""The resource `dead-letters`: messages that workers could not read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
 from app.api.services import InjectedServices
-from app.inference import refinement_counters
-from app.kernel.dead_letters import KEPT, DeadLetters
+from app.kernel.dead_letters import KEPT
 
 router = APIRouter(tags=["dead letters"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
@@ -73,43 +67,3 @@ def page(services: InjectedServices, limit: Annotated[int, Query(ge=1, le=KEPT)]
 def clear(services: InjectedServices) -> Cleared:
     """Remove all dead letters and the kept values of keys with a wrong type. The counts stay."""
     return Cleared(removed=services.publisher.dead_letters().clear())
-
-
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=problems.documented())
-def metrics(services: InjectedServices) -> Response:
-    """Metrics of the broker and of refined outputs. Each pool has a port of its own for its metrics."""
-    registry = CollectorRegistry()
-    registry.register(_BrokerMetrics(services.publisher.dead_letters()))
-    with services.publisher.connection() as client:
-        registry.register(_RefinementMetrics(refinement_counters.read(client)))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-
-class _BrokerMetrics(Collector):
-    """Collects the metrics of the dead letters, which it reads when it is created."""
-
-    def __init__(self, letters: DeadLetters) -> None:
-        self._kept, self._counts = letters.kept(), letters.counts()
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("arriero_dead_letters_kept", "Dead letters that are kept.", value=self._kept)
-        total = CounterMetricFamily(
-            "arriero_dead_letters", "Messages and keys that workers could not read.", labels=("queue", "reason")
-        )
-        for labels, count in self._counts.items():
-            total.add_metric(labels, count)
-        yield total
-
-
-class _RefinementMetrics(Collector):
-    """Collects the counters of refine, ensemble and verify steps."""
-
-    def __init__(self, counts: refinement_counters.RefinementCounts) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        for name, (meaning, label) in refinement_counters.COUNTERS.items():
-            family = CounterMetricFamily(f"arriero_refinement_{name}", meaning, labels=("kind", label))
-            for kind, value, count in self._counts.get(name, ()):
-                family.add_metric((kind, value), count)
-            yield family

@@ -69,6 +69,10 @@ from app.api.openai.uploads import OVERHEAD_BYTES
 from app.api.openai.wait_estimates import WaitEstimates
 from app.api.proxies import ProxyMiddleware
 from app.api.services import Services
+from app.api.telemetry import exported
+from app.api.telemetry import models as model_metrics
+from app.api.telemetry.requests import RequestMetricsMiddleware
+from app.api.telemetry.tracing import TracingMiddleware
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
@@ -185,6 +189,8 @@ ROUTERS = (
     keys.router,
     extraction.router,
     memories.router,
+    exported.router,
+    model_metrics.router,
     health.router,
 )
 
@@ -312,6 +318,8 @@ def serve(services: Services) -> FastAPI:
         forms=frozenset({files.PATH}),
     )
     app.add_middleware(ProxyMiddleware, proxies=settings.api.trusted_proxies)
+    app.add_middleware(TracingMiddleware)
+    app.add_middleware(RequestMetricsMiddleware, metrics=services.request_metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # the documented way to change the document
     return app
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.access.limits.store import CallLimitTable
+from app.api.telemetry.requests import RequestMetrics
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
@@ -40,6 +41,8 @@ class Services:
     call_limits: CallLimitTable = field(init=False)
     #: Finds what was said; by its words alone until the application has started.
     recall: Recall = field(init=False)
+    #: Counts the requests to this process.
+    request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""

@@ -149,6 +149,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),
+    "metrics": LazyCommand(
+        "app.cli.telemetry.metrics:metrics",
+        "Print what models did: operations, success rate, latency, tokens and speed.",
+    ),
     "audit": LazyCommand(
         "app.cli.audit:audit",
         "Print the audit log, the newest entry first: who has changed what, when, from where, and how it ended.",

@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from app.kernel import ids
+from app.kernel import ids, tracing
 from app.workflows.language import definition as definitions
 from app.workflows.language.definition import Definition
 from app.workflows.runs.submission import Submission
@@ -72,6 +72,8 @@ class DirectRequest:
     created: int
     #: Whether it becomes a run. The vector of a query does not: what it is needed for is recorded, if anything is.
     is_recorded: bool = True
+    #: The trace that it belongs to, as a `traceparent`.
+    trace_parent: str | None = None
 
     @staticmethod
     def new(
@@ -84,7 +86,8 @@ class DirectRequest:
         is_recorded: bool = True,
     ) -> DirectRequest:
         """A request with a new id."""
-        return DirectRequest(ids.new_id(), model, body, priority, labels, created, is_recorded)
+        trace = tracing.current()
+        return DirectRequest(ids.new_id(), model, body, priority, labels, created, is_recorded, trace)
 
     def encoded(self) -> str:
         """The request as a message."""
@@ -96,6 +99,7 @@ class DirectRequest:
             "labels": self.labels,
             "created": self.created,
             **({} if self.is_recorded else {"recorded": False}),
+            **({} if self.trace_parent is None else {"trace": self.trace_parent}),
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -112,6 +116,7 @@ class DirectRequest:
                 {str(name): str(value) for name, value in content["labels"].items()},
                 int(content["created"]),
                 content.get("recorded") is not False,
+                trace if isinstance(trace := content.get("trace"), str) and tracing.is_valid(trace) else None,
             )
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a direct request: {error}") from None
@@ -125,6 +130,7 @@ class DirectRequest:
             labels=self.labels,
             id=self.run_id,
             is_routed=True,
+            trace_parent=self.trace_parent,
         )
 
 

@@ -211,15 +211,22 @@ class CeleryPublisher:
 
     def depth(self, queue: str) -> int:
         """Return the number of messages waiting in the queue. Raises BrokerUnreachable."""
+        return self.depths([queue])[queue]
+
+    def depths(self, queues: Sequence[str]) -> dict[str, int]:
+        """Return the number of messages waiting in each queue, by one question. Raises BrokerUnreachable."""
         with self._guarded(), self._redis.pipeline(transaction=False) as pipeline:
-            for step in _PRIORITY_STEPS:
-                pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
+            for queue in queues:
+                for step in _PRIORITY_STEPS:
+                    pipeline.llen(f"{queue}{_SEPARATOR}{step}" if step else queue)
             counts = pipeline.execute(raise_on_error=False)
         # A key of a wrong type contains no message; the worker of the queue moves it to the dead letters.
         errors = [error for error in counts if isinstance(error, Exception) and not is_wrong_type(error)]
         if errors:
             raise BrokerUnreachable(f"the broker is unreachable: {errors[0]}")
-        return sum(count for count in counts if isinstance(count, int))
+        found = [count if isinstance(count, int) else 0 for count in counts]
+        lists = len(_PRIORITY_STEPS)
+        return {queue: sum(found[place * lists : (place + 1) * lists]) for place, queue in enumerate(queues)}
 
     def dead_letters(self) -> DeadLetters:
         """Return the dead letters: messages that workers could not read."""

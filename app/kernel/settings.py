@@ -48,6 +48,7 @@ from app.kernel.sections.rules import RuleSettings, SignalSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
 from app.kernel.sections.tools import ToolSettings
+from app.kernel.sections.tracing import TracingSettings
 from app.kernel.sections.verification import VerificationSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
 from app.kernel.security.request_guard import TrustedHost
@@ -112,6 +113,7 @@ class Settings(BaseSettings):
     verification: VerificationSettings = VerificationSettings()
     signals: SignalSettings = SignalSettings()
     rules: RuleSettings = RuleSettings()
+    tracing: TracingSettings = TracingSettings()
     actions: ActionSettings = ActionSettings()
     alerts: AlertSettings = AlertSettings()
     serving: ServingSettings = ServingSettings()

@@ -15,7 +15,8 @@ def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
     answer = client.get("/metrics")
     assert answer.status_code == 200, answer.text
     families = text_string_to_metric_families(answer.text)
-    return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    samples = [one for family in families for one in family.samples if one.name.startswith("arriero_dead_letters")]
+    return {(one.name, *one.labels.values()): one.value for one in samples}
 
 
 def test_dead_letters_are_listed_counted_and_removed(client: TestClient, services: Services) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.kernel.broker import IO_QUEUE
 from app.kernel.errors import shortened
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.states import StepState
@@ -73,5 +74,6 @@ class StepEvents:
             args="()",
             kwargs=repr(about),
             retries=claim.attempt - 1,
+            routing_key=claim.model or IO_QUEUE,
             **fields,
         )

@@ -21,6 +21,7 @@ from app.kernel import broker, clock, ids, log
 from app.kernel.dead_letters import DeadLetters, Reason, is_wrong_type
 from workers.messaging import messages
 from workers.messaging.messages import PoisonMessage
+from workers.messaging.rate import RATE
 
 _log = log.get(__name__)
 _T = TypeVar("_T")
@@ -57,6 +58,11 @@ class QoS(_kombu.QoS):  # type: ignore[misc] # as above
     """The unacknowledged messages of a channel."""
 
     channel: Channel
+
+    def can_consume(self) -> bool:
+        """Whether a message may be taken now: beyond the rate, messages stay in the queues of steps."""
+        is_limited = any(map(broker.is_model_queue, self.channel.active_queues)) and not RATE.allows()
+        return not is_limited and bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """As in kombu; a key of the wrong type is repaired."""
@@ -99,7 +105,9 @@ class Channel(_kombu.Channel):  # type: ignore[misc] # as above
         if not broker.is_task_queue(queue):
             return key, raw
         try:
-            return key, messages.validated(raw, queue, int(priority or 0), ids.new_secret())
+            valid = messages.validated(raw, queue, int(priority or 0), ids.new_secret())
+            RATE.take()
+            return key, valid
         except PoisonMessage as error:
             self.store_dead_letter(queue, error.reason, error.detail, raw)
             return None
@@ -180,6 +188,8 @@ class Transport(_kombu.Transport):  # type: ignore[misc] # as above
 
 
 def install() -> None:
-    """Use this transport for all connections of this process, with TLS too. Call it before the first connection."""
+    """Use this transport for all later connections of this process, with TLS too."""
     for scheme in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
+        # A pool is a fork of its agent, which has sent messages with kombu's own.
+        transport._transport_cache.pop(scheme, None)  # type: ignore[attr-defined] # missing in the stubs

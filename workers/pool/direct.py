@@ -38,6 +38,7 @@ from workers.leases import StopReason
 from workers.memory import assembly
 from workers.memory.assembly import AssembledPrompt
 from workers.runtime import Runtime
+from workers.telemetry import traces
 from workers.token_writer import TokenStream, TokenWriter
 
 _log = log.get(__name__)
@@ -207,6 +208,7 @@ class _Request:
         self._on_stop: Callable[[], None] | None = None
         self._written = False
         self._began = time.monotonic()
+        self._span = traces.request(request.body, request.model, str(request.run_id), request.trace_parent)
         self._claim: Claim | None = None
         self._lease = ExitStack()
         #: Guards what stops it.
@@ -218,7 +220,8 @@ class _Request:
         """Give it to the engine."""
         self._stream.begun(self._owner.pool_id)
         try:
-            self._start()
+            with self._span.active():
+                self._start()
         except Exception as error:  # noqa: BLE001 a defect fails the request, not the pool
             self._end(steps.failure_of(error))
 
@@ -305,9 +308,17 @@ class _Request:
             outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
         else:
             self._answer(outcome)
+        traces.note(self._span, outcome)
+        self._span.end()
+        self._count(outcome)
         if self._request.is_recorded:
             self._owner.record(lambda: self._record_end(outcome))
         self._owner.ended(self)
+
+    def _count(self, outcome: Success | Failure) -> None:
+        request, seconds = self._request, time.monotonic() - self._began
+        namespace = request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        self._owner.runtime.figures.count_request(request.body, namespace, request.model, outcome, seconds)
 
     def _answer(self, outcome: Success | Failure) -> None:
         if isinstance(outcome, Success):

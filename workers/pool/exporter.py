@@ -1,45 +1,28 @@
 """
-The exporter: the Prometheus metrics of a pool, on an HTTP port of its own.
+The metrics of a pool for Prometheus: its phase, its engine, and what it did.
 
-It serves from before the load of the model until the end of the pool. Each metric is read from the engine at a scrape;
-nothing is counted twice, and requests do not become slower.
-Pages of other sites are refused, as in the API; the connection of a silent client is closed.
-The address is written to a file for Prometheus's service discovery (`file_sd_configs`), and removed with the pool.
+They are served from before the load of the model until the end of the pool (`workers/telemetry/exporter.py`). Each
+metric is read from the engine at a scrape.
 """
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Protocol
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from app.fleet.pool import METRICS_FOLDER, PoolPhase
-from app.kernel import log
-from app.kernel.processes.listening import listen
-from app.kernel.security import request_guard
-from app.kernel.security.request_guard import RequestGuard
+from app.fleet.pool import PoolPhase
 from workers.engine import Engine
 from workers.engine.metrics import QUEUE_BOUNDS, EngineMetrics
 from workers.pool.progress import Status
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication
-
-_log = log.get(__name__)
-
-#: Seconds after which the connection of a silent client is closed.
-_TIMEOUT = 10
+from workers.telemetry import exporter
+from workers.telemetry.exporter import ExporterAddress
+from workers.telemetry.work import WorkCollector
 
 #: Metric names without prefix, each with its field and description. Units are those of Prometheus.
 _COUNTERS: Mapping[str, tuple[str, str]] = {
@@ -91,6 +74,8 @@ class PoolCollector(Collector):
         self._status = status
         self._names, self._values = tuple(labels), tuple(labels.values())
         self.engine: Metered | None = None
+        #: What its worker did.
+        self.work = WorkCollector(labels)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all current metrics."""
@@ -103,6 +88,7 @@ class PoolCollector(Collector):
         yield self._gauge("arriero_pool_loaded_ratio", "The loaded part of the model.", self._status.loaded)
         if self.engine is not None:
             yield from self._of_engine(self.engine)
+        yield from self.work.collect()
 
     def _of_engine(self, engine: Metered) -> Iterator[Metric]:
         now = engine.metrics()
@@ -159,84 +145,11 @@ def serving(
     trusted_hosts: tuple[str, ...] = (),
 ) -> Iterator[PoolCollector]:
     """
-    Serve at `host` and `port` (0: a free one) until the block ends, and write the address to a file below `data_dir`.
+    Serve the metrics of a pool at `host` and `port` (0: a free one) until the block ends.
 
-    Requests for other host names than this host's are refused, except for `trusted_hosts`.
     Raises ServerNotStarted when it cannot listen on the port.
     """
-    collector, registry = PoolCollector(status, labels), CollectorRegistry()
-    registry.register(collector)
-    ProcessCollector(registry=registry)
-    server = _Server(listen("the exporter of metrics", host, port, "pools.metrics_port"))
-    guard = request_guard.guard_of(host, trusted_hosts)
-    server.set_app(_guarded(make_wsgi_app(registry), guard))
-    thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
-    thread.start()
-    file = data_dir / METRICS_FOLDER / f"{name}.json"
-    try:
-        address = f"{_reachable(host)}:{server.server_port}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps([{"targets": [address], "labels": {"job": "arriero"}}]) + "\n", encoding="utf-8")
-        fresh.replace(file)
-        _log.info("metrics_served", address=address, file=str(file))
+    collector = PoolCollector(status, labels)
+    address = ExporterAddress(host, port, "pools.metrics_port", data_dir, trusted_hosts)
+    with exporter.serving(name, [collector], address):
         yield collector
-    finally:
-        file.unlink(missing_ok=True)
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A server with a thread per request; these threads do not prevent the end of the process."""
-
-    daemon_threads = True
-
-    def __init__(self, listener: socket.socket) -> None:
-        """Serve on a socket that listens. The full name of the host is not looked up: that can take long."""
-        TCPServer.__init__(self, listener.getsockname()[:2], _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket, self.server_address = listener, listener.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 the signature is the library's
-        _log.warning("metrics_not_answered", exc_info=True)
-
-
-class _Handler(WSGIRequestHandler):
-    """A request handler that logs no requests."""
-
-    timeout = _TIMEOUT
-
-    def get_environ(self) -> dict[str, Any]:
-        extra = {"arriero.headers": list(self.headers.items()), "arriero.address": self.connection.getsockname()[0]}
-        return super().get_environ() | extra
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def _guarded(app: WSGIApplication, guard: RequestGuard) -> WSGIApplication:
-    """Return an application that refuses the requests that the guard refuses."""
-
-    def answer(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        refusal = guard.refuse(environ["REQUEST_METHOD"], environ["arriero.headers"], environ["arriero.address"])
-        if refusal is None:
-            return app(environ, start)
-        body = json.dumps(request_guard.problem_document(refusal)).encode()
-        start(
-            f"{request_guard.STATUS} Forbidden",
-            [("Content-Type", request_guard.MEDIA_TYPE), ("Content-Length", str(len(body)))],
-        )
-        return [body]
-
-    return answer
-
-
-def _reachable(host: str) -> str:
-    """Return the host for targets: a server on all interfaces is reached by the name of its host."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 it is compared, not listened on
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host

@@ -183,7 +183,7 @@ class _Pool:
                     self.resources,
                     engine,
                     self.grant.id,
-                    on_start=lambda runtime: self._begin(runtime, engine, model),
+                    on_start=lambda runtime: self._begin(runtime, engine, model, exported),
                     on_phase=self._on_phase,
                 )
                 if self._measuring is not None and not code:
@@ -205,8 +205,9 @@ class _Pool:
             _log.error("pool_failed", model=name, reason=reason)
             return FAILED
 
-    def _begin(self, runtime: Runtime, engine: Engine, model: Model) -> None:
+    def _begin(self, runtime: Runtime, engine: Engine, model: Model, exported: PoolCollector) -> None:
         assert runtime.tokens is not None, "it has an engine"
+        exported.work.figures = runtime.figures
         self.heartbeat.serve(runtime.leases, engine.stalled_for)
         url = addresses.of(self.settings).redis_url
         self._direct = DirectRequests(runtime, runtime.tokens, url, model.slug, self.grant.id)

@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from app.kernel import tracing
 from app.workflows.http import calls
 from app.workflows.http.calls import HttpCall
 from app.workflows.language.http_fields import HttpFields
+
+
+def _trace(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that continue the trace, unless the step has its own."""
+    return {} if any(name.lower() == "traceparent" for name in given) else tracing.headers()
 
 
 def texts_of(step: HttpFields) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def call_of(
     return HttpCall(
         filled["url"],
         step.method,
-        filled["headers"],
+        {**_trace(filled["headers"]), **filled["headers"]},
         filled["query"],
         body,
         step.expect,

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from app.api import connections
 from app.api.main import create_app
 from app.cli.output import settings_of
-from app.kernel import log
+from app.kernel import log, tracing
 from app.kernel.processes.listening import listen
 from app.kernel.security import tls
 from app.kernel.security.tls import ServerCertificate
@@ -75,6 +75,7 @@ def api(
     """
     settings = settings_of(context)
     log.configure(settings.log)
+    tracing.start(settings, "api")
     host, port = settings.api.host, settings.api.port
     listener = socket.socket(fileno=fd) if fd >= 0 else listen("api", host, port, "api.port")
     server = server_of(create_app(settings, instance or None), settings)

@@ -62,6 +62,9 @@ class ControlSettings(Section):
     concurrency: int = Field(default=8, ge=1, le=256)
     #: Number of control workers that `arriero up` starts.
     processes: int = Field(default=1, ge=1, le=64)
+    #: Address of the metrics of a control worker, as for pools.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 chooses a free port")
 
 
 class PoolSettings(Section):

@@ -57,6 +57,8 @@ class Claim:
     namespace: str = namespaces.DEFAULT
     #: The model of its workflow for steps without one.
     default_model: str | None = None
+    #: The trace of its run, as a `traceparent`.
+    trace_parent: str | None = None
 
 
 def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim:
@@ -95,6 +97,7 @@ def take(work: UnitOfWork, claimed: ClaimedStep, limits: PayloadLimits) -> Claim
         row.workflow,
         row.namespace,
         graph.definition.defaults.model,
+        row.trace_parent,
     )
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
-from app.kernel import log
+from app.kernel import log, tracing
 from app.kernel.broker import Publisher
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
@@ -97,9 +97,14 @@ class Runs:
                 )
             if earlier is not None:
                 return earlier
-        prepared = submission.prepare(request, self.policy, route=self.route)
-        with self.transaction() as transaction:
-            return submission.create(transaction, prepared)
+        with tracing.span(
+            f"submit {request.definition.workflow}", kind="producer", parent=request.trace_parent
+        ) as span:
+            prepared = submission.prepare(replace(request, trace_parent=None), self.policy, route=self.route)
+            with self.transaction() as transaction:
+                accepted = submission.create(transaction, prepared)
+            span.set({"arriero.run.id": str(accepted.id)})
+            return accepted
 
     def submit_held(self, request: Submission, owner: str, begun: timedelta = timedelta(0)) -> Claim | None:
         """

@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.access import namespaces
-from app.kernel import ids, log
+from app.kernel import ids, log, tracing
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
     ConcurrencyLimitReached,
@@ -86,6 +86,8 @@ class Submission:
     namespace: str | None = None
     #: Its models were chosen already: they are names, and their fallbacks are the caller's business.
     is_routed: bool = False
+    #: The trace that it belongs to, as a `traceparent`; None for that of the caller.
+    trace_parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ def prepare(
         "forked_from": forked_from,
         "retention_s": round((kept if kept is not None else policy.retention).total_seconds()),
         "deadline": deadline,
+        "trace_parent": request.trace_parent or tracing.current(),
     }
     return Prepared(
         run_id,

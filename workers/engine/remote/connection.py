@@ -20,6 +20,7 @@ import httpcore2
 import httpx2
 from httpcore2 import NetworkBackend, NetworkStream, SyncBackend
 
+from app.kernel import tracing
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.security.egress import EgressPolicy
 
@@ -33,6 +34,8 @@ class Interruption:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self.requested = threading.Event()
+        #: The headers that continue the trace of who made the call.
+        self.trace = tracing.headers()
 
     def request(self) -> None:
         """End the waits of the call. Any thread may do this, any number of times."""

@@ -377,7 +377,7 @@ class RemoteEngine(EstimatedTokens):
             with interruption.watching():
                 try:
                     request = self._client.build_request(
-                        "POST", f"{options.url}/{path}", json=content, headers=self._headers()
+                        "POST", f"{options.url}/{path}", json=content, headers=self._headers() | interruption.trace
                     )
                     response = self._client.send(request, stream=True)
                 except (httpx2.ConnectError, httpx2.ConnectTimeout):

@@ -195,6 +195,8 @@ class RunRow(SQLModel, table=True):
     deadline_at: datetime | None = Field(default=None, sa_column=_instant())
     #: It may be removed after this instant.
     expires_at: datetime | None = Field(default=None, sa_column=_instant())
+    #: The trace that it belongs to: a `traceparent` of W3C Trace Context. None while nothing is traced.
+    trace_parent: str | None = Field(default=None, max_length=55)
 
 
 class StepRow(SQLModel, table=True):

@@ -94,6 +94,7 @@ class ClaimedStep:
     run_state: str
     run_ending: str | None
     depth: int
+    trace_parent: str | None
     #: The run is still queued, and another transaction has locked it.
     to_begin: bool
 

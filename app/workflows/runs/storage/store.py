@@ -38,13 +38,13 @@ _DOCUMENT = text("SELECT document FROM definition WHERE sha256 = :sha256")
 _INSERT_RUN = text("""
     INSERT INTO run (id, namespace, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels,
                      inputs, inputs_sha256, inputs_bytes, idempotency_key, request_sha256, concurrency_key, dedup_key,
-                     parent_step_id, depth, forked_from, retention_s, deadline_at)
+                     parent_step_id, depth, forked_from, retention_s, deadline_at, trace_parent)
     VALUES (:id, CAST(:namespace AS text), CAST(:workflow AS text), :version, :sha256, :state, false,
             EXISTS (SELECT FROM workflow_pause
                     WHERE namespace = CAST(:namespace AS text) AND name = CAST(:workflow AS text)), :priority, :rank,
             CAST(:labels AS jsonb), CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request,
             :concurrency_key, :dedup_key, :parent_step_id, :depth, :forked_from, :retention_s,
-            now() + CAST(:deadline AS interval))
+            now() + CAST(:deadline AS interval), :trace_parent)
     ON CONFLICT (namespace, idempotency_key) DO NOTHING
 """)
 _INSERT_STEPS = text("""
@@ -65,7 +65,8 @@ _CLAIM = text("""
           AND run.id = step.run_id AND NOT run.paused AND NOT run.workflow_paused
         RETURNING step.id, step.run_id, step.key, step.kind, step.attempt, step.parent_id, step.item, step.input,
                   step.input_sha256, step.model, step.deadline_at - now() AS remaining, run.namespace, run.workflow,
-                  run.sha256, run.priority, run.state AS run_state, run.ending AS run_ending, run.depth
+                  run.sha256, run.priority, run.state AS run_state, run.ending AS run_ending, run.depth,
+                  run.trace_parent
     ), noted AS (
         INSERT INTO attempt (step_id, attempt, owner, model)
         SELECT id, attempt, CAST(:owner AS text), model FROM claimed

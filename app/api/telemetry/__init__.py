@@ -1,0 +1,1 @@
+"""Metrics of the installation for Prometheus, and the figures of models."""

@@ -1,0 +1,37 @@
+"""The transport of workers, in place of kombu's own."""
+
+from __future__ import annotations
+
+import kombu
+import kombu.transport
+import pytest
+from kombu.transport import redis as kombu_redis
+
+from workers.messaging import transport
+from workers.messaging.rate import RATE
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_it_is_used_also_after_a_connection_with_kombus_own(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool is a fork of its agent, which has sent messages before."""
+    monkeypatch.setitem(kombu.transport.TRANSPORT_ALIASES, scheme, "kombu.transport.redis:Transport")
+    monkeypatch.setitem(kombu.transport._transport_cache, scheme, kombu_redis.Transport)
+    transport.install()
+
+    assert kombu.transport.get_transport_cls(scheme) is transport.Transport
+
+
+def test_a_rate_limit_holds_back_steps_and_no_commands(redis_url: str) -> None:
+    transport.install()
+    try:
+        with kombu.Connection(redis_url) as connection:
+            steps, commands = connection.channel(), connection.channel()
+            steps._active_queues.append("model.a")
+            commands._active_queues.append("w@h.celery.pidbox")
+            RATE.set(0.001)
+            RATE.take()
+            assert (steps.qos.can_consume(), commands.qos.can_consume()) == (False, True)
+            RATE.set(0)
+            assert steps.qos.can_consume()
+    finally:
+        RATE.set(0)
