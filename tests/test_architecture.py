@@ -77,6 +77,13 @@ SHELLS = {
     "inference/batches/service.py",
     "inference/batches/store.py",
     "inference/direct.py",
+    "memory/consolidation/advance.py",
+    "memory/consolidation/consolidation.py",
+    "memory/consolidation/rows.py",
+    "memory/consolidation/service.py",
+    "memory/consolidation/store.py",
+    "memory/consolidation/turns.py",
+    "memory/consolidation/writing.py",
     "memory/memories/cursors.py",
     "memory/memories/extraction.py",
     "memory/memories/forgetting.py",
@@ -266,6 +273,7 @@ def test_alembic_is_no_package() -> None:
 
 def test_task_names_are_their_import_paths() -> None:
     from app.inference.batches.tasks import BATCHES
+    from app.memory.consolidation.tasks import CONSOLIDATION
     from app.memory.memories.tasks import EXTRACTION
     from app.memory.personal.tasks import IMPORT_FOLDER
     from app.scheduler.tasks import RECONCILE
@@ -273,6 +281,7 @@ def test_task_names_are_their_import_paths() -> None:
     from workers import batch_jobs, jobs, steps
     from workers.memory import context_folder, expiry, extraction
     from workers.memory import jobs as memory_jobs
+    from workers.memory.consolidation import job as consolidation
     from workers.messaging import timetable
 
     assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
@@ -280,6 +289,7 @@ def test_task_names_are_their_import_paths() -> None:
     folder = context_folder.run_import_folder
     assert f"{folder.__module__}.{folder.__name__}" == IMPORT_FOLDER
     assert f"{extraction.run_extraction.__module__}.{extraction.run_extraction.__name__}" == EXTRACTION
+    assert f"{consolidation.run_consolidation.__module__}.{consolidation.run_consolidation.__name__}" == CONSOLIDATION
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
     expire = expiry.run_conversation_expiry
     assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS

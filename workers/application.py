@@ -20,6 +20,7 @@ from app.fleet.pool import PoolPhase
 from app.inference.batches.tasks import BATCHES
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
+from app.memory.consolidation.tasks import CONSOLIDATION
 from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
@@ -28,6 +29,7 @@ from workers import batch_jobs, jobs, runtime, steps
 from workers.engine import Engine
 from workers.memory import context_folder, expiry, extraction
 from workers.memory import jobs as memory_jobs
+from workers.memory.consolidation import job as consolidation
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -92,6 +94,10 @@ class Application:
         @task(name=EXTRACTION)
         def run_extraction() -> None:
             extraction.run_extraction(self.runtime)
+
+        @task(name=CONSOLIDATION)
+        def run_consolidation() -> None:
+            consolidation.run_consolidation(self.runtime)
 
         @task(name=timetable.RECALL)
         def run_recall() -> None:

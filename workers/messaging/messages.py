@@ -20,6 +20,7 @@ from uuid import UUID
 
 from app.inference.batches.tasks import BATCHES
 from app.kernel.dead_letters import Reason
+from app.memory.consolidation.tasks import CONSOLIDATION
 from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
@@ -192,5 +193,6 @@ TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
     IMPORT_FOLDER: _is_nothing,
     BATCHES: _is_nothing,
     EXTRACTION: _is_nothing,
+    CONSOLIDATION: _is_nothing,
     timetable.RECALL: _is_nothing,
 }

@@ -12,6 +12,7 @@ from typing import Any
 from app.inference.batches.tasks import BATCHES
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.kernel.settings import Settings
+from app.memory.consolidation.tasks import CONSOLIDATION
 from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
@@ -37,6 +38,7 @@ def schedule(settings: Settings) -> dict[str, Any]:
         "expire_conversations": _entry(EXPIRE_CONVERSATIONS, settings.conversations.expire_every),
         "batches": _entry(BATCHES, settings.batches.check_every),
         "memories": _entry(EXTRACTION, settings.memories.check_every),
+        "consolidation": _entry(CONSOLIDATION, settings.consolidation.check_every),
         "recall": _entry(RECALL, settings.recall.check_every),
         "schedules": _entry(SCHEDULES, settings.schedules.check_every),
         "reconcile": _entry(RECONCILE, settings.fleet.reconcile_every),
