@@ -40,6 +40,7 @@ from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
+from app.api.governance import consolidations
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -173,6 +174,7 @@ ROUTERS = (
     keys.router,
     extraction.router,
     memories.router,
+    consolidations.router,
     health.router,
 )
 

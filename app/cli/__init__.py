@@ -96,6 +96,12 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.memory.memories:app",
         "Memories: facts, preferences, decisions, breakthroughs and patterns that outlast a conversation.",
     ),
+    "consolidate": LazyCommand(
+        "app.cli.memory.consolidation:consolidate", "Look for patterns in what users said since the last time."
+    ),
+    "consolidations": LazyCommand(
+        "app.cli.memory.consolidation:app", "Consolidations: list, show, cancel, and how often they are done."
+    ),
     "forget": LazyCommand(
         "app.cli.memory.memories:forget", "Delete memories for real, and show that a search finds them no more."
     ),

@@ -25,6 +25,8 @@ SAME_COSINE, SAME_WORDS = 0.85, 0.4
 UNRELATED_COSINE = 0.2
 #: Least share of the words of a pattern that its turns have.
 LEAST_GROUNDED = 0.5
+#: The highest confidence of a pattern that was found once.
+HIGHEST_AT_FIRST = 0.9
 #: By how much a pattern that is found again is believed: this part of the new confidence counts as further evidence.
 REINFORCEMENT = 0.5
 
@@ -89,7 +91,7 @@ def judge(first: Any, second: Any, near: float, turns: Sequence[str], least: flo
     agreement = 0.0
     if statement_of(second) is not None:
         agreement = min(max((near - UNRELATED_COSINE) / (1 - UNRELATED_COSINE), 0.0), 1.0)
-    confidence = round(math.sqrt(agreement * grounded), 3)
+    confidence = round(HIGHEST_AT_FIRST * math.sqrt(agreement * grounded), 3)
     judged = JudgedPattern(text, None, confidence, round(agreement, 3), round(grounded, 3))
     reason = None
     if grounded < LEAST_GROUNDED or gate.missing_spans(text, turns):

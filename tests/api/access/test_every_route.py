@@ -65,6 +65,7 @@ NAMED = {
         "memory_id": ("{memory}", f"mem_{'0' * 32}"),
         "conversation_id": ("{memory_conversation}", f"conv_{'0' * 32}"),
     },
+    "/v1/consolidations": {"consolidation_id": ("{consolidation}", f"cons_{'0' * 32}")},
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
@@ -87,6 +88,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/memories"): {"text": "What a remembers"},
     ("POST", "/v1/memories/forget"): {"query": MARK},
     ("POST", "/v1/memories/{memory_id}/supersede"): {"text": "What a says instead"},
+    ("PUT", "/v1/consolidations/schedule"): {"every": "1d"},
     ("PUT", "/v1/memories/extraction"): {"enabled": False},
     ("PUT", "/v1/memories/extraction/{conversation_id}"): {"enabled": True},
     ("POST", "/v1/recall"): {"query": "secret", "scope": "all"},
@@ -109,6 +111,8 @@ WITHOUT_NAMES = {
     ("POST", "/v1/context/relevant"): 200,
     ("POST", "/v1/memories"): 201,
     ("POST", "/v1/memories/forget"): 200,
+    ("POST", "/v1/consolidations"): 202,
+    ("PUT", "/v1/consolidations/schedule"): 200,
     ("PUT", "/v1/memories/extraction"): 200,
     ("POST", "/v1/recall"): 200,
 }
@@ -257,6 +261,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     run = app_client.post("/v1/runs", json=body, headers={**headers, "Idempotency-Key": "once"})
     assert run.status_code == 202, run.text
     remembered = app_client.post("/v1/memories", json={"text": MARK}, headers=headers).json()
+    consolidation = app_client.post("/v1/consolidations", json={}, headers=headers).json()
     services: Services = app_client.app.state.services  # type: ignore[attr-defined] # it is a FastAPI
     conversations = Conversations(services.database, services.settings.conversations)
     made = app_client.post("/v1/keys", json={"name": MARK, "scopes": ["read"]}, headers=headers).json()
@@ -274,6 +279,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
         "key": made["id"],
         "block": block["id"],
         "memory": remembered["id"],
+        "consolidation": consolidation["id"],
         "memory_conversation": shown_conversation(conversations.create(NewConversation("b")).id),
         "auth": headers["Authorization"],
     }
@@ -312,6 +318,7 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             (of_b["key"], "0" * 10),
             ("namespace 'b'", "namespace 'nowhere'"),
             (of_b["memory"], f"mem_{'0' * 32}"),
+            (of_b["consolidation"], f"cons_{'0' * 32}"),
             (of_b["memory_conversation"], f"conv_{'0' * 32}"),
         ):
             theirs = theirs.replace(ours, other)

@@ -1,0 +1,1 @@
+"""The resources of governance, a module each."""
