@@ -167,8 +167,8 @@ def _print_one(found: Mapping[str, Any], patterns: Mapping[str, str]) -> None:
     progress = found["progress"]
     lines = [
         f"{found['id']}  {_state(found)}" + (f": {found['error']}" if found["error"] else ""),
-        f"{found['turns']} turns ({found['leftovers']} left over before), {found['clusters']} clusters, "
-        f"{progress['done']} of {progress['requests']} requests",
+        f"{found['turns']} turns ({found['leftovers']} left over before), {found['clusters']} clusters",
+        f"{progress['done']} of {progress['requests']} requests done",
         f"{found['written']} written, {found['merged']} merged, {found['refused']} refused",
         f"{found['tokens_in']} tokens read, {found['tokens_out']} written"
         + ("" if found["cost"] is None else f", cost {found['cost']:.4f}"),

@@ -351,9 +351,11 @@ def test_lists_and_requests_for_many_have_nothing_of_another_namespace(
                 wrong.append((str(route), answer.status_code, answer.text))
             continue
         answer = send(app_client, route, route.path, of_a)
-        # The key with which a looks has the mark as its name, too; the audit log and memories name it.
-        seen = [of_b[name] for name in ("run", "key", "step", "memory") if of_b[name] in answer.text]
-        seen += [MARK] if MARK in answer.text and route.path not in ("/v1/keys", "/v1/audit", "/v1/memories") else []
+        # The key with which a looks has the mark as its name, too; the audit log, memories and
+        # consolidations name it.
+        seen = [of_b[name] for name in ("run", "key", "step", "memory", "consolidation") if of_b[name] in answer.text]
+        named = ("/v1/keys", "/v1/audit", "/v1/memories", "/v1/consolidations")
+        seen += [MARK] if MARK in answer.text and route.path not in named else []
         if answer.status_code >= 500 or seen:
             wrong.append((str(route), answer.status_code, seen))
         if "namespace" in route.parameters:
