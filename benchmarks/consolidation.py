@@ -218,7 +218,7 @@ def turns_of(seed: int, users: int) -> list[SeededTurn]:
                     "thing": chance.choice(_THINGS),
                 }
                 own.append(SeededTurn(user, chance.choice(_PATTERNS[pattern][1]).format(**values), pattern))
-        nouns = chance.choices(_NOISE_NOUNS, k=len(own))
+        nouns = chance.sample(_NOISE_NOUNS * 2, len(own))
         own += [SeededTurn(user, f"{chance.choice(_NOISE_VERBS)} {noun}?", None) for noun in nouns]
         chance.shuffle(own)
         found += own

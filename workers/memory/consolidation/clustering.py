@@ -15,6 +15,8 @@ from typing import Any
 
 #: Least mean cosine of a vector with the others of its cluster.
 LEAST_NEAR = 0.35
+#: Mean cosine of the vectors of two clusters with each other from which on they are one.
+SAME_CLUSTER = 0.5
 
 
 def clusters_of(vectors: Any, smallest: int) -> list[list[int]]:
@@ -41,8 +43,7 @@ def clusters_of(vectors: Any, smallest: int) -> list[list[int]]:
     if labels.max() < 0:
         labels = _as_one(given, smallest)
     clusters = []
-    for label in range(labels.max() + 1):
-        members = np.flatnonzero(labels == label)
+    for members in _joined(given, [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]):
         near = _nearness(given[members])
         order = [int(members[index]) for index in np.argsort(-near, kind="stable") if near[index] >= LEAST_NEAR]
         if len(order) >= smallest:
@@ -61,6 +62,22 @@ def _as_one(given: Any, smallest: int) -> Any:
         members = np.flatnonzero(inside)
         inside[members] = _nearness(given[members]) >= LEAST_NEAR
     return np.where(inside, 0, -1)
+
+
+def _joined(given: Any, parts: list[Any]) -> list[Any]:
+    """Join the clusters that are near each other, the nearest first: the same thing in other words is one cluster."""
+    import numpy as np
+
+    while len(parts) > 1:
+        middles = np.stack([given[members].mean(axis=0) for members in parts])
+        near = middles @ middles.T
+        np.fill_diagonal(near, -1)
+        one, other = np.unravel_index(int(near.argmax()), near.shape)
+        if near[one, other] < SAME_CLUSTER:
+            break
+        parts[one] = np.concatenate([parts[one], parts[other]])
+        del parts[other]
+    return parts
 
 
 def _nearness(given: Any) -> Any:
