@@ -30,7 +30,7 @@ class ConsolidationSettings(Section):
     #: Requests of a consolidation that are in progress at the same time.
     max_parallel: int = Field(default=4, ge=1, le=100)
     #: Patterns with less confidence are not written.
-    min_confidence: Annotated[float, Field(ge=0, le=1), CHANGEABLE] = 0.6
+    min_confidence: Annotated[float, Field(ge=0, le=1), CHANGEABLE] = 0.5
     #: How often a turn that was in no cluster is read again with newer ones.
     max_rounds: int = Field(default=5, ge=0, le=100)
     #: A consolidation that has not ended within this time fails; its turns are read by the next one.
