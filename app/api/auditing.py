@@ -67,6 +67,7 @@ ORDINARY = frozenset(
         ("POST", "/v1/conversations/{conversation_id}/items"),
         ("POST", "/v1/conversations/{conversation_id}/messages"),
         ("POST", "/v1/conversations/{conversation_id}/fork"),
+        ("POST", "/v1/consolidations"),
         ("POST", "/v1/memories"),
         ("POST", "/v1/memories/{memory_id}/invalidate"),
         ("POST", "/v1/memories/{memory_id}/supersede"),

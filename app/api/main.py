@@ -41,7 +41,7 @@ from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.governance import actions as action_resource
-from app.api.governance import alerts, channels, jobs, probes, rules, signals, silences
+from app.api.governance import alerts, channels, consolidations, jobs, probes, rules, signals, silences
 from app.api.guard import GuardMiddleware
 from app.api.limits import BodyLimit
 from app.api.memory import (
@@ -191,6 +191,7 @@ ROUTERS = (
     memories.router,
     exported.router,
     model_metrics.router,
+    consolidations.router,
     health.router,
 )
 

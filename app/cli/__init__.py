@@ -100,6 +100,13 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.memory.memories:app",
         "Memories: facts, preferences, decisions, breakthroughs and patterns that outlast a conversation.",
     ),
+    "consolidate": LazyCommand(
+        "app.cli.memory.consolidation:consolidate",
+        "Look for patterns in what is new: messages of users, and remembered events. It works in the background.",
+    ),
+    "consolidations": LazyCommand(
+        "app.cli.memory.consolidation:app", "Consolidations: what users say again and again becomes patterns."
+    ),
     "forget": LazyCommand(
         "app.cli.memory.memories:forget", "Delete memories for real, and show that a search finds them no more."
     ),

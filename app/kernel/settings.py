@@ -35,6 +35,7 @@ from app.kernel.sections.access import AccessSettings, AuditSettings, LimitSetti
 from app.kernel.sections.blocks import BlockSettings
 from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
+from app.kernel.sections.consolidation import ConsolidationSettings
 from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
@@ -106,6 +107,7 @@ class Settings(BaseSettings):
     batches: BatchSettings = BatchSettings()
     conversations: ConversationSettings = ConversationSettings()
     memories: MemorySettings = MemorySettings()
+    consolidation: ConsolidationSettings = ConsolidationSettings()
     blocks: BlockSettings = BlockSettings()
     context: ContextSettings = ContextSettings()
     recall: RecallSettings = RecallSettings()

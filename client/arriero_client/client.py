@@ -10,6 +10,7 @@ import httpx2
 
 from arriero_client.alerts import Alerts
 from arriero_client.blocks import Blocks
+from arriero_client.consolidations import Consolidating
 from arriero_client.conversations import Conversations
 from arriero_client.exchange import Retries
 from arriero_client.files import Files
@@ -29,7 +30,7 @@ RETRIES = Retries()
 KEY_VARIABLE = "ARRIERO_API__KEY"
 
 
-class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules, Jobs, Alerts):
+class _Operations(Runs, Capable, Files, Blocks, Recalling, Conversations, Memories, Rules, Jobs, Alerts, Consolidating):
     """All operations, and what they need of a client."""
 
     def __init__(self, retries: Retries, model_timeout: float) -> None:

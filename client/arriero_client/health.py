@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arriero_client import exchange
-from arriero_client.effects import Operation, Request
+from arriero_client.effects import Clock, Operation, Request
 from arriero_client.errors import ClientError, NotAvailable
 from arriero_client.exchange import Retries
 from arriero_client.models import Models
 from arriero_client.operations import operation
 from arriero_client.results import Capabilities, Check, Health, Model, Reasoned
 
-#: By part, the path that a server with it has. Parts without a path are planned: a tag of that name announces them.
-_PARTS: Mapping[str, str | None] = {
+#: By part, the path that a server with it has.
+_PARTS: Mapping[str, str] = {
     "embedding": "/v1/embeddings",
     "reasoning": "/v1/chat/completions",
     "compression": "/v1/compress",
-    "consolidation": None,
+    "consolidation": "/v1/consolidations",
 }
 #: The question of the check, and the form of its answer.
 _QUESTION = "Answer with yes."
@@ -58,7 +58,7 @@ class Capable(Models):
             model = named.get(part)
             try:
                 yield from _require(self, part)
-                if model is None:
+                if model is None and part != "consolidation":
                     offered = offered or (yield from Models.models.function(self))
                     model = _chosen(offered, part)
                 checks[part] = yield from _check(self, part, model)
@@ -66,14 +66,13 @@ class Capable(Models):
                 checks[part] = Check(False, model=model, error=error)
         return Health(checks)
 
-    @operation
-    def consolidate(self) -> Operation[str]:
-        """Consolidate memories. Raises NotAvailable: no server of this version has it, and it says so itself."""
-        yield from _require(self, "consolidation")
-        raise AssertionError("a part without a path is never available")
 
-
-def _check(client: Capable, part: str, model: str) -> Operation[Check]:
+def _check(client: Capable, part: str, model: str | None) -> Operation[Check]:
+    if part == "consolidation":
+        began = yield Clock()
+        yield from exchange.send_json(Request("GET", "/v1/consolidations/schedule"), client.retries)
+        return Check(True, (yield Clock()) - began)
+    assert model is not None, "one was chosen"
     if part == "embedding":
         found = yield from Models.embed.function(client, model, "health")
         return Check(bool(found.vectors and found.vectors[0]), found.latency_s, model)
@@ -111,9 +110,5 @@ def _require(client: Capable, part: str) -> Operation[None]:
     """Raises NotAvailable when the server does not have the part."""
     found = yield from _capabilities(client)
     path = _PARTS[part]
-    if path is None and part not in found.tags:
-        raise NotAvailable(part, f"this server (version {found.version}) does not have {part} yet")
-    if path is None:
-        raise NotAvailable(part, f"this server has {part}, and this client cannot call it: install a newer one")
     if path not in found.paths:
         raise NotAvailable(part, f"this server (version {found.version}) has no {path}")

@@ -25,6 +25,7 @@ from functools import reduce
 from app.governance.tasks import ACTIONS, ALERTS
 from app.inference.batches.tasks import BATCHES
 from app.kernel.settings import Settings
+from app.memory.consolidation.tasks import CONSOLIDATION
 from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
 from app.scheduler.tasks import DEFRAGMENT, RECONCILE
@@ -85,6 +86,12 @@ JOBS = (
     ScheduledJob("evaluation", EVALUATION, "reads signals, and evaluates the rules over them", "rules.evaluate_every"),
     ScheduledJob(
         "roll_up", ROLL_UP, "adds signals up to hours and days, and removes old ones", "signals.roll_up_every"
+    ),
+    ScheduledJob(
+        "consolidation",
+        CONSOLIDATION,
+        "starts and advances consolidations: patterns of what users say again and again",
+        "consolidation.check_every",
     ),
     ScheduledJob("memories", EXTRACTION, "extracts memories from conversations", "memories.check_every"),
     ScheduledJob(

@@ -186,7 +186,7 @@ def decide(
 
 
 def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Sequence[KnownMemory]) -> GateDecision:
-    if (refusal := _refused_by_form(proposed)) is not None:
+    if (refusal := refused_by_form(proposed)) is not None:
         return refusal
     wanted = content_words(proposed.text)
     if not wanted:
@@ -194,7 +194,7 @@ def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Seq
     evidence = _evidence(proposed, wanted, sentences)
     missing = sorted(wanted - frozenset().union(*(one.words for one in evidence)))
     covered = 1 - len(missing) / len(wanted)
-    exact = _missing_spans(proposed.text, [one.text for one in evidence])
+    exact = missing_spans(proposed.text, [one.text for one in evidence])
     if exact or covered < LEAST_COVERED or not evidence:
         lacking = ", ".join([*exact, *(word for word in missing if word not in exact)][:8])
         return GateDecision(proposed, GateReason.NOT_GROUNDED, f"the messages do not have: {lacking}", covered=covered)
@@ -224,7 +224,8 @@ def _other_subject(text: str, wanted: Collection[str], evidence: Sequence[_Evide
     return None if other in _FRAME or _stem(other) in _said_words(text) else other
 
 
-def _refused_by_form(proposed: ProposedMemory) -> GateDecision | None:
+def refused_by_form(proposed: ProposedMemory) -> GateDecision | None:
+    """Return the refusal of a proposal that is no statement, whatever the messages say."""
     text = proposed.text.strip()
     words = texts.words(text)
     if len(words) < MIN_WORDS:
@@ -257,6 +258,11 @@ def frame_words(text: str) -> frozenset[str]:
     return frozenset(_stem(word) for word in words)
 
 
+def is_negative(text: str) -> bool:
+    """Whether a text has a negation."""
+    return bool(_NEGATION.search(text))
+
+
 def similarity(one: str, other: str) -> float:
     """Return the words that two texts have in common, of all words of both; frame words count, stop words do not."""
     first, second = _said_words(one), _said_words(other)
@@ -269,9 +275,9 @@ def says_the_same(one: str, other: str) -> bool:
         return True
     return (
         similarity(one, other) >= LEAST_SAME
-        and bool(_NEGATION.search(one)) == bool(_NEGATION.search(other))
-        and not _missing_spans(one, [other])
-        and not _missing_spans(other, [one])
+        and is_negative(one) == is_negative(other)
+        and not missing_spans(one, [other])
+        and not missing_spans(other, [one])
     )
 
 
@@ -332,7 +338,7 @@ def _evidence(proposed: ProposedMemory, wanted: Collection[str], sentences: Sequ
     return chosen
 
 
-def _missing_spans(text: str, sources: Sequence[str]) -> list[str]:
+def missing_spans(text: str, sources: Sequence[str]) -> list[str]:
     """The numbers, names, ids and the like of a text that no source has."""
     lower = protection.lower_words([*sources, text])
     words = {word for source in sources for word in texts.words(source)}
@@ -387,7 +393,7 @@ def _same(
             return GateReason.RESTATEMENT, detail, memory.number
         repeats = (
             wanted <= content_words(memory.text)
-            and not _missing_spans(proposed.text, [memory.text])
+            and not missing_spans(proposed.text, [memory.text])
             and bool(_NEGATION.search(proposed.text)) == bool(_NEGATION.search(memory.text))
         )
         if repeats and (memory.holds or not said):

@@ -50,6 +50,8 @@ class MemoryEvent(StrEnum):
     #: It was marked as a breakthrough, or is one no more.
     MARKED = "marked"
     UNMARKED = "unmarked"
+    #: It was found again: it has more sources, and its confidence has changed.
+    REINFORCED = "reinforced"
 
 
 def normalised(text: str) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from app.files.file import shown_id
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
-from app.memory.memories.kinds import MemoryEvent, MemoryKind, MemoryOrigin, text_hash
+from app.memory.memories.kinds import MAX_SOURCES, MemoryEvent, MemoryKind, MemoryOrigin, text_hash
 from app.memory.memories.memory import PREFIX, Memory, MemoryHistoryEntry, MemorySource, NewMemory
 from app.memory.recall import storage
 from app.memory.recall.passages import NewPassage, SourceKind
@@ -63,6 +63,7 @@ _END = text(f"""
     UPDATE memory SET invalid_at = :at, superseded_by = :by WHERE id = :id AND invalid_at IS NULL RETURNING {COLUMNS}
 """)
 _SET_KIND = text(f"UPDATE memory SET kind = :kind WHERE id = :id RETURNING {COLUMNS}")
+_SET_CONFIDENCE = text("UPDATE memory SET confidence = :confidence WHERE id = :id")
 _NOW = text("SELECT now() AS now")
 _USED = text("UPDATE memory SET last_used_at = now(), uses = uses + 1 WHERE id = ANY(:ids)")
 _KIND_BEFORE = text("""
@@ -114,21 +115,37 @@ def insert(work: UnitOfWork, new: NewMemory, namespace: str) -> Memory | None:
     made = work.row_of(Memory, _INSERT, values)
     if made is None:
         return None
-    if new.sources:
-        rows = [
-            {
-                "memory_id": made.id,
-                "position": position,
-                "origin": source.origin.value,
-                "author": source.author,
-                "conversation_id": source.conversation_id,
-                "message_id": source.message_id,
-                "run_id": source.run_id,
-            }
-            for position, source in enumerate(new.sources)
-        ]
-        work.execute(_INSERT_SOURCE, rows)
+    _insert_sources(work, made.id, new.sources)
     return replace(made, sources=tuple(new.sources))
+
+
+def reinforce(work: UnitOfWork, id_: UUID, confidence: float, sources: Sequence[MemorySource]) -> None:
+    """Write the confidence of a memory that was found again, and its further sources, as many as it may have."""
+    work.execute(_LOCK, {"id": id_})
+    work.execute(_SET_CONFIDENCE, {"id": id_, "confidence": confidence})
+    known = [
+        MemorySource(MemoryOrigin(row.origin), row.author, row.conversation_id, row.message_id, row.run_id)
+        for row in work.rows(_SOURCES, {"ids": [id_]})
+    ]
+    further = [source for source in sources if source not in known]
+    _insert_sources(work, id_, further[: max(MAX_SOURCES - len(known), 0)], first=len(known))
+
+
+def _insert_sources(work: UnitOfWork, id_: UUID, sources: Sequence[MemorySource], *, first: int = 0) -> None:
+    rows = [
+        {
+            "memory_id": id_,
+            "position": position,
+            "origin": source.origin.value,
+            "author": source.author,
+            "conversation_id": source.conversation_id,
+            "message_id": source.message_id,
+            "run_id": source.run_id,
+        }
+        for position, source in enumerate(sources, start=first)
+    ]
+    if rows:
+        work.execute(_INSERT_SOURCE, rows)
 
 
 def of_text(work: UnitOfWork, namespace: str, user: str | None, given: str) -> Memory | None:

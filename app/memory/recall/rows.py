@@ -63,6 +63,8 @@ class PassageRow(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint(f"source IN ({_known(SourceKind)})", name="source_is_known"),
         Index("ix_passage_scope", "namespace", "owner", "source", "at"),
+        # In the order in which they were written: consolidation.
+        Index("ix_passage_namespace", "namespace", "id"),
         Index("ix_passage_source", "namespace", "source_id"),
         Index("ix_passage_thread", "namespace", "thread", "place"),
         Index("ix_passage_lexemes", "lexemes", postgresql_using="gin"),

@@ -74,6 +74,7 @@ NAMED = {
         "memory_id": ("{memory}", f"mem_{'0' * 32}"),
         "conversation_id": ("{memory_conversation}", f"conv_{'0' * 32}"),
     },
+    "/v1/consolidations": {"consolidation_id": ("{consolidation}", f"cons_{'0' * 32}")},
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
@@ -108,6 +109,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/alerts/channels/{name}"): {"kind": "log"},
     ("POST", "/v1/memories/forget"): {"query": MARK},
     ("POST", "/v1/memories/{memory_id}/supersede"): {"text": "What a says instead"},
+    ("PUT", "/v1/consolidations/schedule"): {"every": "1d"},
     ("PUT", "/v1/memories/extraction"): {"enabled": False},
     ("PUT", "/v1/memories/extraction/{conversation_id}"): {"enabled": True},
     ("POST", "/v1/recall"): {"query": "secret", "scope": "all"},
@@ -132,6 +134,8 @@ WITHOUT_NAMES = {
     ("POST", "/v1/context/relevant"): 200,
     ("POST", "/v1/memories"): 201,
     ("POST", "/v1/memories/forget"): 200,
+    ("POST", "/v1/consolidations"): 202,
+    ("PUT", "/v1/consolidations/schedule"): 200,
     ("PUT", "/v1/memories/extraction"): 200,
     ("POST", "/v1/recall"): 200,
     ("POST", "/v1/rules/test"): 422,
@@ -289,6 +293,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     run = app_client.post("/v1/runs", json=body, headers={**headers, "Idempotency-Key": "once"})
     assert run.status_code == 202, run.text
     remembered = app_client.post("/v1/memories", json={"text": MARK}, headers=headers).json()
+    consolidation = app_client.post("/v1/consolidations", json={}, headers=headers).json()
     services: Services = app_client.app.state.services  # type: ignore[attr-defined] # it is a FastAPI
     conversations = Conversations(services.database, services.settings.conversations)
     made = app_client.post("/v1/keys", json={"name": MARK, "scopes": ["read"]}, headers=headers).json()
@@ -322,6 +327,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
         "notification": tested["id"],
         "alert": str(alert),
         "memory": remembered["id"],
+        "consolidation": consolidation["id"],
         "memory_conversation": shown_conversation(conversations.create(NewConversation("b")).id),
         "auth": headers["Authorization"],
     }
@@ -384,6 +390,7 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             *((of_b[name], UNKNOWN) for name in ("action", "alert", "silence", "notification")),
             ("bchannel", "nowhere"),
             (of_b["memory"], f"mem_{'0' * 32}"),
+            (of_b["consolidation"], f"cons_{'0' * 32}"),
             (of_b["memory_conversation"], f"conv_{'0' * 32}"),
         ):
             theirs = theirs.replace(ours, other)
@@ -416,10 +423,12 @@ def test_lists_and_requests_for_many_have_nothing_of_another_namespace(
                 wrong.append((str(route), answer.status_code, answer.text))
             continue
         answer = send(app_client, route, route.path, of_a)
-        # The key with which a looks has the mark as its name, too; the audit log and memories name it.
-        names = ("run", "key", "step", "memory", "action", "alert", "silence", "notification")
+        # The key with which a looks has the mark as its name, too; the audit log, memories and
+        # consolidations name it.
+        names = ("run", "key", "step", "memory", "consolidation", "action", "alert", "silence", "notification")
         seen = [of_b[name] for name in names if of_b[name] in answer.text]
-        seen += [MARK] if MARK in answer.text and route.path not in ("/v1/keys", "/v1/audit", "/v1/memories") else []
+        named = ("/v1/keys", "/v1/audit", "/v1/memories", "/v1/consolidations")
+        seen += [MARK] if MARK in answer.text and route.path not in named else []
         if answer.status_code >= 500 or seen:
             wrong.append((str(route), answer.status_code, seen))
         if "namespace" in route.parameters:

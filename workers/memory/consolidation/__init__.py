@@ -1,0 +1,1 @@
+"""Consolidation in the control worker: the job, and the process that clusters."""
