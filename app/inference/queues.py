@@ -84,6 +84,8 @@ def read(database: Database, models: Collection[Model]) -> Mapping[str, ModelQue
             runs={str(row.run_id): place for place, row in reversed(list(enumerate(steps, 1)))},
             waiting=steps[0].waiting if steps else 0,
             before_new=sum(row.priority == Priority.INTERACTIVE for row in steps),
+            before_standard=sum(row.priority != Priority.BATCH for row in steps),
+            before_batch=steps[0].waiting if steps else 0,
             refusal="" if refusal is None else refusal.reason,
             refused_for=None if refusal is None else refusal.estimate_seconds,
         )

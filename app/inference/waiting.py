@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from app.kernel.priority import Priority
+
 #: Why a model is not loaded, for those who do not see what others do.
 REFUSED = "no pool of it can be started now"
 
@@ -39,6 +41,9 @@ class ModelQueue:
     waiting: int = 0
     #: Of the waiting ones, those before which no new interactive call goes.
     before_new: int = 0
+    #: The same for a new call of the other classes.
+    before_standard: int = 0
+    before_batch: int = 0
     #: Why no pool can be started now, and seconds until one is expected to serve.
     refusal: str = ""
     refused_for: float | None = None
@@ -61,9 +66,9 @@ class WaitEstimate:
     outline: str
 
 
-def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
-    """The wait of a run that waits in the queue; of a new interactive call without one."""
-    position = queue.before_new + 1 if run_id is None else queue.runs.get(run_id)
+def estimate(queue: ModelQueue, run_id: str | None, priority: Priority = Priority.INTERACTIVE) -> WaitEstimate:
+    """The wait of a run that waits in the queue; without one, of a new call of that class."""
+    position = _before(queue, priority) + 1 if run_id is None else queue.runs.get(run_id)
     ahead = (position or 1) - 1
     is_coming, seconds, outline = True, None, ""
     if queue.slots:
@@ -84,6 +89,16 @@ def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
             seconds += ahead // queue.slots_per_pool * queue.duration
     detail, outlined = (_detail(queue, position, one, seconds) for one in (state, outline or state))
     return WaitEstimate(position, queue.waiting, seconds, is_coming, detail, outlined)
+
+
+def _before(queue: ModelQueue, priority: Priority) -> int:
+    match priority:
+        case Priority.INTERACTIVE:
+            return queue.before_new
+        case Priority.STANDARD:
+            return queue.before_standard
+        case Priority.BATCH:
+            return queue.before_batch
 
 
 def _detail(queue: ModelQueue, position: int | None, state: str, seconds: float | None) -> str:

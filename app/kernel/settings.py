@@ -41,6 +41,7 @@ from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
+from app.kernel.sections.predictions import PredictionSettings
 from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()
     schedules: ScheduleSettings = ScheduleSettings()
+    predictions: PredictionSettings = PredictionSettings()
     catalog: CatalogSettings = CatalogSettings()
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()

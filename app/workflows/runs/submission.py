@@ -170,6 +170,7 @@ def prepare(
         "forked_from": forked_from,
         "retention_s": round((kept if kept is not None else policy.retention).total_seconds()),
         "deadline": deadline,
+        "expected": None,
     }
     return Prepared(
         run_id,
