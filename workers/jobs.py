@@ -16,6 +16,7 @@ from uuid import UUID
 
 from app.access.audit import log as audit_log
 from app.files import storage
+from app.governance.jobs.registry import EXPIRE, SCHEDULES, SWEEP
 from app.inference import demand
 from app.inference.batches import store as batch_store
 from app.kernel import ids, log
@@ -30,7 +31,6 @@ from app.workflows.runs.recovery import overdue
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.schedules import store
 from app.workflows.schedules.service import Schedules
-from workers.messaging.timetable import EXPIRE, SCHEDULES, SWEEP
 from workers.passes import exclusive, in_turn, time_limit
 from workers.runtime import Runtime
 

@@ -13,11 +13,11 @@ from uuid import UUID
 
 import psycopg
 
+from app.governance.jobs.registry import EXPIRE_CONVERSATIONS
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.memory.conversations import retention
 from app.memory.deletion import Deletion
-from workers.messaging.timetable import EXPIRE_CONVERSATIONS
 from workers.passes import exclusive, time_limit
 from workers.runtime import Runtime
 

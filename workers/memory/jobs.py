@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
+from app.governance.jobs.registry import RECALL
 from app.kernel import log
 from app.kernel.errors import ArrieroError, DatabaseUnreachable, Unavailable
 from app.memory.recall import vector_index, vectors
@@ -18,7 +19,6 @@ from app.memory.recall.vectors import RecallModel
 from app.workflows.language import definition as definitions
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
-from workers.messaging.timetable import RECALL
 from workers.passes import exclusive, in_turn
 from workers.runtime import Runtime
 
