@@ -1,6 +1,6 @@
 """predictions
 
-Revision 0025, after 0017. What predictions are made of, the prediction of each run at its submission, and the index
+Revision 0025, after 0022. What predictions are made of, the prediction of each run at its submission, and the index
 by which ended runs are found.
 """
 
@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql
 from alembic import op
 
 revision = "0025"
-down_revision = "0017"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 

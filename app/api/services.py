@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from app.access.limits.store import CallLimitTable
 from app.catalog.catalog import Catalog, CatalogSource
 from app.devices.inventory import Devices
+from app.inference.prediction.service import Predictions
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -39,12 +40,16 @@ class Services:
     call_limits: CallLimitTable = field(init=False)
     #: Finds what was said; by its words alone until the application has started.
     recall: Recall = field(init=False)
+    #: The expected times of runs.
+    predictions: Predictions = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
         self.live = LiveSettings(self.settings, self._apply)
         self.call_limits = CallLimitTable(self.settings.limits)
         self.recall = Recall(self.database)
+        self.predictions = Predictions(self.database, lambda: self.catalog, lambda: self.settings.predictions)
+        self.runs = replace(self.runs, expect=self.predictions.expect)
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings

@@ -23,6 +23,7 @@ from datetime import timedelta
 from functools import reduce
 
 from app.inference.batches.tasks import BATCHES
+from app.inference.prediction.tasks import PREDICTIONS
 from app.kernel.settings import Settings
 from app.memory.memories.tasks import EXTRACTION
 from app.memory.personal.tasks import IMPORT_FOLDER
@@ -78,6 +79,7 @@ JOBS = (
     ScheduledJob(
         "recall", RECALL, "makes vectors of passages, and new ones for another embedding model", "recall.check_every"
     ),
+    ScheduledJob("predictions", PREDICTIONS, "learns of ended runs how long runs take", "predictions.learn_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,

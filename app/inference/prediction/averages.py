@@ -85,5 +85,9 @@ class DecayedLine:
         return cls(*state) if state else cls()
 
 
+#: Nothing was seen.
+NO_MEAN, NO_LINE = DecayedMean(), DecayedLine()
+
+
 def _rounded(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]

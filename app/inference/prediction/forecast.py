@@ -6,7 +6,7 @@ The time is that of the timeline of its steps, corrected by how wrong earlier pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -162,8 +162,3 @@ def _expected(
         return ExpectedStep(step.id, needs, max(left, seconds * _LEAST_LEFT), runs=True)
     share = history.share.mean if history.share.weight else 1.0
     return ExpectedStep(step.id, needs, seconds * share, model)
-
-
-def slots_in(models: Sequence[str], slots: Mapping[str, ModelSlots]) -> Mapping[str, ModelSlots]:
-    """Return the slots of the models; one slot for a model of which nothing is known."""
-    return {name: slots.get(name, ModelSlots()) for name in models}

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from app.inference.prediction.averages import DecayedLine, DecayedMean
-from app.inference.prediction.residuals import Interval, Residuals
+from app.inference.prediction.averages import NO_LINE, NO_MEAN, DecayedLine, DecayedMean
+from app.inference.prediction.residuals import NO_RESIDUALS, Interval, Residuals
 
 #: Steps of a workflow that are kept.
 MOST_STEPS = 100
@@ -46,15 +46,15 @@ class ModelHistory:
     """The speed of a model."""
 
     #: Seconds until the first token, and the tokens of the prompt that were computed.
-    prefill: DecayedMean = DecayedMean()
-    prompt: DecayedMean = DecayedMean()
+    prefill: DecayedMean = NO_MEAN
+    prompt: DecayedMean = NO_MEAN
     #: Seconds after the first token, and the tokens of the text.
-    decode: DecayedMean = DecayedMean()
-    text: DecayedMean = DecayedMean()
+    decode: DecayedMean = NO_MEAN
+    text: DecayedMean = NO_MEAN
     #: Seconds that a step waits for a slot.
-    wait: DecayedMean = DecayedMean()
+    wait: DecayedMean = NO_MEAN
     #: Of the times of steps, for steps without enough of their own.
-    residuals: Residuals = Residuals()
+    residuals: Residuals = NO_RESIDUALS
 
     @property
     def is_known(self) -> bool:
@@ -103,14 +103,14 @@ class ModelHistory:
 class StepHistory:
     """A step of a workflow. Lines are over the bytes of the inputs of the run."""
 
-    seconds: DecayedMean = DecayedMean()
-    tokens_in: DecayedLine = DecayedLine()
-    tokens_out: DecayedLine = DecayedLine()
+    seconds: DecayedMean = NO_MEAN
+    tokens_in: DecayedLine = NO_LINE
+    tokens_out: DecayedLine = NO_LINE
     #: Items of a map.
-    items: DecayedLine = DecayedLine()
+    items: DecayedLine = NO_LINE
     #: How often it was executed, from 0 to 1.
-    share: DecayedMean = DecayedMean()
-    residuals: Residuals = Residuals()
+    share: DecayedMean = NO_MEAN
+    residuals: Residuals = NO_RESIDUALS
 
     @property
     def is_known(self) -> bool:
@@ -154,9 +154,9 @@ class StepHistory:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> StepHistory:
         """Return the history of a state."""
-        means = {name: DecayedMean.of(state[name]) for name in _MEANS}
-        lines = {name: DecayedLine.of(state[name]) for name in _LINES}
-        return cls(**means, **lines, residuals=Residuals.of(state["residuals"]))
+        seconds, share = (DecayedMean.of(state[name]) for name in _MEANS)
+        tokens_in, tokens_out, items = (DecayedLine.of(state[name]) for name in _LINES)
+        return cls(seconds, tokens_in, tokens_out, items, share, Residuals.of(state["residuals"]))
 
 
 _MEANS, _LINES = ("seconds", "share"), ("tokens_in", "tokens_out", "items")
@@ -169,7 +169,7 @@ class WorkflowHistory:
     """The steps of a workflow, and how wrong the predictions of its runs were."""
 
     steps: Mapping[str, StepHistory] = field(default_factory=dict)
-    residuals: Residuals = Residuals()
+    residuals: Residuals = NO_RESIDUALS
 
     def state(self) -> dict[str, Any]:
         """Return it as JSON."""

@@ -76,9 +76,7 @@ def learn(knowledge: Knowledge, run: EndedRun) -> None:
     knowledge.workflow = WorkflowHistory(steps, residuals)
 
 
-def _with(
-    history: StepHistory, step: EndedStep, inputs_bytes: int, models: dict[str, ModelHistory]
-) -> StepHistory:
+def _with(history: StepHistory, step: EndedStep, inputs_bytes: int, models: dict[str, ModelHistory]) -> StepHistory:
     if step.was_done or step.was_skipped:
         history = replace(history, share=history.share.add(float(step.was_done)))
     if step.items is not None:

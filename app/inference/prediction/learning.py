@@ -14,7 +14,7 @@ from app.inference.prediction.learn import EndedRun, EndedStep, Knowledge, learn
 from app.inference.prediction.residuals import Residuals
 from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
-from app.workflows.state_machine.states import StepState
+from app.workflows.state_machine.states import RunState, StepState
 
 _log = log.get(__name__)
 
@@ -25,6 +25,9 @@ _BATCH = 200
 def learn_ended(database: Database, in_time: Callable[[], bool]) -> int:
     """Learn of the runs that have ended since the last pass, as far as the time allows. Returns their number."""
     learned = 0
+    with database.work() as work:
+        if not store.is_due(work):
+            return 0
     while in_time():
         with database.work() as work:
             found = _learn_some(work)
@@ -40,8 +43,17 @@ def _learn_some(work: UnitOfWork) -> int:
         return 0
     runs = store.ended_runs(work, cursor, _BATCH)
     if not runs:
-        store.forget(work)
         return 0
+    succeeded = [run for run in runs if run.state == RunState.SUCCEEDED]
+    if succeeded:
+        _learn_all(work, succeeded)
+    if len(runs) < _BATCH:
+        store.forget(work)
+    store.move_cursor(work, runs[-1].finished_at, runs[-1].id)
+    return len(runs)
+
+
+def _learn_all(work: UnitOfWork, runs: Sequence[Any]) -> None:
     steps: dict[UUID, list[Any]] = defaultdict(list)
     for row in store.steps_of(work, [run.id for run in runs]):
         steps[row.run_id].append(row)
@@ -69,8 +81,6 @@ def _learn_some(work: UnitOfWork) -> int:
             **{("group", "", str(basis)): group.state() for basis, group in groups.items()},
         },
     )
-    store.move_cursor(work, runs[-1].finished_at, runs[-1].id)
-    return len(runs)
 
 
 def _workflows(work: UnitOfWork, runs: Sequence[Any]) -> dict[tuple[str, str], WorkflowHistory]:

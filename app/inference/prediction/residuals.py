@@ -21,7 +21,7 @@ MOST, ENOUGH, _KEEP = 96, 15, 0.985
 #: What is added to both times before they are compared, in seconds: below, differences are noise.
 _FLOOR = 0.05
 #: The share that is left out at either end, how fast it is corrected, and its bounds.
-_TAIL, _RATE, _TAIL_BOUNDS = (1 - COVERAGE) / 2, 0.015, (0.02, 0.25)
+_TAIL, _RATE, _TAIL_BOUNDS = (1 - COVERAGE) / 2, 0.02, (0.02, 0.25)
 #: Logarithm of the factor of an interval for which nothing is known.
 UNKNOWN_SPREAD = math.log(4)
 
@@ -81,6 +81,10 @@ class Residuals:
     def of(cls, state: Mapping[str, Any] | None) -> Residuals:
         """Return the residuals of a state."""
         return cls() if not state else cls(tuple(state["values"]), state["below"], state["above"])
+
+
+#: Nothing was predicted.
+NO_RESIDUALS = Residuals()
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

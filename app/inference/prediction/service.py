@@ -56,6 +56,7 @@ class Predictions:
         self._models: dict[str, tuple[float, ModelHistory]] = {}
         self._groups: tuple[float, Mapping[Basis, Residuals]] = (0.0, {})
         self._queues: dict[str, tuple[float, ModelQueue]] = {}
+        self._definitions: dict[str, Definition] = {}
 
     def expect(self, prepared: Prepared) -> dict[str, Any] | None:
         """
@@ -83,13 +84,20 @@ class Predictions:
         ended = frozenset(step.key for step in view.steps if StepState(step.state) in FINAL_STEPS)
         progress = {step.key: _progress(step, at, written.get(step.key)) for step in view.steps}
         try:
-            definition = from_document(view.definition)
             return self._forecast(
-                definition, run.namespace, run.priority, run.inputs_bytes or 0, progress, ended, str(run.id)
+                self._definition(view), run.namespace, run.priority, run.inputs_bytes or 0, progress, ended, str(run.id)
             )
         except ArrieroError as error:
             _log.warning("run_not_predicted", run_id=str(run.id), error=str(error))
             return None
+
+    def _definition(self, view: RunView) -> Definition:
+        found = self._definitions.get(view.run.sha256)
+        if found is None:
+            found = self._definitions[view.run.sha256] = from_document(view.definition)
+            while len(self._definitions) > _MOST_KEPT:
+                self._definitions.pop(next(iter(self._definitions)), None)
+        return found
 
     def _checked(self, found: Forecast, deadline: timedelta | None) -> str | None:
         """Return a warning for a deadline that will probably not be met. Raises InvalidInput."""

@@ -27,6 +27,16 @@ _MOST_WORKFLOWS = 20_000
 #: A transaction that writes an end may commit a little after another one with a later instant.
 _LAG = timedelta(seconds=2)
 
+_PEEK = text("""
+    SELECT EXISTS (
+        SELECT FROM run
+        WHERE finished_at IS NOT NULL AND finished_at < now() - CAST(:lag AS interval)
+          AND finished_at > COALESCE(
+              (SELECT CAST(state ->> 'at' AS timestamptz) FROM prediction_history WHERE kind = 'cursor'),
+              '-infinity'
+          )
+    ) AS found
+""")
 _BEGIN_CURSOR = text("""
     INSERT INTO prediction_history (kind, namespace, name, state)
     VALUES ('cursor', '', '', jsonb_build_object('at', now() - CAST(:begin AS interval),
@@ -35,12 +45,12 @@ _BEGIN_CURSOR = text("""
 """)
 _CURSOR = text("SELECT state FROM prediction_history WHERE kind = 'cursor' FOR UPDATE SKIP LOCKED")
 _RUNS = text("""
-    SELECT id, namespace, workflow, inputs_bytes, expected, finished_at,
+    SELECT id, namespace, workflow, state, inputs_bytes, expected, finished_at,
            extract(epoch FROM finished_at - created_at)::float AS seconds, created_at,
            EXISTS (SELECT FROM history WHERE history.run_id = run.id AND event = 'paused') AS was_paused
     FROM run
     WHERE finished_at IS NOT NULL AND (finished_at, id) > (CAST(:at AS timestamptz), CAST(:id AS uuid))
-      AND finished_at < now() - CAST(:lag AS interval) AND state = 'succeeded'
+      AND finished_at < now() - CAST(:lag AS interval)
     ORDER BY finished_at, id LIMIT :limit
 """)
 _USED = """
@@ -90,6 +100,12 @@ _FORGET = text("""
 """)
 
 
+def is_due(work: UnitOfWork) -> bool:
+    """Whether runs have ended since the last pass. It writes nothing."""
+    row = work.row(_PEEK, {"lag": _LAG})
+    return row is not None and bool(row.found)
+
+
 def lock_cursor(work: UnitOfWork) -> Mapping[str, Any] | None:
     """Lock and return the cursor; None when another process learns now."""
     work.run(_BEGIN_CURSOR, {"begin": _BEGIN})
@@ -98,7 +114,7 @@ def lock_cursor(work: UnitOfWork) -> Mapping[str, Any] | None:
 
 
 def ended_runs(work: UnitOfWork, cursor: Mapping[str, Any], limit: int) -> list[Any]:
-    """Return the next runs that have succeeded after the cursor."""
+    """Return the next runs that have ended after the cursor."""
     return work.rows(_RUNS, {"at": cursor["at"], "id": cursor["id"], "lag": _LAG, "limit": limit})
 
 

@@ -81,9 +81,7 @@ def timeline(steps: Sequence[ExpectedStep], models: Mapping[str, ModelSlots]) ->
     return Timeline(ends)
 
 
-def _placed(
-    step: ExpectedStep, at: float, free: dict[str, list[float]], models: Mapping[str, ModelSlots]
-) -> float:
+def _placed(step: ExpectedStep, at: float, free: dict[str, list[float]], models: Mapping[str, ModelSlots]) -> float:
     """Return the end of a step that is ready at an instant, and take its slots until then."""
     if step.runs:
         return at + step.seconds

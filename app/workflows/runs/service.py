@@ -88,9 +88,9 @@ class Runs:
         The same idempotency key with the same content returns the earlier run, and so does the same deduplication key
         within its window.
 
-        Raises InvalidInput when the inputs break their schemas or the deadline cannot be met, PayloadTooLarge, IdempotencyKeyReused when the key came
-        with another content, ConcurrencyLimitReached when the workflow refuses runs above its limit. Nothing is stored
-        then.
+        Raises InvalidInput when the inputs break their schemas or the deadline cannot be met, PayloadTooLarge,
+        IdempotencyKeyReused when the key came with another content, ConcurrencyLimitReached when the workflow refuses
+        runs above its limit. Nothing is stored then.
         """
         if request.idempotency_key is not None:
             # Before the checks: a request that was accepted is not refused later because its workflow has changed.
