@@ -2,7 +2,7 @@
 Prediction: whether the 80 % interval of a run's expected time holds the truth in 75 to 85 % of held-out runs.
 
     python -m benchmarks.prediction            # seeded simulations; no server, about a minute
-    python -m benchmarks.prediction --real 60  # in addition so many runs on real processes with a simulated engine
+    python -m benchmarks.prediction --planner zipf,tenants   # would the planner gain by predictions of each step?
 
 A simulation is a stream of runs on models with few slots: chains, fans with a join, maps of a random number of items,
 agents with a random number of turns. Prompts and texts have the lengths of log-normal distributions that depend on the
@@ -25,7 +25,8 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,15 @@ from app.inference.prediction.history import ModelHistory, StepSample, WorkflowH
 from app.inference.prediction.learn import EndedRun, EndedStep, Knowledge, learn
 from app.inference.prediction.residuals import Residuals
 from app.inference.prediction.timeline import ModelSlots
+from app.scheduler.planner.cluster import Pool
+from app.scheduler.planner.policy import PlacementPolicy
 from app.workflows.language import check
 from app.workflows.language.definition import Definition
+from benchmarks.fleet_simulator import Simulation
+from benchmarks.fleet_values import Live
+from benchmarks.fleet_workloads import SCENARIOS as FLEETS
+from benchmarks.fleet_workloads import Arrivals
+from benchmarks.scheduling import Arriero, figures
 
 #: Runs of each workflow that are not counted: nothing was known at first.
 _WARM_UP = 60
@@ -302,6 +310,35 @@ def measured(scenario: Scenario, seeds: Sequence[int], runs: int) -> dict[str, A
     return {"scenario": scenario.name, "runs": len(found), **figures, "coverage_by_workflow": workflows}
 
 
+class _Informed(Simulation):
+    """A fleet whose planner knows the very times of the requests: the most that a prediction could bring."""
+
+    def seen(self, pool: Live) -> Pool:
+        known = super().seen(pool)
+        if not pool.work:
+            return known
+        left = (max(ends for ends, _, _ in pool.work) - pool.clock) / max(pool.rate, 1e-9)
+        return replace(known, work_left=timedelta(seconds=left))
+
+
+def planner_bound(names: Sequence[str], seeds: Sequence[int], length: float) -> Iterator[str]:
+    """Yield a table: the planner with mean times, and with the true ones, on the scenarios of benchmarks.scheduling."""
+    yield "| scenario | served in time, means | served in time, true times | interactive p99, means | true times |"
+    yield "|---|---|---|---|---|"
+    arrivals = Arrivals(None, length)
+    for name in names:
+        found = {
+            kind: [figures(kind(FLEETS[name](arrivals, seed), Arriero(PlacementPolicy())).run()) for seed in seeds]
+            for kind in (Simulation, _Informed)
+        }
+        shown = [
+            statistics.fmean(one[key] for one in found[kind])
+            for key in ("in_time", "interactive_p99")
+            for kind in (Simulation, _Informed)
+        ]
+        yield f"| {name} | {shown[0]:.1f} % | {shown[1]:.1f} % | {shown[2]:.1f} s | {shown[3]:.1f} s |"
+
+
 def _rows(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "| scenario | held-out runs | coverage | of the mean | high/low | error | of the mean | score | of the mean |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -317,15 +354,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1200, help="runs of each simulation")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--planner", metavar="SCENARIO,...", help="only: the planner with the true times of requests")
     given = parser.parse_args()
+    if given.planner:
+        for line in planner_bound(given.planner.split(","), range(11, 11 + given.seeds), 1200.0):
+            print(line)
+        return
     results = [measured(scenario, range(given.seeds), given.runs) for scenario in SCENARIOS]
     for line in _rows(results):
         print(line)
     for one in results:
         print(one["scenario"], json.dumps(one["coverage_by_workflow"]))
-    if given.out:
-        given.out.write_text(json.dumps({"scenarios": results}, indent=1))
+    if given.json:
+        given.json.write_text(json.dumps({"scenarios": results}, indent=1))
 
 
 if __name__ == "__main__":

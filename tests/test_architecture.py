@@ -96,6 +96,7 @@ SHELLS = {
     "memory/memories/rows.py",
     "memory/memories/service.py",
     "memory/memories/store.py",
+    "inference/prediction/expected_work.py",
     "inference/prediction/learning.py",
     "inference/prediction/rows.py",
     "inference/prediction/service.py",

@@ -33,7 +33,7 @@ def drawn(found: Mapping[str, Any], at: datetime) -> RenderableType:
     paused = Text(" (paused)", "yellow") if found["paused"] else Text()
     head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]), paused)
     head.append(expected(found), "dim")
-    if warning := (found.get("expected") or {}).get("warning") if found["finished_at"] is None else None:
+    if warning := (found.get("expected") or {}).get("warning") if not found.get("finished_at") else None:
         head.append(f"\nwarning: {warning}", "yellow")
     steps = {step["key"]: step for step in found["steps"]}
     depths: dict[str, int] = {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from app.inference import waiting
 from app.inference.prediction import forecast as forecasts
 from app.inference.prediction.averages import DecayedLine, DecayedMean
 from app.inference.prediction.forecast import Basis, Learned, StepProgress
@@ -13,6 +15,8 @@ from app.inference.prediction.history import ModelHistory, StepSample, WorkflowH
 from app.inference.prediction.learn import EndedRun, EndedStep, Knowledge, learn
 from app.inference.prediction.residuals import ENOUGH, MOST, Residuals
 from app.inference.prediction.timeline import ExpectedStep, ModelSlots, timeline
+from app.inference.waiting import ModelQueue
+from app.kernel.priority import Priority
 from app.workflows.language import check
 from benchmarks.prediction import SCENARIOS, measured
 
@@ -156,3 +160,23 @@ def test_the_state_of_a_workflow_is_bounded() -> None:
     assert len(known.workflow.steps) == 100
     assert WorkflowHistory.of(known.workflow.state()).steps.keys() == known.workflow.steps.keys()
     assert ModelHistory.of(known.models["m:1"].state()).is_known
+
+
+def test_a_wait_adds_what_the_steps_before_are_expected_to_take() -> None:
+    """Not the mean of the model: a long one ahead counts as long."""
+    queue = ModelQueue("m:1", slots=1, duration=2.0, waiting=2, before_new=2, work=(30.0, 1.0), runs={"x": 2})
+    assert waiting.estimate(queue, None).seconds == 33.0
+    assert waiting.estimate(queue, "x").seconds == 32.0
+    assert waiting.estimate(queue, None).high is None
+
+    known = waiting.estimate(replace(queue, spread=(0.25, 4.0)), "x")
+    assert known.low is not None
+    assert known.high is not None
+    assert 8 < known.low < 32 < known.high < 128, "what two take together differs less than what one takes"
+    assert "about 32 s (12 to 86 s)" in known.detail
+
+
+@pytest.mark.parametrize(("priority", "seconds"), [("interactive", 3.0), ("standard", 7.0), ("batch", 11.0)])
+def test_a_new_call_waits_for_those_of_its_class_and_above(priority: str, seconds: float) -> None:
+    queue = ModelQueue("m:1", slots=1, duration=1.0, waiting=10, before_new=2, before_standard=6, before_batch=10)
+    assert waiting.estimate(queue, None, Priority(priority)).seconds == seconds
