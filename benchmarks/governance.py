@@ -145,7 +145,7 @@ class _FlakyServer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tree:
+class Tree:
     """A running `arriero up`."""
 
     data_dir: Path
@@ -173,7 +173,8 @@ class _Tree:
 
 
 @contextmanager
-def _up(settings: Mapping[str, str], port: int) -> Iterator[_Tree]:
+def up(settings: Mapping[str, str], port: int) -> Iterator[Tree]:
+    """An `arriero up` with simulated engines, and a server on that port as a model."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
         data, log = Path(folder, "data"), Path(folder, "up.log")
@@ -203,7 +204,7 @@ def failures(seed: int, seconds: float, on: bool, settings: Mapping[str, str]) -
     definition, chance = {**_WORKFLOW, "steps": steps}, random.Random(seed)
     kills = random.Random(seed + 1)
     try:
-        with _up({**({} if on else _OFF), **settings}, server.port) as tree, httpx2.Client(base_url=tree.url) as client:
+        with up({**({} if on else _OFF), **settings}, server.port) as tree, httpx2.Client(base_url=tree.url) as client:
             began, ids, next_kill = time.monotonic(), [], _KILLS
             while (now := time.monotonic() - began) < seconds:
                 body = {"definition": definition, "inputs": {"topic": f"topic {len(ids)}"}}
@@ -212,7 +213,7 @@ def failures(seed: int, seconds: float, on: bool, settings: Mapping[str, str]) -
                     tree.kill(kills, "pool")
                     next_kill += _KILLS
                 time.sleep(chance.expovariate(_RATE))
-            runs = _ended(client, ids)
+            runs = ended(client, ids)
     finally:
         server.close()
     states = Counter(step["state"] for run in runs for step in run["steps"])
@@ -226,7 +227,8 @@ def failures(seed: int, seconds: float, on: bool, settings: Mapping[str, str]) -
     return {**failed, "runs": len(runs), "open": open_, "mean_s": statistics.fmean(times)}
 
 
-def _ended(client: httpx2.Client, ids: Sequence[str]) -> list[dict[str, Any]]:
+def ended(client: httpx2.Client, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the runs once they have ended, or as they are when that takes too long."""
     until = time.monotonic() + _PATIENCE
     found: dict[str, dict[str, Any]] = {}
     while len(found) < len(ids) and time.monotonic() < until:
@@ -244,7 +246,7 @@ def cache(seed: int, settings: Mapping[str, str]) -> dict[str, float]:
     weights = [1 / (number + 1) for number in range(_PROMPTS)]
     drawn = chance.choices(range(_PROMPTS), weights, k=_CALLS)
     found: dict[str, float] = {}
-    with _up(settings, 1) as tree, httpx2.Client(base_url=tree.url, timeout=60) as client:
+    with up(settings, 1) as tree, httpx2.Client(base_url=tree.url, timeout=60) as client:
         for name, headers in (("off", {"Cache-Control": "no-cache, no-store"}), ("on", {})):
             times = []
             for prompt in drawn:
@@ -294,7 +296,7 @@ def soak(seed: int, seconds: float, settings: Mapping[str, str]) -> dict[str, An
     steps = [{**_WORKFLOW["steps"][1], "prompt": "{{ inputs.topic }}"}]
     definition = {"workflow": "soak", "inputs": _WORKFLOW["inputs"], "steps": steps}
     ids: list[str] = []
-    with _up(settings, 1) as tree, httpx2.Client(base_url=tree.url, timeout=_ANSWER) as client:
+    with up(settings, 1) as tree, httpx2.Client(base_url=tree.url, timeout=_ANSWER) as client:
         began, next_kill, gaps, gap_began = time.monotonic(), _SOAK_KILLS, [], None
         while (now := time.monotonic() - began) < seconds:
             if now > next_kill:
@@ -319,7 +321,7 @@ def soak(seed: int, seconds: float, settings: Mapping[str, str]) -> dict[str, An
                     submitted += 1
                     ids.append(answer.json()["id"])
             time.sleep(max(_PROBE - (time.monotonic() - sent), 0.0))
-        runs = _ended(client, ids)
+        runs = ended(client, ids)
         lost = sum(run["state"] != "succeeded" for run in runs)
     return {
         "seconds": seconds,

@@ -2,6 +2,7 @@
 Prediction: whether the 80 % interval of a run's expected time holds the truth in 75 to 85 % of held-out runs.
 
     python -m benchmarks.prediction            # seeded simulations; no server, about a minute
+    python -m benchmarks.prediction --real 240       # runs on real processes with simulated engines
     python -m benchmarks.prediction --planner zipf,tenants   # would the planner gain by predictions of each step?
 
 A simulation is a stream of runs on models with few slots: chains, fans with a join, maps of a random number of items,
@@ -23,12 +24,15 @@ import json
 import math
 import random
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import httpx2
 
 from app.inference.prediction import forecast as forecasts
 from app.inference.prediction.forecast import Basis, Learned
@@ -44,6 +48,7 @@ from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Live
 from benchmarks.fleet_workloads import SCENARIOS as FLEETS
 from benchmarks.fleet_workloads import Arrivals
+from benchmarks.governance import ended, up
 from benchmarks.scheduling import Arriero, figures
 
 #: Runs of each workflow that are not counted: nothing was known at first.
@@ -339,6 +344,40 @@ def planner_bound(names: Sequence[str], seeds: Sequence[int], length: float) -> 
         yield f"| {name} | {shown[0]:.1f} % | {shown[1]:.1f} % | {shown[2]:.1f} s | {shown[3]:.1f} s |"
 
 
+def real(seconds: float, seed: int) -> dict[str, Any]:
+    """Return the coverage of runs on real processes with simulated engines: a chain and a map, at random instants."""
+    chance, ids = random.Random(seed), []
+    prompt, model = "{{ inputs.topic }}", "main:1"
+    write = {"id": "write", "kind": "generate", "model": model, "prompt": prompt, "max_tokens": 200}
+    end = {**write, "id": "end", "prompt": "{{ steps.write.output }}", "needs": ["write"], "max_tokens": 60}
+    each = {"id": "each", "kind": "map", "over": "inputs.list", "max_parallel": 4}
+    each["step"] = {"kind": "generate", "model": model, "prompt": "{{ item }}", "max_tokens": 40}
+    text, list_ = {"topic": {"type": "string"}}, {"list": {"type": "array"}}
+    definitions = (
+        {"workflow": "chain", "inputs": text, "steps": [write, end]},
+        {"workflow": "spread", "inputs": list_, "steps": [each]},
+    )
+    with up({"predictions.learn_every": "1s"}, 1) as tree, httpx2.Client(base_url=tree.url, timeout=30) as client:
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            number = chance.randrange(2)
+            words = ["word " * chance.randint(1, 120) for _ in range(chance.randint(1, 6))]
+            inputs = {"topic": words[0]} if number == 0 else {"list": words}
+            answer = client.post("/v1/runs", json={"definition": definitions[number], "inputs": inputs})
+            ids.append(answer.raise_for_status().json()["id"])
+            time.sleep(chance.expovariate(1.5))
+        runs = ended(client, ids)
+    found = []
+    for name in ("chain", "spread"):
+        of = [run for run in runs if run["workflow"] == name and run["state"] == "succeeded" and run["expected"]]
+        found += [run for run in of[30:] if run["expected"]["basis"] == "history"]
+    hits = [run["expected"]["low"] <= run["took_s"] <= run["expected"]["high"] for run in found]
+    errors = [abs(run["expected"]["seconds"] - run["took_s"]) / max(run["took_s"], 0.01) for run in found]
+    ratio = [run["expected"]["high"] / max(run["expected"]["low"], 0.05) for run in found]
+    figures_ = {"hit": statistics.fmean(hits), "error": statistics.median(errors), "ratio": statistics.median(ratio)}
+    return {"runs": len(found), **{key: round(value, 3) for key, value in figures_.items()}}
+
+
 def _rows(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "| scenario | held-out runs | coverage | of the mean | high/low | error | of the mean | score | of the mean |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -355,8 +394,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1200, help="runs of each simulation")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--real", type=float, metavar="SECONDS", help="only: runs on real processes, for so long")
     parser.add_argument("--planner", metavar="SCENARIO,...", help="only: the planner with the true times of requests")
     given = parser.parse_args()
+    if given.real:
+        print(json.dumps(real(given.real, 11)))
+        return
     if given.planner:
         for line in planner_bound(given.planner.split(","), range(11, 11 + given.seeds), 1200.0):
             print(line)
