@@ -188,7 +188,7 @@ def up(settings: Mapping[str, str], port: int) -> Iterator[Tree]:
             while "arriero is up" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.1)
-            yield _Tree(data, json.loads((data / "run" / "up.json").read_text())["api"])
+            yield Tree(data, json.loads((data / "run" / "up.json").read_text())["api"])
         finally:
             process.terminate()
             process.wait(60)
