@@ -8,7 +8,7 @@ What the platform withstands: on against off under the same seeded faults, and i
 |---|---|---|
 | failures | steps have retries, a fallback and are done again after the loss of a worker | none of these |
 | cache | answers to equal requests are kept | `Cache-Control: no-cache, no-store` |
-| sharing | pools share devices | each pool takes whole devices; and: each model has a device of its own |
+| sharing | pools share devices | each model has a device of its own; between them: pools take whole devices |
 | soak | one `arriero up`, whose processes are killed | |
 
 `failures`, `cache` and `soak` run real processes with simulated engines. A server that fails one request in five, in
