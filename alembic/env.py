@@ -18,6 +18,7 @@ from app.governance.rules import rows as rule_rows  # noqa: F401 they too
 from app.governance.signals import rows as signal_rows  # noqa: F401 they too
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too
 from app.inference.model_metrics import rows as metric_rows  # noqa: F401 they too
+from app.inference.prediction import rows as prediction_rows  # noqa: F401 they too
 from app.memory.summaries import rows as summary_rows  # noqa: F401 they too
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 they too
 from app.memory.recall import rows as recall_rows  # noqa: F401 they too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,6 +12,7 @@ from app.api.telemetry.requests import RequestMetrics
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
+from app.inference.prediction.service import Predictions
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -43,6 +44,8 @@ class Services:
     recall: Recall = field(init=False)
     #: Counts the requests to this process.
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    #: The expected times of runs.
+    predictions: Predictions = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
@@ -51,6 +54,8 @@ class Services:
         self.live = LiveSettings(self.settings, self._apply)
         self.call_limits = CallLimitTable(self.settings.limits)
         self.recall = Recall(self.database)
+        self.predictions = Predictions(self.database, lambda: self.catalog, lambda: self.settings.predictions)
+        self.runs = replace(self.runs, expect=self.predictions.expect)
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from app.catalog.model import Model
 from app.inference import demand
+from app.inference.prediction import expected_work
 from app.inference.waiting import ModelQueue
 from app.kernel import broker
 from app.kernel.database import Database
@@ -23,14 +24,17 @@ from app.scheduler import needs
 _MOST = 2_000
 
 _READY = text("""
-    SELECT wanted.model, ready.run_id, ready.priority, ready.waiting
+    SELECT wanted.model, ready.run_id, ready.priority, ready.waiting, ready.key, run.namespace, run.workflow,
+           COALESCE(run.inputs_bytes, 0) AS inputs_bytes
     FROM unnest(CAST(:models AS text[]), CAST(:queues AS text[])) AS wanted (model, queue)
     CROSS JOIN LATERAL (
-        SELECT run_id, priority, count(*) OVER () AS waiting FROM step
+        SELECT id, run_id, key, priority, COALESCE(ready_at, published_at) AS since, count(*) OVER () AS waiting
+        FROM step
         WHERE state = 'ready' AND queue = wanted.queue AND model = wanted.model
         ORDER BY array_position(CAST(:priorities AS text[]), priority), COALESCE(ready_at, published_at), id
         LIMIT :most
-    ) AS ready
+    ) AS ready JOIN run ON run.id = ready.run_id
+    ORDER BY wanted.model, array_position(CAST(:priorities AS text[]), ready.priority), ready.since, ready.id
 """)
 _POOLS = text("""
     SELECT pool.model, pool.slots, COALESCE(phase, 'starting') = 'serving' AS serves, COALESCE(progress, 0) AS progress,
@@ -63,6 +67,7 @@ def read(database: Database, models: Collection[Model]) -> Mapping[str, ModelQue
         configurations = {needs.configuration_id(model): model.name for model in models}
         loads = work.rows(_LOADS, {"configurations": list(configurations)})
         durations = demand.mean_durations(work, names["models"])
+        known = expected_work.read(work, ready, names["models"])
     waiting: dict[str, list[Any]] = {}
     for row in ready:
         waiting.setdefault(row.model, []).append(row)
@@ -81,9 +86,13 @@ def read(database: Database, models: Collection[Model]) -> Mapping[str, ModelQue
             loaded=0.0 if starting is None else starting.progress,
             load=load.get(model.name, 0.0),
             duration=durations[model.name].total_seconds(),
+            work=known.seconds(steps, durations[model.name].total_seconds()),
+            spread=known.spread(model.name),
             runs={str(row.run_id): place for place, row in reversed(list(enumerate(steps, 1)))},
             waiting=steps[0].waiting if steps else 0,
             before_new=sum(row.priority == Priority.INTERACTIVE for row in steps),
+            before_standard=sum(row.priority != Priority.BATCH for row in steps),
+            before_batch=steps[0].waiting if steps else 0,
             refusal="" if refusal is None else refusal.reason,
             refused_for=None if refusal is None else refusal.estimate_seconds,
         )

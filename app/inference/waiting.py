@@ -10,8 +10,10 @@ Nothing here reads a database or a clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from app.kernel.priority import Priority
 
 #: Why a model is not loaded, for those who do not see what others do.
 REFUSED = "no pool of it can be started now"
@@ -36,9 +38,17 @@ class ModelQueue:
     duration: float = 5.0
     #: The positions of waiting runs by id, and the number of all that wait, which may be more.
     runs: Mapping[str, int] = field(default_factory=dict)
+    #: Expected seconds in a slot of the waiting ones, the first one first; those beyond take the mean time.
+    work: Sequence[float] = ()
+    #: The factors of the least and of the most time that 80 % of calls take of what was expected of them; None while
+    #: too few were predicted.
+    spread: tuple[float, float] | None = None
     waiting: int = 0
     #: Of the waiting ones, those before which no new interactive call goes.
     before_new: int = 0
+    #: The same for a new call of the other classes.
+    before_standard: int = 0
+    before_batch: int = 0
     #: Why no pool can be started now, and seconds until one is expected to serve.
     refusal: str = ""
     refused_for: float | None = None
@@ -53,6 +63,9 @@ class WaitEstimate:
     waiting: int
     #: Seconds until it begins; None when that is not known.
     seconds: float | None
+    #: Between these, by how much single calls differed from what was expected of them; None when it is not known.
+    low: float | None
+    high: float | None
     #: A pool serves the model, or starts: the estimate does not depend on a decision of the scheduler.
     is_coming: bool
     #: A sentence for people.
@@ -61,18 +74,18 @@ class WaitEstimate:
     outline: str
 
 
-def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
-    """The wait of a run that waits in the queue; of a new interactive call without one."""
-    position = queue.before_new + 1 if run_id is None else queue.runs.get(run_id)
+def estimate(queue: ModelQueue, run_id: str | None, priority: Priority = Priority.INTERACTIVE) -> WaitEstimate:
+    """The wait of a run that waits in the queue; without one, of a new call of that class."""
+    position = _before(queue, priority) + 1 if run_id is None else queue.runs.get(run_id)
     ahead = (position or 1) - 1
     is_coming, seconds, outline = True, None, ""
     if queue.slots:
-        seconds = (ahead + 1) / queue.slots * queue.duration
+        seconds = (_work(queue, ahead) + queue.duration) / queue.slots
         if queue.waiting == 0 and run_id is None:
             seconds = 0.0
         state = "all its slots are taken"
     elif queue.starts_in is not None:
-        seconds = queue.starts_in + ahead // queue.slots_per_pool * queue.duration
+        seconds = queue.starts_in + _rounds(queue, ahead)
         state = f"it is loading, {queue.loaded:.0%}" if queue.loaded else "it is being started"
     else:
         is_coming = False
@@ -81,12 +94,42 @@ def estimate(queue: ModelQueue, run_id: str | None) -> WaitEstimate:
         else:
             state, seconds = "it is not loaded", queue.load or None
         if seconds is not None:
-            seconds += ahead // queue.slots_per_pool * queue.duration
-    detail, outlined = (_detail(queue, position, one, seconds) for one in (state, outline or state))
-    return WaitEstimate(position, queue.waiting, seconds, is_coming, detail, outlined)
+            seconds += _rounds(queue, ahead)
+    # What many calls take together differs less from what was expected than what one takes.
+    low = high = None
+    if seconds is not None and queue.spread is not None:
+        low, high = (seconds * factor ** (1 / math.sqrt(ahead + 1)) for factor in queue.spread)
+    between = None if low is None or high is None else (low, high)
+    detail, outlined = (_detail(queue, position, one, seconds, between) for one in (state, outline or state))
+    return WaitEstimate(position, queue.waiting, seconds, low, high, is_coming, detail, outlined)
 
 
-def _detail(queue: ModelQueue, position: int | None, state: str, seconds: float | None) -> str:
+def _work(queue: ModelQueue, ahead: int) -> float:
+    """Return the expected seconds in slots of so many of the waiting ones."""
+    return sum(queue.work[:ahead]) + max(ahead - len(queue.work), 0) * queue.duration
+
+
+def _rounds(queue: ModelQueue, ahead: int) -> float:
+    """Return the seconds until a slot of one pool is free after so many, which begin together."""
+    rounds = ahead // queue.slots_per_pool
+    return _work(queue, rounds * queue.slots_per_pool) / queue.slots_per_pool
+
+
+def _before(queue: ModelQueue, priority: Priority) -> int:
+    match priority:
+        case Priority.INTERACTIVE:
+            return queue.before_new
+        case Priority.STANDARD:
+            return queue.before_standard
+        case Priority.BATCH:
+            return queue.before_batch
+
+
+def _detail(
+    queue: ModelQueue, position: int | None, state: str, seconds: float | None, between: tuple[float, float] | None
+) -> str:
     place = "" if position is None else f"position {position} of {max(queue.waiting, position)}, "
     rest = f"; about {math.ceil(seconds)} s" if seconds is not None else f"; see: arriero fleet why {queue.model}"
+    if between is not None and seconds:
+        rest += f" ({math.floor(between[0])} to {math.ceil(between[1])} s)"
     return f"waiting for {queue.model}: {place}{state}{rest}"

@@ -43,6 +43,7 @@ from app.kernel.sections.governance import ActionSettings, AlertSettings, Servin
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
+from app.kernel.sections.predictions import PredictionSettings
 from app.kernel.sections.probes import ProbeSettings
 from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.rules import RuleSettings, SignalSettings
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     runs: RunSettings = RunSettings()
     schedules: ScheduleSettings = ScheduleSettings()
+    predictions: PredictionSettings = PredictionSettings()
     catalog: CatalogSettings = CatalogSettings()
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()

@@ -10,6 +10,9 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from app.api.workflows import payloads
+from app.inference.prediction.forecast import Forecast
+from app.inference.prediction.residuals import Interval
+from app.inference.prediction.service import Predictions
 from app.kernel import clock
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -64,6 +67,29 @@ class LiveOut(BaseModel):
     tokens_per_s: float | None = Field(description="since the first token; null when that is not known yet")
 
 
+class ExpectedTimeOut(BaseModel):
+    """An expected time in seconds. In 80 % of cases the truth is between `low` and `high`."""
+
+    seconds: float
+    low: float
+    high: float
+
+
+class RunForecastOut(ExpectedTimeOut):
+    """The expected time of a run, from its submission to its end."""
+
+    basis: str = Field(
+        description="`history`: all its steps were seen before; `partly`: some; `defaults`: none, so it is a guess"
+    )
+    warning: str | None = Field(default=None, description="the deadline will probably not be met")
+
+
+class RemainingOut(ExpectedTimeOut):
+    """The expected time until a run ends."""
+
+    basis: str
+
+
 class StepOut(BaseModel):
     """A step of a run."""
 
@@ -90,6 +116,9 @@ class StepOut(BaseModel):
     waited_s: float | None = Field(description="from ready to its first start")
     took_s: float | None = Field(description="from its first start to its end")
     deadline_at: datetime | None = Field(description="the end of its `total_timeout`")
+    expected: ExpectedTimeOut | None = Field(
+        description="the expected time in a slot of a step that has not ended; of a map, that of an item"
+    )
     items: ItemCounts | None = Field(description="for a map that has started")
     called_run_id: UUID | None = Field(description="the run that it called last")
     waiting_reason: str | None = Field(
@@ -168,6 +197,8 @@ class RunOut(RunSummary):
     deadline_at: datetime | None
     expires_at: datetime | None = Field(description="the run may be deleted after this time")
     took_s: float | None = Field(description="from its submission to its end")
+    expected: RunForecastOut | None = Field(description="as predicted at its submission; null where it was not")
+    remaining: RemainingOut | None = Field(description="until its end; null for a run that has ended or is paused")
     cost: float | None = Field(description="of all its attempts; null when no model of it has a price")
     steps: list[StepOut]
 
@@ -176,19 +207,37 @@ class RunOut(RunSummary):
 WAITS = "no pool of its model can be started now; an operator sees why"
 
 
-def out(view: RunView, live: Mapping[str, LiveOut] | None = None, *, sees_fleet: bool) -> RunOut:
+def out(
+    view: RunView,
+    live: Mapping[str, LiveOut] | None = None,
+    predictions: Predictions | None = None,
+    *,
+    sees_fleet: bool,
+) -> RunOut:
     """
     Return the answer for a run. `live` are the tokens of its running steps, by their keys.
 
     `sees_fleet` is whether the caller may read why a step waits, which names pools and namespaces of others.
     """
     run = view.run
-    computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output", "cost"}
+    computed = {"took_s", "tokens_in", "tokens_out", "steps", "inputs", "output", "cost", "expected", "remaining"}
     needs = {
         step["id"]: step.get("needs", []) for part in ("steps", "on_failure") for step in view.definition.get(part, ())
     }
+    left = None
+    if predictions is not None:
+        left = predictions.left(view, clock.now(), {key: one.tokens_out for key, one in (live or {}).items()})
+    expected = {} if left is None else left.steps
     steps = [
-        _step(step, run.id, view.attempts[step.id], needs[step.key], (live or {}).get(step.key)) for step in view.steps
+        _step(
+            step,
+            run.id,
+            view.attempts[step.id],
+            needs[step.key],
+            (live or {}).get(step.key),
+            _expected(expected.get(step.key)),
+        )
+        for step in view.steps
     ]
     if not sees_fleet:
         steps = [step.model_copy(update={"waiting_reason": step.waiting_reason and WAITS}) for step in steps]
@@ -200,8 +249,22 @@ def out(view: RunView, live: Mapping[str, LiveOut] | None = None, *, sees_fleet:
         tokens_in=sum(step.tokens_in for step in steps),
         tokens_out=sum(step.tokens_out for step in steps),
         cost=view.cost,
+        expected=None if run.expected is None else RunForecastOut.model_validate(run.expected),
+        remaining=None if left is None else _remaining(left),
         steps=steps,
     )
+
+
+def _expected(interval: Interval | None) -> ExpectedTimeOut | None:
+    return None if interval is None else ExpectedTimeOut(**_figures(interval))
+
+
+def _remaining(left: Forecast) -> RemainingOut:
+    return RemainingOut(**_figures(left.interval), basis=str(left.basis))
+
+
+def _figures(interval: Interval) -> dict[str, float]:
+    return {name: round(getattr(interval, name), 3) for name in ("seconds", "low", "high")}
 
 
 def live_of(view: RunView, database: Database, broker: CeleryPublisher) -> dict[str, LiveOut]:
@@ -223,7 +286,14 @@ def _together(of: Sequence[LiveTokens]) -> LiveOut:
     return LiveOut(tokens_out=sum(one.tokens_out for one in of), tokens_per_s=round(sum(rates), 1) if rates else None)
 
 
-def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str], live: LiveOut | None) -> StepOut:
+def _step(
+    step: Any,
+    run_id: UUID,
+    attempts: Sequence[Any],
+    needs: list[str],
+    live: LiveOut | None,
+    expected: ExpectedTimeOut | None,
+) -> StepOut:
     attempts_out = [
         AttemptOut(
             attempt=row.attempt,
@@ -232,7 +302,18 @@ def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str], li
         )
         for row in attempts
     ]
-    computed = {"worker", "next_attempt_at", "waited_s", "took_s", "attempts", "items", "needs", "output", "live"}
+    computed = {
+        "worker",
+        "next_attempt_at",
+        "waited_s",
+        "took_s",
+        "attempts",
+        "items",
+        "needs",
+        "output",
+        "live",
+        "expected",
+    }
     counts = None
     if step.items is not None:
         counts = ItemCounts(
@@ -247,6 +328,7 @@ def _step(step: Any, run_id: UUID, attempts: Sequence[Any], needs: list[str], li
         items=counts,
         needs=needs,
         live=live,
+        expected=expected,
         worker=step.owner,
         output=payloads.inline_or_reference(step.output, "output", run_id, step.key),
         next_attempt_at=step.not_before,

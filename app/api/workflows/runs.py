@@ -136,7 +136,7 @@ def submit(
     )
     accepted = services.runs.submit(submission)
     view = views.run(services.database, accepted.id, services.settings.api.max_inline_bytes)
-    shown = out(view, sees_fleet=caller.namespace is None)
+    shown = out(view, predictions=services.predictions, sees_fleet=caller.namespace is None)
     # Serialized here: FastAPI would do it on a thread again, queued behind all submissions that arrived meanwhile.
     return Response(
         shown.model_dump_json(by_alias=True),
@@ -180,7 +180,8 @@ def get(run_id: ResolvedRunId, services: InjectedServices, caller: InjectedCalle
     and a GET of `href` returns it.
     """
     view = views.run(services.database, run_id, services.settings.api.max_inline_bytes)
-    return out(view, live_of(view, services.database, services.publisher), sees_fleet=caller.namespace is None)
+    live = live_of(view, services.database, services.publisher)
+    return out(view, live, services.predictions, sees_fleet=caller.namespace is None)
 
 
 @router.get("/{run_id}/steps/{key}/items", summary="Items of a map", responses=problems.documented(404, 422))

@@ -11,7 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app.cli.output import seconds, shortened, state
-from app.cli.workflows.progress import CUT, awaited, counted, is_cut, shown_state, tokens
+from app.cli.workflows.progress import CUT, awaited, counted, expected, is_cut, shown_state, tokens
 
 #: The mark before a step, by its state.
 MARKS: Mapping[str, str] = {
@@ -32,6 +32,9 @@ def drawn(found: Mapping[str, Any], at: datetime) -> RenderableType:
     """Return the tree of a run of the API at an instant. A step that needs several is below the deepest of them."""
     paused = Text(" (paused)", "yellow") if found["paused"] else Text()
     head = Text.assemble("run ", (found["id"], "bold"), f" of {found['workflow']} is ", state(found["state"]), paused)
+    head.append(expected(found), "dim")
+    if warning := (found.get("expected") or {}).get("warning") if not found.get("finished_at") else None:
+        head.append(f"\nwarning: {warning}", "yellow")
     steps = {step["key"]: step for step in found["steps"]}
     depths: dict[str, int] = {}
     nodes: dict[str, Tree] = {}

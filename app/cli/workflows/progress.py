@@ -41,7 +41,9 @@ def changes(before: _View | None, now: _View, at: datetime, earlier: datetime | 
     run = f"run {now['id']} of {now['workflow']}"
     changed, ended = before is None or before["state"] != now["state"], now["state"] in FINAL_RUNS
     if changed and not ended:
-        yield f"{run} is {now['state']}"
+        yield f"{run} is {now['state']}{expected(now)}"
+        if before is None and (warning := (now.get("expected") or {}).get("warning")):
+            yield f"warning: {warning}"
     if before is not None and before["paused"] != now["paused"]:
         yield f"{run} is {'paused' if now['paused'] else 'resumed'}"
     steps = {} if before is None else {step["key"]: step for step in before["steps"]}
@@ -50,6 +52,14 @@ def changes(before: _View | None, now: _View, at: datetime, earlier: datetime | 
         yield from lines or _written(step, at, earlier)
     if changed and ended:
         yield f"{run} is {now['state']}"
+
+
+def expected(run: _View) -> str:
+    """Return for how long a run is expected to go on, with a comma before it; empty when that is a guess or unknown."""
+    left = run.get("remaining")
+    if left is None or left["basis"] == "defaults":
+        return ""
+    return f", about {seconds(left['seconds'])} left ({seconds(left['low'])} to {seconds(left['high'])})"
 
 
 def shown_state(step: _View) -> str:

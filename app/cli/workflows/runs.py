@@ -127,6 +127,8 @@ def submit(
         print_json(submitted)
     else:
         typer.echo(submitted["id"])
+        for warning in filter(None, [(submitted.get("expected") or {}).get("warning")]):
+            notes().print(f"warning: {warning}", style="yellow", markup=False)
 
 
 @app.command("list", rich_help_panel=SHOW)

@@ -55,6 +55,8 @@ class RunDetails:
     started_at: datetime | None
     finished_at: datetime | None
     deadline_at: datetime | None
+    #: The forecast at its submission.
+    expected: dict[str, Any] | None
     expires_at: datetime | None
 
 

@@ -8,10 +8,12 @@ which refuses what cannot happen. A record of an attempt that is no longer held 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from app.kernel import log, tracing
@@ -34,7 +36,7 @@ from app.workflows.runs.changes.transactions import RunPolicy, RunTransaction, b
 from app.workflows.runs.claims import Claim
 from app.workflows.runs.messages import StepMessage
 from app.workflows.runs.storage import payloads, store
-from app.workflows.runs.submission import Accepted, Submission
+from app.workflows.runs.submission import Accepted, Prepared, Submission
 from app.workflows.state_machine import events
 from app.workflows.state_machine.outcomes import (
     Awaited,
@@ -63,6 +65,8 @@ class Runs:
     lock_wait: timedelta | None = None
     #: Chooses the models of new runs; None leaves them as the workflow names them.
     route: RouteModels | None = None
+    #: Predicts how long a new run takes, and refuses one that cannot meet its deadline (InvalidInput).
+    expect: Callable[[Prepared], dict[str, Any] | None] | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[RunTransaction]:
@@ -84,9 +88,9 @@ class Runs:
         The same idempotency key with the same content returns the earlier run, and so does the same deduplication key
         within its window.
 
-        Raises InvalidInput when the inputs break their schemas, PayloadTooLarge, IdempotencyKeyReused when the key came
-        with another content, ConcurrencyLimitReached when the workflow refuses runs above its limit. Nothing is stored
-        then.
+        Raises InvalidInput when the inputs break their schemas or the deadline cannot be met, PayloadTooLarge,
+        IdempotencyKeyReused when the key came with another content, ConcurrencyLimitReached when the workflow refuses
+        runs above its limit. Nothing is stored then.
         """
         if request.idempotency_key is not None:
             # Before the checks: a request that was accepted is not refused later because its workflow has changed.
@@ -101,6 +105,10 @@ class Runs:
             f"submit {request.definition.workflow}", kind="producer", parent=request.trace_parent
         ) as span:
             prepared = submission.prepare(replace(request, trace_parent=None), self.policy, route=self.route)
+            if self.expect is not None:
+                expected = self.expect(prepared)
+                content = None if expected is None else json.dumps(expected)
+                prepared = replace(prepared, run={**prepared.run, "expected": content})
             with self.transaction() as transaction:
                 accepted = submission.create(transaction, prepared)
             span.set({"arriero.run.id": str(accepted.id)})

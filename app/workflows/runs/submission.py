@@ -173,6 +173,7 @@ def prepare(
         "retention_s": round((kept if kept is not None else policy.retention).total_seconds()),
         "deadline": deadline,
         "trace_parent": request.trace_parent or tracing.current(),
+        "expected": None,
     }
     return Prepared(
         run_id,

@@ -74,7 +74,7 @@ _RUN = text(f"""
     SELECT id, namespace, workflow, version, sha256, state, paused OR workflow_paused AS paused, priority, rank, labels,
            {_value("inputs", "inputs_bytes <= :most")}, {_value("output", "output_bytes <= :most")},
            error, idempotency_key, concurrency_key, parent_step_id, forked_from, created_at, started_at,
-           finished_at, deadline_at, expires_at,
+           finished_at, deadline_at, expected, expires_at,
            (SELECT run_id FROM step WHERE step.id = run.parent_step_id) AS parent_run_id
     FROM run WHERE id = :id
 """)

@@ -147,6 +147,7 @@ class RunRow(SQLModel, table=True):
         ),
         Index("ix_run_deduplicated", "dedup_key", "created_at", postgresql_where=text("dedup_key IS NOT NULL")),
         Index("ix_run_deadline", "deadline_at", postgresql_where=text("finished_at IS NULL")),
+        Index("ix_run_finished", "finished_at", "id", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_run_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 
@@ -193,6 +194,8 @@ class RunRow(SQLModel, table=True):
     started_at: datetime | None = Field(default=None, sa_column=_instant())
     finished_at: datetime | None = Field(default=None, sa_column=_instant())
     deadline_at: datetime | None = Field(default=None, sa_column=_instant())
+    #: How long it was expected to take at its submission; None where that was not predicted.
+    expected: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: It may be removed after this instant.
     expires_at: datetime | None = Field(default=None, sa_column=_instant())
     #: The trace that it belongs to: a `traceparent` of W3C Trace Context. None while nothing is traced.

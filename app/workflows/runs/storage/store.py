@@ -38,13 +38,13 @@ _DOCUMENT = text("SELECT document FROM definition WHERE sha256 = :sha256")
 _INSERT_RUN = text("""
     INSERT INTO run (id, namespace, workflow, version, sha256, state, paused, workflow_paused, priority, rank, labels,
                      inputs, inputs_sha256, inputs_bytes, idempotency_key, request_sha256, concurrency_key, dedup_key,
-                     parent_step_id, depth, forked_from, retention_s, deadline_at, trace_parent)
+                     parent_step_id, depth, forked_from, retention_s, deadline_at, trace_parent, expected)
     VALUES (:id, CAST(:namespace AS text), CAST(:workflow AS text), :version, :sha256, :state, false,
             EXISTS (SELECT FROM workflow_pause
                     WHERE namespace = CAST(:namespace AS text) AND name = CAST(:workflow AS text)), :priority, :rank,
             CAST(:labels AS jsonb), CAST(:inputs AS json), :inputs_sha256, :inputs_bytes, :key, :request,
             :concurrency_key, :dedup_key, :parent_step_id, :depth, :forked_from, :retention_s,
-            now() + CAST(:deadline AS interval), :trace_parent)
+            now() + CAST(:deadline AS interval), :trace_parent, CAST(:expected AS json))
     ON CONFLICT (namespace, idempotency_key) DO NOTHING
 """)
 _INSERT_STEPS = text("""
