@@ -125,7 +125,7 @@ _NO_PROGRESS = ConsolidationProgress()
 
 
 @dataclass(frozen=True, slots=True)
-class EndedRun:
+class ConsolidationRun:
     """The state of a run, and its error."""
 
     state: str
@@ -274,6 +274,6 @@ def progress_of(work: UnitOfWork, run_id: UUID) -> ConsolidationProgress:
     )
 
 
-def run_of(work: UnitOfWork, run_id: UUID) -> EndedRun | None:
+def run_of(work: UnitOfWork, run_id: UUID) -> ConsolidationRun | None:
     """Return the state of a run; None when it is not there."""
-    return work.row_of(EndedRun, _RUN, {"id": run_id})
+    return work.row_of(ConsolidationRun, _RUN, {"id": run_id})
