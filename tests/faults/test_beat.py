@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+from app.governance.jobs.registry import JOBS, SWEEP
 from app.kernel.broker import CONTROL_QUEUE
-from app.kernel.sections.work import ScheduleSettings
+from app.kernel.settings import Settings
 from tests.faults.conftest import RUNS, Cluster, until
 
 INTERVAL = RUNS.sweep_every.total_seconds()
@@ -19,15 +20,19 @@ def seconds_of_ticks(cluster: Cluster, count: int) -> float:
     return time.monotonic() - began
 
 
+def only_sweeps(settings: Settings) -> Settings:
+    """The settings, with an interval of an hour for each other job."""
+    for job in JOBS:
+        section, _, name = job.setting.partition(".")
+        if job.task != SWEEP:
+            changed = getattr(settings, section).model_copy(update={name: timedelta(hours=1)})
+            settings = settings.model_copy(update={section: changed})
+    return settings
+
+
 def test_a_stand_by_takes_over_from_a_killed_beat_and_never_ticks_next_to_it(cluster: Cluster) -> None:
     """One of two beats sends the sweep once per interval; after its kill the other one does."""
-    rarely = ScheduleSettings(check_every=timedelta(hours=1))
-    fleet = cluster.settings.fleet.model_copy(update={"reconcile_every": timedelta(hours=1)})
-    update: dict[str, object] = {"schedules": rarely, "fleet": fleet}
-    for name in ("batches", "memories", "recall", "probes"):
-        section = getattr(cluster.settings, name)
-        update[name] = section.model_copy(update={"check_every": timedelta(hours=1)})
-    cluster.settings = cluster.settings.model_copy(update=update)
+    cluster.settings = only_sweeps(cluster.settings)
     leader = cluster.beat("leader")
     assert leader.ready()
     stand_by = cluster.beat("stand-by")

@@ -21,6 +21,8 @@ from app.api.main import ROUTERS
 from app.api.workflows import runs
 from app.catalog import files
 from app.cli import COMMANDS
+from app.governance.actions import action
+from app.governance.rules import check as rule_check
 from app.kernel.errors import FailureReason
 from app.kernel.security.egress import EgressPolicy
 from app.kernel.units import durations
@@ -63,8 +65,12 @@ def test_every_yaml_example_is_valid(text: str) -> None:
     data = source.read(text).data
     if isinstance(data, list):
         check.parse(whole(text, data), KNOWN)
-    elif "schedule" in data:
+    elif "schedule" in data and "rule" not in data:
         schedule_check.parse(text)
+    elif "rule" in data:
+        rule_check.check(source.read(text))
+    elif "actions" in data:
+        action.parse(data["actions"])
     elif "workflow" in data:
         check.parse(text, KNOWN)
     else:

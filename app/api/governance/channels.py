@@ -70,7 +70,9 @@ def get(services: InjectedServices, namespace: OwnNamespace, name: _Name) -> Cha
     "/{name}",
     dependencies=[requires(KeyScope.ADMIN)],
     summary="Store a channel",
-    responses=problems.documented(409, 413, 415, 422),
+    responses=problems.documented(
+        *(409, 413, 415, 422), others={201: {"model": ChannelOut, "description": "Stored under a new name"}}
+    ),
     openapi_extra=bodies.documented_as(ChannelIn),
 )
 def put(

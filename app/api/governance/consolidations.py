@@ -116,7 +116,12 @@ class ConsolidationScheduleOut(BaseModel):
 
 
 @router.post(
-    "", summary="Consolidate", dependencies=[requires(KeyScope.SUBMIT)], responses=problems.documented(404, 409, 422)
+    "",
+    summary="Consolidate",
+    dependencies=[requires(KeyScope.SUBMIT)],
+    responses=problems.documented(
+        *(404, 409, 413, 415, 422), others={202: {"model": BegunConsolidationOut, "description": "Begun"}}
+    ),
 )
 def begin(
     response: Response,
