@@ -21,7 +21,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 def test_an_installation_survives_kills_and_freezes(directory: Path) -> None:
     """Each part of an installation is killed or frozen during work; all runs end, and each step is recorded once."""
     plan = ChaosPlan(
-        kills=8, seed=278, large=(16,), items=200, hostile=tuple(ATTACKS), freezes=(1.0, 6.0), patience=120
+        kills=6, seed=278, large=(16,), items=200, hostile=tuple(ATTACKS), freezes=(1.0, 6.0), patience=120
     )
     report = InstallationChaos(directory, plan).run()
     show_section("chaos", report.summary())

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.kernel.broker import CeleryPublisher
 from app.kernel.dead_letters import KEPT, DeadLetters, Reason
@@ -73,7 +75,7 @@ def test_a_queue_of_a_wrong_type_does_not_hide_the_depth_of_others(
 
 
 def test_without_a_broker_only_the_record_is_lost() -> None:
-    letters = DeadLetters(redis.Redis(port=1))
+    letters = DeadLetters(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     letters.put(NOW, "io", Reason.UNREADABLE, "no JSON", b"hello")
     for call in (letters.kept, letters.counts, letters.clear, lambda: letters.newest(1)):
         with pytest.raises(BrokerUnreachable):

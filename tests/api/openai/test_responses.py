@@ -257,7 +257,10 @@ def test_an_unknown_id_is_not_found(client: openai.OpenAI, id_: str) -> None:
         assert caught.value.type == "invalid_request_error"
 
 
-def test_a_run_that_is_no_response_is_not_found(client: openai.OpenAI, start_pool: StartPool) -> None:
+def test_a_run_that_is_no_response_is_not_found(
+    client: openai.OpenAI, start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.openai.responses_store._RECORDED_WITHIN", 0.5)
     start_pool()
     chat = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}], max_tokens=4)
     with pytest.raises(openai.NotFoundError):
