@@ -111,6 +111,38 @@ def test_a_wrong_conversation_is_refused_before_a_run(api: str, start_pool: Star
     assert answers[0].json()["error"]["message"].replace(foreign, "") == answers[1].json()["error"]["message"].replace(
         unknown, ""
     )
+    assert {answer.json()["error"]["param"] for answer in answers} == {"conversation_id"}
+
+
+def test_an_error_names_the_field_of_an_unknown_conversation(api: str) -> None:
+    of_path = "/v1/conversations/conv_x"
+    cases: list[tuple[str, str, dict[str, Any] | None, str]] = [
+        ("POST", "/v1/responses", {"model": MODEL, "input": "Hello.", "conversation": "conv_x"}, "conversation"),
+        ("GET", of_path, None, "conversation_id"),
+        ("POST", of_path, {"title": "Tea"}, "conversation_id"),
+        ("DELETE", of_path, None, "conversation_id"),
+        ("GET", f"{of_path}/items", None, "conversation_id"),
+        ("POST", f"{of_path}/fork", {}, "conversation_id"),
+        ("GET", f"{of_path}/search?q=tea", None, "conversation_id"),
+        ("GET", "/v1/conversations?after=conv_x", None, "after"),
+    ]
+    for method, path, given, param in cases:
+        answer = httpx2.request(method, f"{api}{path}", json=given, timeout=PATIENCE)
+        assert answer.status_code == 404, answer.text
+        assert answer.json()["error"]["param"] == param, (method, path)
+
+
+def test_a_response_whose_conversation_is_gone_names_its_field(
+    api: str, start_pool: StartPool, service: Conversations, database: Database, conversation: str
+) -> None:
+    start_pool()
+    client = openai.OpenAI(base_url=f"{api}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+    first = client.responses.create(model=MODEL, input="Hello.", conversation=conversation)
+    with database.work() as work:
+        work.execute(_DELETE, {"id": parsed_conversation(conversation)})
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.responses.create(model=MODEL, input="And now?", previous_response_id=first.id)
+    assert caught.value.param == "previous_response_id"
 
 
 def test_two_callers_at_once_keep_their_turns_whole(
