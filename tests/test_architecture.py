@@ -132,6 +132,7 @@ SHELLS = {
     "memory/memories/options.py",
     "memory/memories/rows.py",
     "memory/memories/service.py",
+    "memory/memories/similar.py",
     "memory/memories/store.py",
     "inference/prediction/expected_work.py",
     "inference/prediction/learning.py",

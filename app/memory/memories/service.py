@@ -119,7 +119,7 @@ def remember_in(
             raise Conflict(f"{shown(same.id)} says the same already; invalidate {shown(old.id)} instead")
         return Remembered(same, created=False)
     store.put_passage(work, made)
-    store.note(work, made.id, MemoryEvent.REMEMBERED, author, "" if old is None else note)
+    store.note(work, made.id, MemoryEvent.REMEMBERED, author, note)
     if old is not None:
         _end(work, old, made.valid_from, author, note, by=made.id)
     return Remembered(made, created=True)
