@@ -24,7 +24,7 @@ TALK = [
 def reason_of(
     text: str, kind: MemoryKind = MemoryKind.FACT, known: list[KnownMemory] | None = None, **fields: object
 ) -> GateReason | None:
-    (found,) = gate.decide([ProposedMemory(text, kind, **fields)], TALK, known or [])  # type: ignore[arg-type]
+    (found,) = gate.decide([ProposedMemory(text, kind, **fields)], TALK, known or [])  # type: ignore[arg-type] # fields of several types
     return found.reason
 
 

@@ -24,11 +24,11 @@ DAY = timedelta(days=1)
 
 
 def remember(database: Database, given: str, namespace: str = "a", **fields: object) -> Memory:
-    return service.remember(database, NewMemory(given, **fields), namespace, "ana").memory  # type: ignore[arg-type]
+    return service.remember(database, NewMemory(given, **fields), namespace, "ana").memory  # type: ignore[arg-type] # fields of several types
 
 
 def texts_of(database: Database, **of: object) -> list[str]:
-    return [one.text for one in service.page(database, MemoryFilter(**of)).memories]  # type: ignore[arg-type]
+    return [one.text for one in service.page(database, MemoryFilter(**of)).memories]  # type: ignore[arg-type] # fields of several types
 
 
 def test_a_memory_has_its_sources_and_says_who_wrote_it(database: Database) -> None:
@@ -234,7 +234,7 @@ def test_forgetting_deletes_for_real_and_shows_it(database: Database) -> None:
 
 
 def recalled(database: Database, query: str, **fields: object) -> list[tuple[str, str | None]]:
-    asked = RecallQuery(query, "a", sources=(SourceKind.MEMORY,), **fields)  # type: ignore[arg-type]
+    asked = RecallQuery(query, "a", sources=(SourceKind.MEMORY,), **fields)  # type: ignore[arg-type] # fields of several types
     return [(one.text, one.kind) for one in Recall(database).search(asked).passages]
 
 
