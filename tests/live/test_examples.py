@@ -27,7 +27,7 @@ PAGES = ("README.md", "docs/openai.md", "docs/ollama.md", "docs/client.md")
 #: Pages of which the commands and programs are run, in a folder with FILES.
 WITH_FILES = (
     *("docs/alerts.md", "docs/batches.md", "docs/blocks.md", "docs/consolidation.md", "docs/conversations.md"),
-    *("docs/memories.md", "docs/memory.md", "docs/personal-context.md", "docs/recall.md"),
+    *("docs/memories.md", "docs/memory.md", "docs/personal-context.md", "docs/prompt-assembly.md", "docs/recall.md"),
 )
 FILES = {
     "requests.jsonl": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": '
