@@ -270,7 +270,7 @@ def asked(model: str, clusters: Sequence[FoundCluster], threads: int) -> tuple[l
                 assert isinstance(step, MapStep)
                 datas = [{"inputs": inputs, "item": item} for item in inputs[step.id]]
                 tickets = [
-                    engine.generate(prompts.request_of(step.step, data, priority="batch", attempt=1))  # type: ignore[arg-type]
+                    engine.generate(prompts.request_of(step.step, data, priority="batch", attempt=1))  # type: ignore[arg-type] # the step is a generate step
                     for data in datas
                 ]
                 found: list[Any] = []

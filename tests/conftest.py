@@ -63,7 +63,7 @@ gc.disable()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Requests of tests come from this machine, as those of a user do. The name that Starlette gives is no address.
-TestClient.__init__ = partialmethod(TestClient.__init__, client=("127.0.0.1", 50000))  # type: ignore[method-assign]
+TestClient.__init__ = partialmethod(TestClient.__init__, client=("127.0.0.1", 50000))  # type: ignore[method-assign] # the client of all tests has this address
 
 # How long an example takes says more about what else the machine does than about the code.
 hypothesis_settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -132,6 +132,7 @@ SHELLS = {
     "memory/memories/options.py",
     "memory/memories/rows.py",
     "memory/memories/service.py",
+    "memory/memories/similar.py",
     "memory/memories/store.py",
     "inference/prediction/expected_work.py",
     "inference/prediction/learning.py",
@@ -354,3 +355,17 @@ def test_decisions_and_documentation_name_tests_and_files_that_there_are() -> No
         assert set(re.findall(r"`(test_\w+)`", text)) - known == set(), page.name
         places = re.findall(r"`((?:app|workers|tests|benchmarks|alembic|deploy|models)/[\w/.]+)`", text)
         assert [place for place in places if not (ROOT / place).exists()] == [], page.name
+
+
+def test_an_ignored_type_has_its_reason_on_the_line() -> None:
+    bare = re.compile(r"# type: ignore(\[[\w, -]+\])?\s*$")
+    sources = (
+        path for folder in ("app", "workers", "client", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if bare.search(line)
+    ]
+    assert found == []

@@ -37,6 +37,7 @@ from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
+from workers.memory.model_file import LoadedModelFile
 from workers.messaging.step_events import StepEvents
 from workers.telemetry.work import WorkFigures
 from workers.token_reports import TokenReports
@@ -115,6 +116,8 @@ class Runtime:
     listener: ChangeListener | None = None
     #: Finds what was said; by its words alone until the worker has started.
     recall: Recall = field(init=False)
+    #: The file of the embedding model of this process, in a pool that loaded one.
+    model_file: LoadedModelFile | None = None
     #: The settings with which the process started.
     base: Settings = field(init=False)
     #: Messages and connections of Redis; None in tests of steps alone.

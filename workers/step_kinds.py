@@ -311,6 +311,7 @@ def _embed_passages(task: StepTask, step: EmbedPassagesFields) -> Success:
         on_stop=task.holding.on_stop,
         timeout=task.timeout,
         priority=PriorityClass(task.claim.priority),
+        file=None if task.runtime.model_file is None else task.runtime.model_file.digest(),
     )
 
 

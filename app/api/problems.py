@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.kernel.errors import InvalidInput, Problem
+from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.units import durations
 
 #: The media type of a problem.
@@ -78,6 +78,8 @@ def of_error(status: int, error: Exception) -> JSONResponse:
     if isinstance(error, InvalidInput):
         detail = "; ".join(_cut(str(problem)) for problem in error.problems[:MAX_PROBLEMS])
         return response(status, name, f"invalid {error.what}", detail, error.problems)
+    if isinstance(error, NotFound) and error.where:
+        return response(status, name, name.replace("-", " "), str(error), (Problem(error.where, str(error)),))
     return response(status, name, name.replace("-", " "), str(error))
 
 

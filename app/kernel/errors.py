@@ -138,8 +138,10 @@ class PayloadTooLarge(ArrieroError):
 class NotFound(ArrieroError):
     """Nothing of this kind has this name or id."""
 
-    def __init__(self, kind: str, name: str, known: Sequence[str] = ()) -> None:
+    def __init__(self, kind: str, name: str, known: Sequence[str] = (), *, where: str = "") -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
+        #: The field of the request that names it, if it is one.
+        self.where = where
         hint = f"; there are: {', '.join(self.known)}" if self.known else ""
         super().__init__(f"no {kind} {name!r}{hint}")
 

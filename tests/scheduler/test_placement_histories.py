@@ -308,7 +308,7 @@ class World:
                     self.stops(action.pool, StopMode.DRAIN)
                 case GrantReserve():
                     reserve = ReservedCapacity(f"r{self.next()}", action.configuration, action.bytes)
-                    assert self.arrives(lambda reserve=reserve: rules.add_reserve(self.ledger, reserve))  # type: ignore[misc]
+                    assert self.arrives(lambda reserve=reserve: rules.add_reserve(self.ledger, reserve))  # type: ignore[misc] # mypy does not infer a lambda with a default
                 case DropReserve():
                     self.ledger = rules.drop_reserve(self.ledger, action.reserve)
 

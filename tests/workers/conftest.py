@@ -247,7 +247,7 @@ def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, boo
     _end(writer)
 
 
-def _begin(source: Path, target: Path, architecture: str):  # type: ignore[no-untyped-def]
+def _begin(source: Path, target: Path, architecture: str):  # type: ignore[no-untyped-def] # gguf has no types
     writer = gguf.GGUFWriter(target, architecture)
     writer.add_context_length(4096)
     writer.add_embedding_length(WIDTH)

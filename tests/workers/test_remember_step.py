@@ -24,7 +24,7 @@ def run(runs: Runs, fields: dict[str, Any], inputs: dict[str, Any], times: int =
     assert row is not None
     claim = runs.claim(row.id, 1, "control")
     assert claim is not None
-    return [remember_step.remember(claim.work, claim, runs.database).output for _ in range(times)]  # type: ignore[arg-type]
+    return [remember_step.remember(claim.work, claim, runs.database).output for _ in range(times)]  # type: ignore[arg-type] # the step is a remember step
 
 
 def test_a_step_remembers_once_and_replaces_once(database: Database, runs: Runs) -> None:

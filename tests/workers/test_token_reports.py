@@ -107,7 +107,7 @@ def test_a_running_step_shows_its_tokens_and_their_rate_and_nothing_after_its_en
         live = shown(worker, publisher, claim.run_id)
         assert live.tokens_out == 90
         assert live.tokens_per_s > 0
-        assert 0 < int(valkey.ttl(live_tokens.key_of(claim.run_id))) <= live_tokens.LIFE.total_seconds()  # type: ignore[arg-type]
+        assert 0 < int(valkey.ttl(live_tokens.key_of(claim.run_id))) <= live_tokens.LIFE.total_seconds()  # type: ignore[arg-type] # the stubs of redis know awaitable answers too
     reports.close()
     last = TokenReports(interval=0.01)
     assert last._report(publisher, OWNER, {claim.run_id}) == set()
@@ -162,10 +162,10 @@ def test_without_redis_a_run_is_shown_without_them(worker: StepWorker) -> None:
 def test_a_process_without_running_texts_sends_nothing(publisher: CeleryPublisher, valkey: redis.Redis) -> None:
     reports = TokenReports()
     publisher.ping()
-    before = valkey.info("stats")["total_commands_processed"]  # type: ignore[index]
+    before = valkey.info("stats")["total_commands_processed"]  # type: ignore[index] # as above
 
     assert reports._report(publisher, OWNER, set()) == set()
-    assert valkey.info("stats")["total_commands_processed"] == before + 1, "the count itself"  # type: ignore[index]
+    assert valkey.info("stats")["total_commands_processed"] == before + 1, "the count itself"  # type: ignore[index] # as above
 
 
 @pytest.mark.slow

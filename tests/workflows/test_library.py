@@ -165,7 +165,7 @@ def test_extracted_fields_conform_and_doubtful_ones_are_listed(workers: Workers)
     workers.work(run_id)
 
     definition = registry.shipped()["extraction"].definition
-    schema = definition.step("extract").output.schema_  # type: ignore[union-attr]
+    schema = definition.step("extract").output.schema_  # type: ignore[union-attr] # the step is one with an output
     fields = worker.step(run_id, "fields").output
     assert list(Draft202012Validator(schema).iter_errors(fields)) == []
     doubts = [name for name, value in fields.items() if value is not None and value not in text.replace(",", "")]

@@ -141,7 +141,7 @@ class PrefixIndex:
 
     def clear(self) -> None:
         """Remove all sequences."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__()  # type: ignore[misc] # a cleared object is a new one
 
     def find(self, tokens: Tokens, usable: Callable[[int, int], int] | None = None) -> Match:
         """

@@ -23,6 +23,7 @@ from app.memory.recall.vectors import MissingVector, MissingVectors, RecallModel
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers import embedding_step
 from workers.engine import Engine, OnStop
+from workers.memory.model_file import LoadedModelFile
 
 _log = log.get(__name__)
 
@@ -39,9 +40,12 @@ def embed_passages(
     on_stop: OnStop,
     timeout: timedelta,
     priority: PriorityClass = PriorityClass.BATCH,
+    file: str | None = None,
 ) -> Success:
     """
     Make vectors of up to `most` passages. The output has their number, and whether more are left.
+
+    `file` is the hash of the model file that the engine has loaded; None: it is not known.
 
     Raises StepFailure, and CancelledError when the step was cancelled.
     """
@@ -55,6 +59,7 @@ def embed_passages(
         own = vectors.find_model(database, model)
         if own is None or own.state == "retired":
             break
+        _require_present_file(database, own, file)
         batch = vectors.missing(database, own, min(BATCH, most - done))
         if not batch.passages:
             if own.state == "building":
@@ -111,11 +116,28 @@ def _made_one_by_one(
     return made, tokens
 
 
+def note_file(database: Database, model: str, loaded: LoadedModelFile) -> None:
+    """Note which file of a model a pool has loaded, if recall uses the model."""
+    if vectors.find_model(database, model) is None or (file := loaded.digest()) is None:
+        return
+    if vectors.note_file(database, model, file):
+        _log.warning("embedding_model_file_replaced", model=model, file=file)
+
+
+def _require_present_file(database: Database, model: RecallModel, file: str | None) -> None:
+    """Raises StepFailure in a pool that has loaded an earlier file of the model."""
+    if file is not None and model.file is None:
+        vectors.note_file(database, model.name, file)
+    elif file is not None and file != model.file:
+        message = f"this pool of {model.name} has an earlier file of the model than another one: restart it"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+
+
 def _require_same_dimensions(model: RecallModel, made: dict[int, list[float]]) -> None:
     size = len(next(iter(made.values())))
     if model.dimensions is not None and size != model.dimensions:
         message = (
-            f"{model.name} makes vectors of {size} numbers, and those that are stored have {model.dimensions}: its "
-            "file was replaced; give the new one a name of its own in the catalogue"
+            f"{model.name} makes vectors of {size} numbers, and those that are stored have {model.dimensions}: "
+            "it was replaced; give the new one a name of its own in the catalogue"
         )
         raise StepFailure(FailureReason.INVALID_REQUEST, message)

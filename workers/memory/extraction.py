@@ -15,7 +15,7 @@ def run_extraction(runtime: Runtime) -> Mapping[str, object] | None:
     with in_turn(), exclusive(EXTRACTION) as acquired:
         if not acquired:
             return None
-        advanced = Extraction(runtime.runs, runtime.settings.memories).advance_all()
+        advanced = Extraction(runtime.runs, runtime.settings.memories, runtime.recall).advance_all()
     if not advanced:
         return None
     runtime.activity.note()

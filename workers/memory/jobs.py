@@ -113,7 +113,7 @@ def _remove_retired(runtime: Runtime, models: list[RecallModel]) -> bool:
     for model in models:
         removed = 0
         while removed < _REMOVED:
-            current = vectors.find_model(database, model.name)
+            current = vectors.reread(database, model)
             if current is None or current.state != "retired":
                 break
             found = vectors.remove_some(database, current, _REMOVED_AT_ONCE)

@@ -49,6 +49,8 @@ from workers.engine.options import EngineOptions, Lora
 from workers.engine.remote.engine import RemoteEngine
 from workers.engine.remote.options import RemoteOptions
 from workers.engine.simulated import SimulatedEngine
+from workers.memory import embeddings
+from workers.memory.model_file import LoadedModelFile
 from workers.pool import exporter
 from workers.pool.direct import DirectRequests
 from workers.pool.exporter import Metered, PoolCollector
@@ -155,6 +157,7 @@ class _Pool:
         self.settings, self.resources, self.holder, self.grant = settings, resources, holder, grant
         self.heartbeat, self.status = heartbeat, status
         self._measuring: Measuring | None = None
+        self._file: LoadedModelFile | None = None
         self._direct: DirectRequests | None = None
         self._preemption: Preemption | None = None
 
@@ -210,6 +213,9 @@ class _Pool:
         exported.work.figures = runtime.figures
         self.heartbeat.serve(runtime.leases, engine.stalled_for)
         url = addresses.of(self.settings).redis_url
+        runtime.model_file = self._file
+        if self._file is not None and model.serves_embeddings:
+            embeddings.note_file(runtime.runs.database, model.name, self._file)
         self._direct = DirectRequests(runtime, runtime.tokens, url, model.slug, self.grant.id)
         self._preemption = Preemption(runtime.leases, url, model_queue(model.slug))
 
@@ -285,6 +291,7 @@ class _Pool:
         self._adjust(measuring.expect())
         _log.info("model_loading", model=model.name, path=str(path), device=device)
         self.status.enter(PoolPhase.LOADING)
+        self._file = LoadedModelFile(path)
         with measuring.loading():
             engine = LlamaEngine(path, options, on_progress=self.status.note_progress)
         self.status.enter(PoolPhase.WARMING)

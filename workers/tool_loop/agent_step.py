@@ -19,15 +19,18 @@ from app.kernel.errors import FailureReason, StepFailure
 from app.memory.blocks.block import BlockScope
 from app.workflows.expressions import templates
 from app.workflows.language.agent import CALL, TURN, AgentFields, AgentTurn
+from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.steps import AgentStep
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Continued, Failure, NewItem, Success, TokenUsage
 from workers.engine import Engine
 from workers.leases import Holding
+from workers.memory import assembly
+from workers.memory.assembly import AssembledPrompt, AssemblyTask
 from workers.runtime import Runtime
 from workers.tool_loop import conversation, decision, memory_tools, reading, sources, tools, turns
 from workers.tool_loop.decision import AgentEnd, AgentFailure, DoAgain, DoCalls, DoTurn
-from workers.tool_loop.record import Opening, Record
+from workers.tool_loop.record import Opening, Record, stored
 
 #: The least time of an item, so that a bound that is nearly reached is not missed by a failure.
 _LEAST = timedelta(seconds=1)
@@ -99,9 +102,20 @@ def take_turn(task: AgentTask, work: AgentTurn) -> Success:
         tokens = max(min(tokens, agent.limits.tokens - record.tokens()), 1)
     forced = turns.is_forced(agent, native=engine.calls_tools)
     mode = claim.data["item"]["mode"]
-    request = turns.request_of(
-        agent, record, mode, forced=forced, sampling=sampling, priority=claim.priority, tokens=tokens
+    request_of = partial(
+        turns.request_of, agent, mode=mode, forced=forced, sampling=sampling, priority=claim.priority, tokens=tokens
     )
+    prompt: AssembledPrompt | None = None
+    if record.opening.conversation is not None and claim.data["item"]["turn"] == 1:
+        prompt, request = conversation.assemble(
+            task.runtime,
+            engine,
+            _assembly_of(task, agent, record.opening),
+            record.opening.messages,
+            lambda messages: request_of(replace(record, assembled=messages)),
+        )
+    else:
+        request = request_of(record)
     ticket = engine.generate(request)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
@@ -119,7 +133,28 @@ def take_turn(task: AgentTask, work: AgentTurn) -> Success:
         generated.time_to_first,
         found["finish_reason"],
     )
-    return Success(found, usage)
+    if prompt is None:
+        return Success(found, usage)
+    done = Success({**found, "messages": stored(prompt.request.messages)}, usage)
+    return conversation.noted(prompt, done, generated)
+
+
+def _assembly_of(task: AgentTask, agent: AgentFields, opening: Opening) -> AssemblyTask:
+    """What the prompt of the first turn is put together for."""
+    claim = task.claim
+    assert claim.model is not None, "it is a turn of a model"
+    # With tools on memory, the memory blocks stand in the opening, with those of the agent.
+    has_blocks = any(tool.memory for tool in agent.tools)
+    return assembly.of_messages(
+        opening.messages,
+        namespace=claim.namespace,
+        model=claim.model,
+        run_id=claim.run_id,
+        step_key=claim.key,
+        conversation=opening.conversation,
+        user=opening.user,
+        options=MemoryOptions(store=False, blocks=0 if has_blocks else None),
+    )
 
 
 def _opening(task: AgentTask, agent: AgentStep) -> Opening:
@@ -130,15 +165,8 @@ def _opening(task: AgentTask, agent: AgentStep) -> Opening:
     shown = None if agent.conversation is None else templates.render(agent.conversation, task.data).strip()
     said = _messages(task, agent)
     if shown is not None:
-        earlier = conversation.before(
-            task.runtime.runs.database,
-            task.runtime.settings.conversations,
-            shown,
-            task.claim.namespace,
-            task.claim.run_id,
-        )
-        system = [message for message in said if message.role == "system"]
-        said = [*system, *earlier, *(message for message in said if message.role != "system")]
+        database, settings = task.runtime.runs.database, task.runtime.settings.conversations
+        conversation.require(database, settings, shown, task.claim.namespace, task.claim.run_id)
     if any(tool.memory for tool in agent.tools):
         scope = BlockScope(task.claim.namespace, user, shown, task.data["run"]["workflow"])
         if blocks := memory_tools.blocks_of(task.runtime.runs.database, scope):

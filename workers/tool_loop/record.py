@@ -64,7 +64,7 @@ class Opening:
     def document(self) -> dict[str, Any]:
         """The opening, as it is stored."""
         return {
-            "messages": [_stored(message) for message in self.messages],
+            "messages": stored(self.messages),
             "tools": [tool.document() for tool in self.tools],
             "warnings": list(self.warnings),
             "user": self.user,
@@ -129,6 +129,8 @@ class Record:
     """The items of an agent, in their order."""
 
     items: Sequence[RecordedItem]
+    #: The messages before the loop, while the first turn is done with a conversation.
+    assembled: Sequence[ChatMessage] | None = None
 
     @property
     def turns(self) -> Sequence[RecordedItem]:
@@ -144,6 +146,15 @@ class Record:
     def opening(self) -> Opening:
         """What was fixed before the first turn."""
         return opening_of(self.items[0].input["opening"])
+
+    @property
+    def beginning(self) -> Sequence[ChatMessage]:
+        """The messages before the loop: with a conversation, those that the first turn has assembled."""
+        if self.assembled is not None:
+            return self.assembled
+        first = self.items[0]
+        stored = first.output.get("messages") if first.is_turn and first.succeeded else None
+        return self.opening.messages if stored is None else [_message(one) for one in stored]
 
     @property
     def text(self) -> str | None:
@@ -172,7 +183,7 @@ class Record:
 
     def messages(self, result_characters: int) -> list[ChatMessage]:
         """The messages for the next turn."""
-        found = list(self.opening.messages)
+        found = list(self.beginning)
         for item in self.items:
             if item.state not in FINAL_STEPS:
                 break
@@ -200,6 +211,11 @@ def cut(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[:most]}\n[cut: these are the first {most} of {len(text)} characters]"
+
+
+def stored(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages, as they are stored."""
+    return [_stored(message) for message in messages]
 
 
 def _stored(message: ChatMessage) -> dict[str, Any]:

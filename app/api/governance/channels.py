@@ -71,7 +71,7 @@ def get(services: InjectedServices, namespace: OwnNamespace, name: _Name) -> Cha
     dependencies=[requires(KeyScope.ADMIN)],
     summary="Store a channel",
     responses=problems.documented(
-        *(409, 413, 415, 422), others={201: {"model": ChannelOut, "description": "Stored under a new name"}}
+        409, 413, 415, 422, others={201: {"model": ChannelOut, "description": "Stored under a new name"}}
     ),
     openapi_extra=bodies.documented_as(ChannelIn),
 )
@@ -83,7 +83,7 @@ def put(
     response: Response,
 ) -> ChannelOut:
     """
-    Store a channel under its name: `log`, `webhook`, `email` or `apprise`.
+    Store a channel under its name: `log`, `webhook`, `email` or `apprise`; 201 for a new one, 200 for a changed one.
 
     Secrets are named, and read by the control workers: `secret` signs a web hook, `url_secret` is its URL. A web hook
     may go to hosts of the setting `http.allowed_hosts`.

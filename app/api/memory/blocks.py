@@ -167,7 +167,7 @@ class BlockDiffOut(BaseModel):
     diff: str = Field(description="the change of the value, as a unified diff")
 
 
-@router.get("", summary="List blocks", responses=problems.documented(422))
+@router.get("", summary="List blocks", responses=problems.documented(404, 422))
 def page(
     services: InjectedServices,
     namespace: ListedNamespace,

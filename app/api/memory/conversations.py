@@ -83,7 +83,7 @@ def page(
     """The conversations, the newest first."""
     last = None
     if after is not None and (last := parsed_conversation(after)) is None:
-        raise NotFound("conversation", after[:100])
+        raise NotFound("conversation", after[:100], where="after")
     wanted = ConversationFilter(namespace, user, _pairs(metadata or ()), title, _aware(since), _aware(until))
     found = conversing.conversations.page(wanted, after=last, limit=limit, newest_first=order == "desc")
     data = [out(one) for one in found.conversations]

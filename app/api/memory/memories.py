@@ -92,7 +92,7 @@ def page(
     """The memories that hold, the newest first."""
     conversation_id = None
     if conversation is not None and (conversation_id := parsed_id(conversation, CONVERSATION_PREFIX)) is None:
-        raise NotFound("conversation", conversation)
+        raise NotFound("conversation", conversation, where="conversation")
     wanted = MemoryFilter(namespace, user, kind, conversation_id, as_of, all_times)
     found = service.page(services.database, wanted, after, limit)
     last = shown(found.memories[-1].id) if found.memories else None

@@ -144,6 +144,7 @@ class RecallModelOut(BaseModel):
     """An embedding model."""
 
     name: str
+    file: str | None = Field(description="the beginning of the SHA-256 of its file; null: not known yet, or no file")
     state: str = Field(description="`building`, `ready`, or `retired`: its vectors are being removed")
     dimensions: int | None
     vectors: int = Field(description="that it has made")
@@ -195,6 +196,7 @@ def recall_status(services: InjectedServices, namespace: ListedNamespace) -> Rec
     models: list[dict[str, Any]] = [
         {
             "name": model.name,
+            "file": model.file,
             "state": model.state,
             "dimensions": model.dimensions,
             "vectors": model.made,

@@ -21,11 +21,15 @@ from app.memory.conversations.message import StoredMessage
 from app.memory.conversations.service import Conversations, parsed_conversation
 
 
-async def require(services: Services, caller: Caller, id_: str | None, user: str | None) -> None:
-    """Raises NotFound unless the conversation is one of the caller's namespace, InvalidInput for another user."""
+async def require(services: Services, caller: Caller, id_: str | None, user: str | None, where: str) -> None:
+    """
+    Refuse a conversation that the call cannot continue; the field `where` names it.
+
+    Raises NotFound unless it is one of the caller's namespace, and InvalidInput for another user.
+    """
     if id_ is None:
         return
-    found = await threads.run_for_request(_found, services, caller, id_)
+    found = await threads.run_for_request(_found, services, caller, id_, where)
     if user is not None and found.user is not None and found.user != user:
         problem = Problem("user", f"the conversation {id_} belongs to another user", f"{found.user!r}, or no user")
         raise InvalidInput([problem], "request")
@@ -40,13 +44,13 @@ async def messages_upto(services: Services, caller: Caller, id_: str, run_id: UU
     return await threads.run_for_request(_messages_upto, services, caller, id_, run_id)
 
 
-def _found(services: Services, caller: Caller, id_: str) -> StoredConversation:
+def _found(services: Services, caller: Caller, id_: str, where: str) -> StoredConversation:
     namespace = caller.namespace_of(caller.labels({}))
-    return _service(services).get(parsed_conversation(id_), namespace or namespaces.DEFAULT, id_)
+    return _service(services).get(parsed_conversation(id_), namespace or namespaces.DEFAULT, id_[:100], where=where)
 
 
 def _messages_upto(services: Services, caller: Caller, id_: str, run_id: UUID) -> list[MessageIn]:
-    found = _found(services, caller, id_)
+    found = _found(services, caller, id_, "previous_response_id")
     read: list[StoredMessage] = _service(services).read(found.id, limit=MAX_MESSAGES)
     last = max((message.seq for message in read if message.run_id == run_id), default=None)
     if last is None:

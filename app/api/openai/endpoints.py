@@ -96,7 +96,7 @@ async def chat_completions(
     `conversation_id` the messages continue that conversation: its record goes before them, and they and the answer are
     appended to it.
     """
-    await continuation.require(services, caller, body.conversation_id, body.user)
+    await continuation.require(services, caller, body.conversation_id, body.user, "conversation_id")
     return await _generate(request, services, road, caller, options, body, "chat")
 
 

@@ -145,7 +145,7 @@ class OpenAIRoute(APIRoute):
             except DeadlineUnmet as error:
                 return response(503, document(str(error), 503, code=DEADLINE), error.retry_after)
             except NotFound as error:
-                return response(404, document(str(error), 404))
+                return response(404, document(str(error), 404, _field(error, request)))
             except FileTooLarge as error:
                 return response(413, document(str(error), 413))
             except Conflict as error:
@@ -167,6 +167,12 @@ def _first(found: tuple[Problem, ...], status: int = 400) -> dict[str, Any]:
     """Return a document of the first problem; the message has all."""
     param = found[0].where if found else None
     return document("; ".join(str(problem) for problem in found[:20]), status, param or None)
+
+
+def _field(error: NotFound, request: Request) -> str | None:
+    """The field of the request that names what is not there, or the parameter of its path."""
+    named = (name for name, value in request.path_params.items() if str(value)[:100] == error.name)
+    return error.where or next(named, None)
 
 
 def _limited(error: LimitReached) -> JSONResponse:

@@ -74,7 +74,7 @@ async def create(
     Each response is a run of its own: none is cached.
     """
     if body.conversation is not None:
-        await continuation.require(services, caller, body.conversation.id, body.user)
+        await continuation.require(services, caller, body.conversation.id, body.user, "conversation")
     before = await responses_store.conversation_before(services, road, caller, body.previous_response_id)
     try:
         chat = await threads.run_for_request(body.translated, before)

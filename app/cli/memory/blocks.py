@@ -13,12 +13,14 @@ import typer
 
 from app.cli import texts
 from app.cli.client import Client, connected
+from app.cli.memory import block_templates
 from app.cli.output import AsJson, ago, console, notes, print_json, print_text, settings_of, shortened, table
 from app.kernel import clock
 from app.kernel.errors import InvalidInput, Problem
 from app.memory.blocks.block import PREFIX, BlockTargetKind
 
 app = typer.Typer(no_args_is_help=True, help="Memory blocks: labelled texts in prompts, which models can edit.")
+app.add_typer(block_templates.app, name="templates")
 
 #: Most bytes of a text that is read.
 _MAX_BYTES = 1024 * 1024
@@ -290,21 +292,6 @@ def prompt(
         print_json(found)
     else:
         print_text(found["text"])
-
-
-@app.command()
-def templates(context: typer.Context, as_json: AsJson = False) -> None:
-    """List templates: sets of blocks that are created together."""
-    with connected(settings_of(context)) as client:
-        found = client.get("/v1/block-templates")
-    if as_json:
-        print_json(found)
-        return
-    printed = table(("template", "blocks", "from"))
-    for row in found["templates"]:
-        labels = ", ".join(one["label"] for one in row["blocks"])
-        printed.add_row(row["name"], labels, "namespace" if row["updated_at"] else "arriero")
-    console().print(printed)
 
 
 @app.command()

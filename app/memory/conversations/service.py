@@ -59,18 +59,25 @@ class Conversations:
             return self.get_in(work, made.id, None)
         return made
 
-    def get(self, id_: UUID | None, namespace: str | None, shown: str = "") -> StoredConversation:
-        """Return a conversation of a namespace, or of any. Raises NotFound, which names it as `shown`."""
+    def get(self, id_: UUID | None, namespace: str | None, shown: str = "", *, where: str = "") -> StoredConversation:
+        """Return a conversation of a namespace, or of any. Raises NotFound, which names it as `shown`, in `where`."""
         with self._database.work() as work:
-            return self.get_in(work, id_, namespace, shown)
+            return self.get_in(work, id_, namespace, shown, where=where)
 
     def get_in(
-        self, work: UnitOfWork, id_: UUID | None, namespace: str | None, shown: str = "", *, lock: bool = False
+        self,
+        work: UnitOfWork,
+        id_: UUID | None,
+        namespace: str | None,
+        shown: str = "",
+        *,
+        lock: bool = False,
+        where: str = "",
     ) -> StoredConversation:
         """As `get`, in a transaction. With `lock`, nobody appends before its end."""
         found = None if id_ is None else store.find(work, id_, lock=lock)
         if found is None or (namespace is not None and found.namespace != namespace):
-            raise NotFound("conversation", shown or ("" if id_ is None else shown_conversation(id_)))
+            raise NotFound("conversation", shown or ("" if id_ is None else shown_conversation(id_)), where=where)
         return found
 
     def read(

@@ -20,7 +20,6 @@ from typing import Any
 from uuid import UUID
 
 from app.access import namespaces
-from app.files.file import parsed_id
 from app.kernel import ids, log
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import (
@@ -37,14 +36,14 @@ from app.memory.compression.texts import sentences
 from app.memory.conversations import store as conversation_store
 from app.memory.conversations.conversation import StoredConversation
 from app.memory.conversations.message import StoredMessage
-from app.memory.memories import cursors, gate, prompt, service, store
+from app.memory.memories import cursors, gate, prompt, service, similar, store
 from app.memory.memories.cursors import EndedExtraction, ExtractionState
 from app.memory.memories.gate import GateDecision, GateMessage, GateReason, KnownMemory, ProposedMemory
-from app.memory.memories.kinds import MemoryOrigin
-from app.memory.memories.memory import PREFIX, Memory, MemorySource, NewMemory
+from app.memory.memories.kinds import MAX_NOTE, MemoryOrigin
+from app.memory.memories.memory import Memory, MemorySource, NewMemory
 from app.memory.memories.prompt import ExtractionPiece
-from app.memory.recall.passages import SourceKind
-from app.memory.recall.query import MAX_QUERY, RecallMode, RecallQuery
+from app.memory.memories.similar import SimilarMemories
+from app.memory.recall.query import RecallMode
 from app.memory.recall.service import Recall
 from app.workflows import retention
 from app.workflows.runs import submission
@@ -57,8 +56,8 @@ _log = log.get(__name__)
 
 #: Messages that were read before and are shown again, as context.
 _CONTEXT = 2
-#: Known memories that a proposal is compared with: the newest, whether they hold or not, and the most similar.
-_RECENT, _SIMILAR = 100, 12
+#: The newest known memories that a proposal is compared with, whether they hold or not, beside the most similar ones.
+_RECENT = 100
 #: The delay after a first failure; each further one is four times as long.
 _DELAY, _LONGEST_DELAY = timedelta(minutes=1), timedelta(hours=6)
 #: Failures for which the text is to blame, or the model.
@@ -94,6 +93,8 @@ class Extraction:
 
     runs: Runs
     settings: MemorySettings
+    #: Finds known memories that resemble proposals; without an embedding model by their words alone.
+    recall: Recall
 
     def advance_all(self) -> int:
         """Write what ended extractions found and begin new ones; returns how many."""
@@ -141,7 +142,8 @@ class Extraction:
                     cursors.pass_to(work, id_, window.through, window.offset)
             return
         said = "\n".join(piece.text for piece in window.pieces)
-        known = [one for one in self._similar(conversation, [said]) if one.invalid_at is None][: prompt.MAX_KNOWN]
+        found = similar.find(self.runs.database, self.recall, conversation, [said], RecallMode.LEXICAL)
+        known = [one for one in found.memories if one.invalid_at is None][: prompt.MAX_KNOWN]
         prepared = submission.prepare(
             self._submission(model or self.settings.model, conversation, window, known),
             self.runs.policy,
@@ -179,27 +181,6 @@ class Extraction:
             id=ids.new_id(),
         )
 
-    def _similar(self, conversation: StoredConversation, given: Sequence[str]) -> list[Memory]:
-        """The memories of the conversation's user that hold and have most words in common with texts."""
-        recall = Recall(self.runs.database)
-        found: dict[UUID, None] = {}
-        for one in given:
-            query = RecallQuery(
-                one[:MAX_QUERY],
-                conversation.namespace,
-                conversation.user,
-                mode=RecallMode.LEXICAL,
-                limit=_SIMILAR,
-                sources=(SourceKind.MEMORY,),
-                neighbours=False,
-            )
-            for passage in recall.search(query).passages:
-                if (parsed := parsed_id(passage.source_id, PREFIX)) is not None:
-                    found[parsed] = None
-        with self.runs.database.work() as work:
-            memories = {memory.id: memory for memory in store.all_of(work, list(found))}
-        return [memories[id_] for id_ in found if id_ in memories]
-
     def _finish(self, id_: UUID, run_id: UUID) -> None:
         with self.runs.database.work() as work:
             run = cursors.run_of(work, run_id)
@@ -210,9 +191,10 @@ class Extraction:
                 answers = values.outputs(work, run_id, [prompt.STEP], _MAX_OUTPUT)[prompt.STEP]["output"]
                 proposed = prompt.proposals(answers, values.inputs(work, run_id)["numbers"])
                 failures = cursors.failures_of(work, run_id)
-        similar: list[Memory] = []
+        alike = SimilarMemories()
         if proposed and conversation is not None:
-            similar = self._similar(conversation, [one.text for one in proposed])
+            said = [one.text for one in proposed]
+            alike = similar.find(self.runs.database, self.recall, conversation, said, RecallMode.HYBRID)
         with self.runs.transaction() as transaction:
             work = transaction.work
             reading = cursors.find(work, id_, lock=True)
@@ -224,7 +206,7 @@ class Extraction:
             elif run is None or run.state != RunState.SUCCEEDED or not _UNANSWERABLE.issuperset(failures):
                 cursors.retry(work, id_, run, _error(run, failures), _delay(reading.failures))
             else:
-                self._write(work, conversation, run_id, run, proposed, similar, skipped=len(failures))
+                self._write(work, conversation, run_id, run, proposed, alike, skipped=len(failures))
         try:
             retention.remove_ended_run(self.runs.database, run_id)
         except RowsLocked:
@@ -237,7 +219,7 @@ class Extraction:
         run_id: UUID,
         run: EndedExtraction,
         proposed: Sequence[ProposedMemory],
-        similar: Sequence[Memory],
+        alike: SimilarMemories,
         *,
         skipped: int,
     ) -> None:
@@ -248,35 +230,34 @@ class Extraction:
         messages = {number: found[one] for number, one in enumerate(said, start=1) if one in found}
         shown = [UUID(one) for one in given["known"]]
         recent = cursors.known(work, conversation.namespace, conversation.user, _RECENT)
-        fresh = store.all_of(work, {*shown, *(one.id for one in similar), *(one.id for one in recent)})
+        fresh = store.all_of(work, {*shown, *(one.id for one in alike.memories), *(one.id for one in recent)})
         compared = {memory.id: memory for memory in fresh}
         known = [compared.get(one) for one in shown]
         numbers = {memory.id: number for number, memory in enumerate(known) if memory is not None}
+        compared_as = {memory.id: numbers.get(memory.id, -2 - at) for at, memory in enumerate(fresh)}
         decisions = gate.decide(
             proposed,
             [_gate_message(number, one, one.content) for number, one in messages.items()],
-            [
-                KnownMemory(numbers.get(memory.id, -2 - at), memory.text, holds=memory.invalid_at is None)
-                for at, memory in enumerate(fresh)
-            ],
+            [KnownMemory(compared_as[one.id], one.text, holds=one.invalid_at is None) for one in fresh],
+            [{compared_as[id_]: of[id_] for id_ in of.keys() & compared_as} for of in alike.cosines],
         )
+        how = "" if alike.without_meaning is None else f"compared by words alone: {alike.without_meaning}"
         written, refused = 0, list[dict[str, Any]]()
         for decision in decisions:
             reason, detail = decision.reason, decision.detail
             if reason is None:
                 new = _new_memory(decision, conversation, messages, run_id)
                 old = None if decision.replaces is None else known[decision.replaces]
-                reason, detail = _remember(work, new, conversation.namespace, old)
+                reason, detail = _remember(work, new, conversation.namespace, old, how)
             if reason is None:
                 written += 1
             else:
-                same = next(
-                    (one for at, one in enumerate(fresh) if decision.same_as == numbers.get(one.id, -2 - at)), None
-                )
+                same = next((one for one in fresh if decision.same_as == compared_as[one.id]), None)
                 refused.append(_refusal(decision, conversation, run_id, reason, detail, same))
         cursors.refuse(work, refused)
         cursors.advance(work, conversation.id, run, proposed=len(decisions), written=written, skipped=skipped)
-        _log.info("extraction_ended", conversation_id=str(conversation.id), written=written, refused=len(refused))
+        counts = {"written": written, "refused": len(refused), "without_meaning": alike.without_meaning}
+        _log.info("extraction_ended", conversation_id=str(conversation.id), **counts)
 
 
 def _window(work: UnitOfWork, reading: ExtractionState) -> _Window | None:
@@ -344,13 +325,15 @@ def _new_memory(
     )
 
 
-def _remember(work: UnitOfWork, new: NewMemory, namespace: str, old: Memory | None) -> tuple[GateReason | None, str]:
-    """Write a memory that passed the gate; returns why it was not written, if so."""
+def _remember(
+    work: UnitOfWork, new: NewMemory, namespace: str, old: Memory | None, how: str
+) -> tuple[GateReason | None, str]:
+    """Write a memory that passed the gate, with a note on how; returns why it was not written, if so."""
     if old is not None and new.valid_from is not None and new.valid_from < old.valid_from:
         return GateReason.OUTDATED, f"{service.shown(old.id)} holds since a later instant"
     supersedes = None if old is None else service.shown(old.id)
     try:
-        done = service.remember_in(work, new, namespace, prompt.WORKFLOW, supersedes=supersedes)
+        done = service.remember_in(work, new, namespace, prompt.WORKFLOW, supersedes=supersedes, note=how[:MAX_NOTE])
     except (Conflict, InvalidInput, NotFound) as error:
         return GateReason.DUPLICATE, shortened(str(error), 300)
     return (None, "") if done.created else (GateReason.DUPLICATE, f"{service.shown(done.memory.id)} says the same")

@@ -7,14 +7,15 @@ words, and a negation where it has one. What only the assistant said is no fact 
 of what its prompt told it.
 
 What the gate does not see: a wrong combination of words that stand in the same few sentences, and lies.
-It decides by words alone, so it costs no model and gives the same answer each time.
+It decides by words, so it costs no model. Only whether a memory is known in other words is also decided by meaning:
+the caller gives the cosines of known memories, where it has them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -22,6 +23,7 @@ from functools import lru_cache
 from app.memory.compression import protection, texts
 from app.memory.compression.protection import SpanKind
 from app.memory.compression.stop_words import STOP_WORDS
+from app.memory.memories.contrast import is_contrary
 from app.memory.memories.kinds import MemoryKind, normalised
 
 #: Characters and words of a proposed memory.
@@ -32,7 +34,10 @@ MAX_EVIDENCE = 3
 LEAST_COVERED = 0.8
 #: Words in common, of all words of both, from which on two memories say the same.
 LEAST_SAME = 0.8
-#: The same, from which on they speak of the same thing, so that one may take the other's place.
+#: The cosine from which on two memories mean the same in other words, and content words that only the new one may have.
+#: Below it are paraphrases too, but more often statements about the same subject (docs/memories.md).
+LEAST_COSINE, MOST_OTHER_WORDS = 0.92, 2
+#: Words in common, from which on they speak of the same thing, so that one may take the other's place.
 LEAST_RELATED = 0.25
 
 _CHECKED = frozenset({SpanKind.NUMBER, SpanKind.ID, SpanKind.NAME, SpanKind.URL, SpanKind.EMAIL, SpanKind.CODE})
@@ -171,21 +176,33 @@ class _Evidence:
 
 
 def decide(
-    proposals: Sequence[ProposedMemory], messages: Sequence[GateMessage], known: Sequence[KnownMemory]
+    proposals: Sequence[ProposedMemory],
+    messages: Sequence[GateMessage],
+    known: Sequence[KnownMemory],
+    cosines: Sequence[Mapping[int, float]] = (),
 ) -> list[GateDecision]:
-    """Return what becomes of each proposal, in their order. Later ones are also compared with those accepted before."""
+    """
+    Return what becomes of each proposal, in their order. Later ones are also compared with those accepted before.
+
+    `cosines` are those of each proposal to known memories, by their numbers.
+    """
     sentences = [one for message in messages for one in _sentences(message)]
     every = list(known)
     found: list[GateDecision] = []
-    for proposal in proposals:
-        decision = _decide(proposal, sentences, every)
+    for place, proposal in enumerate(proposals):
+        decision = _decide(proposal, sentences, every, cosines[place] if cosines else {})
         if decision.reason is None:
             every.append(KnownMemory(-1, proposal.text))
         found.append(decision)
     return found
 
 
-def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Sequence[KnownMemory]) -> GateDecision:
+def _decide(
+    proposed: ProposedMemory,
+    sentences: Sequence[_Evidence],
+    known: Sequence[KnownMemory],
+    cosines: Mapping[int, float],
+) -> GateDecision:
     if (refusal := refused_by_form(proposed)) is not None:
         return refusal
     wanted = content_words(proposed.text)
@@ -207,7 +224,7 @@ def _decide(proposed: ProposedMemory, sentences: Sequence[_Evidence], known: Seq
     numbers = tuple(sorted({one.message for one in evidence}))
     said = any(one.role in _SPEAKERS for one in evidence)
     replaces = _replaced(proposed, wanted, known)
-    if (same := _same(proposed, wanted, known, replaces, said=said)) is not None:
+    if (same := _same(proposed, wanted, known, replaces, cosines, said=said)) is not None:
         return GateDecision(proposed, *same[:2], numbers, same_as=same[2], covered=covered)
     if not said and proposed.kind not in _SHARED_KINDS:
         return GateDecision(proposed, GateReason.ONLY_ASSISTANT, "no message of the user says it", numbers)
@@ -275,9 +292,25 @@ def says_the_same(one: str, other: str) -> bool:
         return True
     return (
         similarity(one, other) >= LEAST_SAME
-        and is_negative(one) == is_negative(other)
-        and not missing_spans(one, [other])
-        and not missing_spans(other, [one])
+        and not is_contrary(frozenset(texts.words(one)), frozenset(texts.words(other)))
+        and _agree(one, other)
+    )
+
+
+def means_the_same(new: str, known: str, cosine: float) -> bool:
+    """Whether a new memory says what a known one says in other words, by the cosine of their vectors."""
+    return (
+        cosine >= LEAST_COSINE
+        and len(content_words(new) - content_words(known)) <= MOST_OTHER_WORDS
+        and not is_contrary(frozenset(texts.words(new)), frozenset(texts.words(known)))
+        and _agree(new, known)
+    )
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether two memories have the same numbers, names and negations."""
+    return (
+        is_negative(one) == is_negative(other) and not missing_spans(one, [other]) and not missing_spans(other, [one])
     )
 
 
@@ -378,6 +411,7 @@ def _same(
     wanted: frozenset[str],
     known: Sequence[KnownMemory],
     replaces: int | None,
+    cosines: Mapping[int, float],
     *,
     said: bool,
 ) -> tuple[GateReason, str, int] | None:
@@ -385,9 +419,12 @@ def _same(
     for memory in known:
         if replaces is not None and memory.number == replaces:
             continue
-        same = says_the_same(proposed.text, memory.text)
+        cosine = cosines.get(memory.number, 0.0)
+        by_words = says_the_same(proposed.text, memory.text)
+        same = by_words or means_the_same(proposed.text, memory.text, cosine)
         if same and memory.holds:
-            return GateReason.DUPLICATE, "a memory says the same", memory.number
+            detail = "a memory says the same" if by_words else f"a memory says it in other words (cosine {cosine:.2f})"
+            return GateReason.DUPLICATE, detail, memory.number
         if same and not said:
             detail = "the assistant repeated a memory that no longer holds"
             return GateReason.RESTATEMENT, detail, memory.number

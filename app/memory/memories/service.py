@@ -96,10 +96,16 @@ def remember_in(
     supersedes: str | None = None,
     note: str = "",
 ) -> Remembered:
-    """As `remember`, in a transaction of the caller."""
+    """
+    As `remember`, in a transaction of the caller, which excludes others that write memories of the same user.
+
+    A caller that holds the lock of a memory already can wait for a transaction that waits for it.
+    """
     new, author, note = checked(new), _author(author), _note(note)
     _require_past(work, "valid_from", new.valid_from)
-    old = None if supersedes is None else _require(work, supersedes, namespace, lock=True)
+    replaced = None if supersedes is None else parsed_id(supersedes, PREFIX)
+    store.lock(work, namespace, new.user, new.text, replaced)
+    old = None if supersedes is None else _require(work, supersedes, namespace)
     if old is not None:
         if (later := _successor(work, old, new)) is not None:
             return Remembered(later, created=False)
@@ -113,7 +119,7 @@ def remember_in(
             raise Conflict(f"{shown(same.id)} says the same already; invalidate {shown(old.id)} instead")
         return Remembered(same, created=False)
     store.put_passage(work, made)
-    store.note(work, made.id, MemoryEvent.REMEMBERED, author, "" if old is None else note)
+    store.note(work, made.id, MemoryEvent.REMEMBERED, author, note)
     if old is not None:
         _end(work, old, made.valid_from, author, note, by=made.id)
     return Remembered(made, created=True)
@@ -165,7 +171,7 @@ def supersede(
     Raises NotFound, Conflict and InvalidInput.
     """
     with database.work() as work:
-        old = _require(work, id_, namespace, lock=True)
+        old = _require(work, id_, namespace)
         return remember_in(work, new, old.namespace, author, supersedes=id_, note=note)
 
 
@@ -217,7 +223,7 @@ def require_conversation(database: Database, given: str, namespace: str) -> UUID
     with database.work() as work:
         found = None if parsed is None else conversation_store.find(work, parsed)
     if found is None or found.namespace != namespace:
-        raise NotFound("conversation", texts.printable(given, 100))
+        raise NotFound("conversation", texts.printable(given, 100), where="conversation")
     return found.id
 
 

@@ -56,6 +56,16 @@ _INSERT_EVENT = text("""
 _EVENTS = text("""
     SELECT memory_id, event, at, author, note, detail FROM memory_event WHERE memory_id = ANY(:ids) ORDER BY id
 """)
+# Who writes memories of a user waits for who does at the time, so two that write the same texts in different orders do
+# not wait for each other. The rows are locked in the order of their ids, as by those who change or use memories.
+_LOCK_SCOPE = text("SELECT pg_advisory_xact_lock(hashtextextended('memory:' || :namespace || ':' || :user, 0))")
+_LOCK_CONCERNED = text("""
+    SELECT id FROM memory
+    WHERE id = CAST(:replaced AS uuid) OR (
+        namespace = :namespace AND COALESCE(user_name, '') = :user AND text_hash = :hash AND invalid_at IS NULL
+    )
+    ORDER BY id FOR UPDATE
+""")
 _GET = text(f"SELECT {COLUMNS} FROM memory WHERE id = :id")
 _LOCK = text(f"SELECT {COLUMNS} FROM memory WHERE id = :id FOR UPDATE")
 _GET_ALL = text(f"SELECT {COLUMNS} FROM memory WHERE id = ANY(:ids) ORDER BY id")
@@ -65,7 +75,10 @@ _END = text(f"""
 _SET_KIND = text(f"UPDATE memory SET kind = :kind WHERE id = :id RETURNING {COLUMNS}")
 _SET_CONFIDENCE = text("UPDATE memory SET confidence = :confidence WHERE id = :id")
 _NOW = text("SELECT now() AS now")
-_USED = text("UPDATE memory SET last_used_at = now(), uses = uses + 1 WHERE id = ANY(:ids)")
+_USED = text("""
+    WITH there AS MATERIALIZED (SELECT id FROM memory WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE)
+    UPDATE memory SET last_used_at = now(), uses = uses + 1 FROM there WHERE memory.id = there.id
+""")
 _KIND_BEFORE = text("""
     SELECT detail FROM memory_event WHERE memory_id = :id AND event = 'marked' ORDER BY id DESC LIMIT 1
 """)
@@ -146,6 +159,13 @@ def _insert_sources(work: UnitOfWork, id_: UUID, sources: Sequence[MemorySource]
     ]
     if rows:
         work.execute(_INSERT_SOURCE, rows)
+
+
+def lock(work: UnitOfWork, namespace: str, user: str | None, given: str, replaced: UUID | None) -> None:
+    """Lock what a new memory concerns: its scope, the memory that holds and says the same, and the one it replaces."""
+    scope = {"namespace": namespace, "user": user or ""}
+    work.execute(_LOCK_SCOPE, scope)
+    work.execute(_LOCK_CONCERNED, {**scope, "hash": text_hash(given), "replaced": replaced})
 
 
 def of_text(work: UnitOfWork, namespace: str, user: str | None, given: str) -> Memory | None:
@@ -273,5 +293,4 @@ def remove_passages(work: UnitOfWork, memories: Collection[Memory]) -> None:
 def used(work: UnitOfWork, memory_ids: Collection[UUID]) -> None:
     """Write that memories were used now."""
     if memory_ids:
-        # In one order, so that two transactions do not wait for each other.
         work.execute(_USED, {"ids": sorted(memory_ids)})

@@ -27,8 +27,13 @@ _COMPARED = 12_000
 #: What reading a vector through the index costs, as vectors that are compared one after the other.
 _INDEX_COST = 8
 
+# Of the files of one model only the present one: the vector of a query is of that file.
 _MODELS = text("""
-    SELECT id, name, dimensions, is_indexed, made FROM recall_model
+    SELECT id, name, dimensions, is_indexed, made FROM (
+        SELECT DISTINCT ON (split_part(name, '@', 1))
+               id, split_part(name, '@', 1) AS name, state, dimensions, is_indexed, made
+        FROM recall_model ORDER BY split_part(name, '@', 1), state = 'retired', id DESC
+    ) AS present
     WHERE dimensions IS NOT NULL AND state IN ('building', 'ready', 'retired')
     ORDER BY state = 'ready' DESC, state = 'building' DESC, id DESC LIMIT 2
 """)

@@ -101,6 +101,7 @@ class RecallModelRow(SQLModel, table=True):
     __table_args__ = (CheckConstraint(f"state IN ({_known(RecallModelState)})", name="state_is_known"),)
 
     id: int = Field(sa_column=Column(Integer, Identity(always=True), primary_key=True))
+    #: In the catalogue; after it, with an `@`, the beginning of the hash of its file, once that is known.
     name: str = Field(max_length=200, unique=True)
     state: str = Field(max_length=16)
     #: Of its vectors; None before the first one.

@@ -4,6 +4,9 @@ The vectors of passages: which are missing, and storing them.
 New passages are in a queue, which the transaction that wrote them has filled. A model that is new gets vectors of all
 older passages too, in the order of their ids; how far it has come is stored with each batch. A batch is one
 transaction, so a process that dies loses the vectors of one batch, which are made again.
+
+A model is known by its name in the catalogue and the hash of its file, which stand together in the column `name`:
+another file makes other vectors. Of one name at most one model is not retired.
 """
 
 from __future__ import annotations
@@ -20,9 +23,17 @@ from sqlalchemy import text
 from app.kernel.database import Database, UnitOfWork
 from app.memory.recall.dense import literal
 
-_COLUMNS = "id, name, state, dimensions, reached, made, is_indexed, run_id, problem, created_at, ready_at"
-_ALL = text(f"SELECT {_COLUMNS} FROM recall_model ORDER BY id DESC")
-_FIND = text(f"SELECT {_COLUMNS} FROM recall_model WHERE name = :name")
+_COLUMNS = """
+    id, split_part(name, '@', 1) AS name, NULLIF(split_part(name, '@', 2), '') AS file, state, dimensions, reached,
+    made, is_indexed, run_id, problem, created_at, ready_at
+"""
+_ALL = text(f"SELECT {_COLUMNS} FROM recall_model ORDER BY state = 'retired', id DESC")
+_FIND = text(f"""
+    SELECT {_COLUMNS} FROM recall_model WHERE split_part(name, '@', 1) = :name
+    ORDER BY state = 'retired', id DESC LIMIT 1
+""")
+_FIND_BY_ID = text(f"SELECT {_COLUMNS} FROM recall_model WHERE id = :id")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('recall_model', 0))")
 # A model that is configured again before its old vectors were removed keeps those that are left.
 _ENSURE = text(f"""
     INSERT INTO recall_model (name, state) VALUES (:name, 'building')
@@ -84,6 +95,9 @@ _REMOVE = text("""
     )
     SELECT count(*) AS count FROM old
 """)
+_ADOPT = text("UPDATE recall_model SET name = :name WHERE id = :model")
+_RETIRE = text("UPDATE recall_model SET state = 'retired', reached = 0, run_id = NULL WHERE id = :model")
+_CONTINUE = text("UPDATE recall_model SET run_id = :run_id WHERE id = :model")
 _FORGET = text("DELETE FROM recall_model WHERE id = :model AND state = 'retired'")
 _SET = text("UPDATE recall_model SET run_id = :run_id, problem = :problem WHERE id = :model")
 _INDEXED = text("UPDATE recall_model SET is_indexed = :is_indexed WHERE id = :model")
@@ -99,6 +113,8 @@ class RecallModel:
 
     id: int
     name: str
+    #: The beginning of the hash of its file; None if no pool has told it yet, or it has no file.
+    file: str | None
     state: str
     dimensions: int | None
     reached: int
@@ -129,19 +145,55 @@ class MissingVectors:
 
 
 def all_models(work: UnitOfWork) -> list[RecallModel]:
-    """Return all embedding models, the newest first."""
+    """Return all embedding models: those that are not retired first, of these the newest."""
     return work.rows_of(RecallModel, _ALL)
 
 
 def find_model(database: Database, name: str) -> RecallModel | None:
-    """Return an embedding model by the name in the catalogue."""
+    """Return the embedding model of that name in the catalogue, and of its present file."""
     with database.work() as work:
         return work.row_of(RecallModel, _FIND, {"name": name})
 
 
+def reread(database: Database, model: RecallModel) -> RecallModel | None:
+    """Return an embedding model as it is now; None when it was removed."""
+    with database.work() as work:
+        return work.row_of(RecallModel, _FIND_BY_ID, {"id": model.id})
+
+
 def ensure_model(work: UnitOfWork, name: str) -> RecallModel:
     """Return the model, new or wanted again."""
-    found = work.row_of(RecallModel, _ENSURE, {"name": name})
+    work.execute(_LOCK)
+    known = work.row_of(RecallModel, _FIND, {"name": name})
+    return _ensure(work, name if known is None else _stored_name(name, known.file))
+
+
+def note_file(database: Database, name: str, file: str) -> bool:
+    """
+    Store which file of a model a pool has loaded. Vectors of an earlier file count no more, and are made anew.
+
+    Returns whether the file is another one than before. A model that recall does not use is passed over.
+    """
+    with database.work() as work:
+        work.execute(_LOCK)
+        known = work.row_of(RecallModel, _FIND, {"name": name})
+        if known is None or known.state == "retired" or known.file == file:
+            return False
+        if known.file is None:
+            work.execute(_ADOPT, {"model": known.id, "name": _stored_name(name, file)})
+            return False
+        work.execute(_RETIRE, {"model": known.id})
+        made = _ensure(work, _stored_name(name, file))
+        work.execute(_CONTINUE, {"model": made.id, "run_id": known.run_id})
+        return True
+
+
+def _stored_name(name: str, file: str | None) -> str:
+    return name if file is None else f"{name}@{file}"
+
+
+def _ensure(work: UnitOfWork, stored_name: str) -> RecallModel:
+    found = work.row_of(RecallModel, _ENSURE, {"name": stored_name})
     assert found is not None, "it is there"
     if found.made == 0:
         work.execute(_RETRY)  # what another model could not embed, this one perhaps can

@@ -117,7 +117,7 @@ def test_a_control_worker_gives_signs_of_life_until_it_ends(valkey: Any, redis_u
     sign = SignOfLife(redis_url, "control@here", lambda: 1.25)
     sign._closed.set()
     sign._closed.wait = lambda _=None: True  # type: ignore[method-assign] # one renewal
-    sign._closed.is_set = iter([False, True]).__next__  # type: ignore[method-assign]
+    sign._closed.is_set = iter([False, True]).__next__  # type: ignore[method-assign] # the second look ends it
     sign.start()
     sign._thread.join(60)
     assert signs.age(valkey.get(signs.key("control@here")).encode()) == pytest.approx(1.2, abs=0.1)

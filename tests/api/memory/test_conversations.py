@@ -85,7 +85,7 @@ def test_the_official_client_with_asyncio(api: str) -> None:
             made = await client.conversations.create(items=[said("one")])
             adding = [client.conversations.items.create(made.id, items=[said("q"), said("a", "assistant")])] * 1
             await asyncio.gather(*adding)
-            texts = [item.content[0].text async for item in client.conversations.items.list(made.id, order="asc")]  # type: ignore[union-attr]
+            texts = [item.content[0].text async for item in client.conversations.items.list(made.id, order="asc")]  # type: ignore[union-attr] # all items are messages with texts
             assert texts == ["one", "q", "a"]
             assert (await client.conversations.delete(made.id)).deleted
 

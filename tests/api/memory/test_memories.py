@@ -124,6 +124,12 @@ def test_what_is_to_be_forgotten_must_be_said(client: TestClient, body: dict[str
     assert said in answer.text
 
 
+def test_an_unknown_conversation_is_named_with_its_field(client: TestClient) -> None:
+    answer = client.post("/v1/memories", json={"text": "Ana likes tea", "conversation": "conv_1"})
+    assert answer.status_code == 404
+    assert [error["where"] for error in answer.json()["errors"]] == ["conversation"]
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -156,7 +156,7 @@ def test_one_run_at_a_time_makes_the_vectors_and_it_has_no_texts(
     assert count.count == 1
 
     timeout = timedelta(seconds=60)
-    embeddings.embed_passages(database, runtime.engine, MODEL, 9, on_stop=lambda _: None, timeout=timeout)  # type: ignore[arg-type]
+    embeddings.embed_passages(database, runtime.engine, MODEL, 9, on_stop=lambda _: None, timeout=timeout)  # type: ignore[arg-type] # the runtime has an engine
     runtime.runs.cancel(model.run_id)
     assert not jobs.advance(runtime)  # a failed run is not repeated at once
     with database.work() as work:

@@ -27,8 +27,10 @@ from app.workflows.runs.service import Runs
 from app.workflows.runs.submission import Submission
 from tests.api.openai.conftest import MODEL, StartPool
 from tests.api.openai.test_chat_completions import PATIENCE, body, run_of, until_state
+from tests.workflows.conftest import StepWorker
 from workers import steps
 
+_ATTEMPTS = text("SELECT assembly, tokens_in FROM attempt WHERE step_id = :step")
 _DELETE = text("DELETE FROM conversation WHERE id = :id")
 
 
@@ -111,6 +113,38 @@ def test_a_wrong_conversation_is_refused_before_a_run(api: str, start_pool: Star
     assert answers[0].json()["error"]["message"].replace(foreign, "") == answers[1].json()["error"]["message"].replace(
         unknown, ""
     )
+    assert {answer.json()["error"]["param"] for answer in answers} == {"conversation_id"}
+
+
+def test_an_error_names_the_field_of_an_unknown_conversation(api: str) -> None:
+    of_path = "/v1/conversations/conv_x"
+    cases: list[tuple[str, str, dict[str, Any] | None, str]] = [
+        ("POST", "/v1/responses", {"model": MODEL, "input": "Hello.", "conversation": "conv_x"}, "conversation"),
+        ("GET", of_path, None, "conversation_id"),
+        ("POST", of_path, {"title": "Tea"}, "conversation_id"),
+        ("DELETE", of_path, None, "conversation_id"),
+        ("GET", f"{of_path}/items", None, "conversation_id"),
+        ("POST", f"{of_path}/fork", {}, "conversation_id"),
+        ("GET", f"{of_path}/search?q=tea", None, "conversation_id"),
+        ("GET", "/v1/conversations?after=conv_x", None, "after"),
+    ]
+    for method, path, given, param in cases:
+        answer = httpx2.request(method, f"{api}{path}", json=given, timeout=PATIENCE)
+        assert answer.status_code == 404, answer.text
+        assert answer.json()["error"]["param"] == param, (method, path)
+
+
+def test_a_response_whose_conversation_is_gone_names_its_field(
+    api: str, start_pool: StartPool, service: Conversations, database: Database, conversation: str
+) -> None:
+    start_pool()
+    client = openai.OpenAI(base_url=f"{api}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+    first = client.responses.create(model=MODEL, input="Hello.", conversation=conversation)
+    with database.work() as work:
+        work.execute(_DELETE, {"id": parsed_conversation(conversation)})
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.responses.create(model=MODEL, input="And now?", previous_response_id=first.id)
+    assert caught.value.param == "previous_response_id"
 
 
 def test_two_callers_at_once_keep_their_turns_whole(
@@ -232,6 +266,58 @@ def test_a_step_and_a_call_have_the_same_history(
         ("And now?", "answer"),
     ]
     assert found[3].content == view.steps[0].output
+
+
+def test_an_agent_has_the_prompt_that_a_call_has(
+    api: str, start_pool: StartPool, database: Database, service: Conversations, runs: Runs
+) -> None:
+    """What was said long ago is recalled, its window is that of the context, and later turns see the same messages."""
+    pool = start_pool()
+    old = [NewMessage(MessageRole.USER, "Greta keeps the key of the mill in box 4711-B.")]
+    old += [
+        NewMessage(MessageRole.ASSISTANT if n % 2 == 0 else MessageRole.USER, f"{n} " + "weather " * 60)
+        for n in range(201)
+    ]
+    conversation = shown_conversation(service.create(NewConversation(namespaces.DEFAULT), old).id)
+    step = {
+        "id": "helper",
+        "kind": "agent",
+        "model": MODEL,
+        "conversation": "{{ inputs.conversation }}",
+        "system": "Be brief.",
+        "prompt": "Where does Greta keep the key of the mill?",
+        "max_tokens": 64,
+        "limits": {"turns": 2},
+        "tools": [{"memory": ["query_memory"]}],
+    }
+    document = {"workflow": "helping", "inputs": {"conversation": {"type": "string"}}, "steps": [step]}
+    made = runs.submit(Submission(definitions.from_document(document), {"conversation": conversation}))
+    worker = StepWorker(runs)
+    while ready := worker.ready(made.id):
+        for one in ready:
+            steps.run_step(pool.runtime, one.id, one.attempt)
+    until_state(database, made.id, "succeeded")
+
+    turn, call, last_turn = worker.items(made.id, "helper")
+    assert (turn.state, call.kind, last_turn.state) == ("succeeded", "call", "succeeded")
+    with database.work() as work:
+        (attempt,) = work.rows(_ATTEMPTS, {"step": turn.id})
+        (later,) = work.rows(_ATTEMPTS, {"step": last_turn.id})
+    assert later.assembly is None
+    assert later.tokens_in > attempt.tokens_in, "the same messages, the call, and its result"
+    report = attempt.assembly
+    assert report["conversation"] == conversation
+    assert report["parts"]["recent"]["first_seq"] > 1
+    assert [one["seq"] for one in report["parts"]["recalled"]["used"]][:1] == [1]
+    assert attempt.tokens_in + 64 <= report["context"]["window"], "with the description of the tools"
+    messages = turn.output["messages"]
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    assert "box 4711-B" in messages[-1]["content"], "recalled, before the prompt"
+    assert messages[-1]["content"].endswith("Where does Greta keep the key of the mill?")
+    assert len(messages) - 2 == report["parts"]["recent"]["messages"]
+    last = said(service, conversation)[-1]
+    assert (last.role, last.step_key) == (MessageRole.ASSISTANT, "helper")
+    assert [one.content for one in said(service, conversation)].count(step["prompt"]) == 1
 
 
 def test_what_was_said_long_ago_is_recalled_into_the_last_message(

@@ -389,7 +389,7 @@ def test_a_public_server_cannot_redirect_to_a_private_one(peers: list[str], refu
                 stream = SimpleNamespace(get_extra_info=lambda _, peer=peer: (peer, 443))
                 last = index == len(peers) - 1
                 url = SimpleNamespace(host="there.example")
-                check(SimpleNamespace(extensions={"network_stream": stream}, url=url, has_redirect_location=not last))  # type: ignore[arg-type]
+                check(SimpleNamespace(extensions={"network_stream": stream}, url=url, has_redirect_location=not last))  # type: ignore[arg-type] # it has what `check` reads of a response
 
         if refused_with is None:
             follow()

@@ -44,6 +44,48 @@ def test_a_block_from_its_creation_to_its_end(arriero: Arriero, tmp_path: Path) 
         arriero("blocks", "attach", "human")
 
 
+def test_templates_are_stored_from_files_shown_applied_and_removed(arriero: Arriero, tmp_path: Path) -> None:
+    file = tmp_path / "support.yaml"
+    file.write_text(
+        """
+templates:
+  - name: support
+    blocks:
+      - {label: customer, description: Who asks.}
+      - label: tone
+        value: |-
+          Friendly, ünd short.
+          No promises.
+        read_only: true
+  - name: sales
+    blocks: [{label: lead, value: none}]
+"""
+    )
+    assert arriero("blocks", "templates", "apply", file).stdout == (
+        "support is stored: customer, tone\nsales is stored: lead\n"
+    )
+    listed = json.loads(arriero("blocks", "templates", "--json").stdout)["templates"]
+    assert [one["name"] for one in listed] == ["assistant", "project", "sales", "support"]
+    shown = arriero("blocks", "templates", "show", "support").stdout
+    again = tmp_path / "again.yaml"
+    again.write_text(shown)
+    assert arriero("blocks", "templates", "apply", again).stdout == "support is stored: customer, tone\n"
+    assert arriero("blocks", "templates", "show", "support").stdout == shown
+    arriero("blocks", "apply", "support", "--user", "ana")
+    assert arriero("blocks", "show", "tone").stdout.endswith("Friendly, ünd short.\nNo promises.\n")
+
+    again.write_text("name: support\nblocks:\n  - {label: Not a label}\n")
+    with pytest.raises(InvalidInput, match="label"):
+        arriero("blocks", "templates", "apply", again)
+    again.write_text("templates:\n  - {name: new, blocks: [{label: a}]}\n  - {name: other, block: []}\n")
+    with pytest.raises(InvalidInput, match=r"templates\[1\] \(line 3\): it is no template; accepted: `name`"):
+        arriero("blocks", "templates", "apply", again)
+    with pytest.raises(NotFound):
+        arriero("blocks", "templates", "show", "new")
+    assert arriero("blocks", "templates", "delete", "support").stdout == "support is removed\n"
+    assert "support" not in arriero("blocks", "templates").stdout
+
+
 def test_documents_are_put_listed_shown_imported_and_removed(arriero: Arriero, tmp_path: Path) -> None:
     folder = tmp_path / "ana"
     for name, text in {

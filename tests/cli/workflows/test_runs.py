@@ -49,7 +49,7 @@ def test_a_run_uses_other_models_for_all_steps_or_for_one(arriero: Arriero, tmp_
     file = tmp_path / "flow.yaml"
     steps = "[{id: a, kind: generate, prompt: hi}, {id: b, kind: generate, prompt: hi}]"
     file.write_text(f"workflow: flow\nsteps: {steps}\n")
-    submit = partial(arriero.func, "submit", file, "--json")  # type: ignore[attr-defined]
+    submit = partial(arriero.func, "submit", file, "--json")  # type: ignore[attr-defined] # the fixture is a partial
     found = json.loads(submit("--model", "smollm2:135m", "--model", "b=qwen3:0.6b").stdout)
     assert [step["model"] for step in found["steps"]] == ["smollm2:135m", "qwen3:0.6b"]
     with pytest.raises(InvalidInput, match=r"models\.c: no step 'c' uses a model; accepted: a, b"):

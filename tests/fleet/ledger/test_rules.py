@@ -37,7 +37,7 @@ def wanted(id_: str, bytes_: Mapping[str, int], **more: object) -> ReservationRe
     made = ReservationRequest(
         id_, epoch=int(id_.strip("r") or 0) + 100, host="h", configuration="m", bytes=bytes_, lease_until=LATER
     )
-    return replace(made, **more)  # type: ignore[arg-type]
+    return replace(made, **more)  # type: ignore[arg-type] # fields of several types
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ class World:
         victims = frozenset(self.data.draw(st.lists(st.sampled_from(self.held()), max_size=3)) if self.held() else ())
         if self.one_of([True, True, False]):
             for id_ in victims:
-                self.tries(lambda id_=id_: rules.drain(self.ledger, id_))  # type: ignore[misc]
+                self.tries(lambda id_=id_: rules.drain(self.ledger, id_))  # type: ignore[misc] # mypy does not infer a lambda with a default
         epoch, pinned, team = self.number(), self.one_of([False, True]), self.one_of(["", "", "team"])
         one = ReservationRequest(
             f"r{epoch}", epoch, host, "m" if pinned else "n", sizes, self.lease(), victims, pinned, team

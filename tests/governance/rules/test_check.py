@@ -87,7 +87,7 @@ def test_a_document_is_stored_as_it_was_written() -> None:
 def test_the_built_in_rules_have_the_promised_targets() -> None:
     rules = builtin_rules()
     found = {
-        (condition.signal, condition.operator, condition.threshold)  # type: ignore[union-attr]
+        (condition.signal, condition.operator, condition.threshold)  # type: ignore[union-attr] # the rules have plain conditions alone
         for rule in rules.values()
         for condition in rule.conditions[:1]
     }

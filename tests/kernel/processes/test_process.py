@@ -48,7 +48,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Child]]:
             "pid_file": tmp_path / "child.pid",
             **more,
         }
-        child = Child("child", ["/bin/sh", "-c", script], **settings)  # type: ignore[arg-type]
+        child = Child("child", ["/bin/sh", "-c", script], **settings)  # type: ignore[arg-type] # fields of several types
         made.append(child)
         return child
 

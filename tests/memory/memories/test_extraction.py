@@ -24,6 +24,9 @@ from app.memory.memories import cursors, gate, prompt, service
 from app.memory.memories.extraction import Extraction
 from app.memory.memories.memory import NewMemory
 from app.memory.memories.store import MemoryFilter
+from app.memory.recall import vectors
+from app.memory.recall.query import QueryVectors
+from app.memory.recall.service import Recall
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import Expanded, Failure, Success, TokenUsage
 
@@ -39,7 +42,7 @@ def conversations(database: Database) -> Conversations:
 
 @pytest.fixture
 def extraction(runs: Runs) -> Extraction:
-    return Extraction(runs, SETTINGS)
+    return Extraction(runs, SETTINGS, Recall(runs.database))
 
 
 def said(*pairs: tuple[MessageRole, str]) -> list[NewMessage]:
@@ -159,6 +162,72 @@ def test_a_changed_fact_takes_the_place_of_the_one_that_the_model_named(
     ended = service.get(database, service.shown(old.id), "a")
     (new,) = service.page(database, MemoryFilter(namespace="a")).memories
     assert (new.text, ended.superseded_by, ended.invalid_at) == ("The user lives in Porto", new.id, new.valid_from)
+
+
+class _Alike:
+    """An embedding model for which all texts mean the same."""
+
+    def __call__(self, _: str, models: Any, /) -> QueryVectors:
+        return QueryVectors(dict.fromkeys(models, (1.0, 0.0)), None)
+
+    def take_note(self, _: str, /) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def _with_vectors(database: Database) -> None:
+    """Give each passage the vector that all texts have."""
+    with database.work() as work:
+        model = vectors.ensure_model(work, "one")
+    missing = vectors.missing(database, model, 100)
+    vectors.store(database, model, missing, dict.fromkeys((one.id for one in missing.passages), (1.0, 0.0)))
+
+
+def test_a_memory_that_is_known_in_other_words_is_refused_with_its_id(
+    database: Database, runs: Runs, conversations: Conversations
+) -> None:
+    known = service.remember(database, NewMemory("The user bought a home in Graz.", user="ana"), "a", "x").memory
+    service.remember(database, NewMemory("The user bought a home in Graz.", user="ben"), "a", "x")
+    extraction = Extraction(runs, SETTINGS, Recall(database, _Alike()))
+    _with_vectors(database)
+    conversations.create(NewConversation("a", "ana"), said((USER, "I purchased a house in Graz. I prefer tea.")))
+
+    extraction.advance_all()
+    answer(
+        runs,
+        lambda item: proposal("The user purchased a house in Graz." if "Graz" in item else "The user prefers tea."),
+    )
+    extraction.advance_all()
+
+    assert texts_of(database, namespace="a", user="ana") == ["The user bought a home in Graz.", "The user prefers tea."]
+    with database.work() as work:
+        (row,) = work.rows(text("SELECT reason, detail FROM memory_refusal"))
+    assert row.reason == "duplicate"
+    assert row.detail == f"a memory says it in other words (cosine 1.00): {service.shown(known.id)}"
+    (written,) = [one for one in service.page(database, MemoryFilter(user="ana")).memories if "tea" in one.text]
+    (entry,) = service.history(database, service.shown(written.id), "a").entries
+    assert entry.note == ""
+
+
+def test_without_an_embedding_model_the_history_says_that_words_were_compared(
+    database: Database, runs: Runs, extraction: Extraction, conversations: Conversations
+) -> None:
+    service.remember(database, NewMemory("The user bought a home in Graz.", user="ana"), "a", "x")
+    conversations.create(NewConversation("a", "ana"), said((USER, "I purchased a house in Graz.")))
+
+    extraction.advance_all()
+    answer(runs, lambda _: proposal("The user purchased a house in Graz."))
+    extraction.advance_all()
+
+    assert texts_of(database, namespace="a") == [
+        "The user bought a home in Graz.",
+        "The user purchased a house in Graz.",
+    ]
+    (written,) = [one for one in service.page(database, MemoryFilter()).memories if "purchased" in one.text]
+    (entry,) = service.history(database, service.shown(written.id), "a").entries
+    assert entry.note == "compared by words alone: no embedding model is configured"
 
 
 def test_what_was_read_is_not_read_again_and_nothing_is_left_out(

@@ -24,7 +24,7 @@ TALK = [
 def reason_of(
     text: str, kind: MemoryKind = MemoryKind.FACT, known: list[KnownMemory] | None = None, **fields: object
 ) -> GateReason | None:
-    (found,) = gate.decide([ProposedMemory(text, kind, **fields)], TALK, known or [])  # type: ignore[arg-type]
+    (found,) = gate.decide([ProposedMemory(text, kind, **fields)], TALK, known or [])  # type: ignore[arg-type] # fields of several types
     return found.reason
 
 
@@ -97,6 +97,34 @@ def test_the_assistant_does_not_bring_back_what_has_ended() -> None:
 
     (found,) = gate.decide([ProposedMemory("The ledger goes to MySQL 8", MemoryKind.DECISION)], talk, known)
     assert (found.reason, found.same_as) == (GateReason.RESTATEMENT, 0)
+
+
+def test_what_is_known_in_other_words_is_not_written_again() -> None:
+    """By the cosine, unless the statements have other numbers, names or negations, or words that exclude each other."""
+
+    def decided(known: str, cosine: float, text: str = "The user prefers tofu.") -> gate.GateDecision:
+        (found,) = gate.decide([ProposedMemory(text)], TALK, [KnownMemory(3, known)], [{3: cosine}])
+        return found
+
+    found = decided("The user prefers bean curd.", 0.95)
+    assert (found.reason, found.same_as) == (GateReason.DUPLICATE, 3)
+    assert found.detail == "a memory says it in other words (cosine 0.95)"
+    assert decided("The user prefers bean curd.", 0.85).reason is None
+    assert decided("The user prefers no bean curd.", 0.95).reason is None, "a negation"
+    assert decided("The user prefers 2 kinds of bean curd.", 0.95).reason is None, "a number"
+    assert decided("Carla prefers bean curd.", 0.95).reason is None, "a name"
+    sister = "The user's sister Carla works at Siemens."
+    assert decided("Carla of Siemens is an employed brother of the user", 0.95, sister).reason is None, "a contrast"
+    replacing = ProposedMemory("The user prefers tofu.", replaces=3)
+    (found,) = gate.decide([replacing], TALK, [KnownMemory(3, "The user prefers bean curd.")], [{3: 0.95}])
+    assert (found.reason, found.replaces) == (None, 3), "what the model replaces is not the same"
+
+
+def test_words_that_exclude_each_other_are_not_the_same() -> None:
+    assert gate.says_the_same("The user wants dark mode on.", "The user wants the dark mode on")
+    assert not gate.says_the_same("The user wants dark mode on.", "The user wants dark mode off.")
+    assert not gate.means_the_same("The user bought a house in Graz.", "The user sold a house in Graz.", 0.99)
+    assert gate.means_the_same("The user purchased a house in Graz.", "The user bought a home in Graz.", 0.96)
 
 
 def test_two_proposals_that_say_the_same_are_one() -> None:

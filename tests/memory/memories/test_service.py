@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import text
 
 from app.kernel import ids
 from app.kernel.database import Database
-from app.kernel.errors import Conflict, InvalidInput, NotFound
+from app.kernel.errors import ArrieroError, Conflict, InvalidInput, NotFound
 from app.memory.memories import forgetting, service
 from app.memory.memories.kinds import MemoryKind, MemoryOrigin
 from app.memory.memories.memory import Memory, MemorySource, NewMemory
@@ -23,11 +24,11 @@ DAY = timedelta(days=1)
 
 
 def remember(database: Database, given: str, namespace: str = "a", **fields: object) -> Memory:
-    return service.remember(database, NewMemory(given, **fields), namespace, "ana").memory  # type: ignore[arg-type]
+    return service.remember(database, NewMemory(given, **fields), namespace, "ana").memory  # type: ignore[arg-type] # fields of several types
 
 
 def texts_of(database: Database, **of: object) -> list[str]:
-    return [one.text for one in service.page(database, MemoryFilter(**of)).memories]  # type: ignore[arg-type]
+    return [one.text for one in service.page(database, MemoryFilter(**of)).memories]  # type: ignore[arg-type] # fields of several types
 
 
 def test_a_memory_has_its_sources_and_says_who_wrote_it(database: Database) -> None:
@@ -117,6 +118,69 @@ def test_what_cannot_be_superseded_leaves_nothing_behind(database: Database) -> 
     assert texts_of(database, namespace="a", all_times=True) == ["Ana lives in Bern"]
 
 
+def test_opposite_supersessions_at_the_same_time_do_not_deadlock(database: Database) -> None:
+    """Each takes the place of the memory whose words the other one has; both are used in a prompt meanwhile."""
+    pairs = [tuple(remember(database, f"Tea {n} is {colour}") for colour in ("green", "black")) for n in range(40)]
+    together = threading.Barrier(3)
+    others: list[ArrieroError] = []
+    refused = []
+
+    def supersede(old: int, new: int) -> None:
+        for pair in pairs:
+            together.wait(60)
+            try:
+                service.supersede(database, service.shown(pair[old].id), NewMemory(pair[new].text), "a", "ana")
+            except Conflict as conflict:
+                refused.append(conflict)
+            except ArrieroError as error:
+                others.append(error)
+
+    def use() -> None:
+        for pair in pairs:
+            together.wait(60)
+            try:
+                with database.work() as work:
+                    service.note_used_in(work, [service.shown(one.id) for one in reversed(pair)])
+            except ArrieroError as error:
+                others.append(error)
+
+    threads = [threading.Thread(target=supersede, args=order) for order in ((0, 1), (1, 0))]
+    threads.append(threading.Thread(target=use))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert others == []
+    assert len(refused) == 2 * len(pairs), "a memory that holds says the same"
+    assert len(texts_of(database)) == 2 * len(pairs)
+
+
+def test_transactions_that_write_the_same_memories_in_different_orders_do_not_deadlock(database: Database) -> None:
+    """As two extractions for one user do."""
+    words = [f"Tea number {n} is green" for n in range(40)]
+    others: list[ArrieroError] = []
+    together = threading.Barrier(2)
+
+    def write(given: list[str]) -> None:
+        together.wait(60)
+        try:
+            with database.work() as work:
+                for one in given:
+                    service.remember_in(work, NewMemory(one, user="ana"), "a", "ana")
+        except ArrieroError as error:
+            others.append(error)
+
+    threads = [threading.Thread(target=write, args=(given,)) for given in (words, words[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert others == []
+    assert sorted(texts_of(database)) == sorted(words)
+
+
 def test_an_invalid_memory_may_be_remembered_again(database: Database) -> None:
     made = remember(database, "The office is closed")
     ended = service.invalidate(database, service.shown(made.id), "a", "ana", note="it is open")
@@ -170,7 +234,7 @@ def test_forgetting_deletes_for_real_and_shows_it(database: Database) -> None:
 
 
 def recalled(database: Database, query: str, **fields: object) -> list[tuple[str, str | None]]:
-    asked = RecallQuery(query, "a", sources=(SourceKind.MEMORY,), **fields)  # type: ignore[arg-type]
+    asked = RecallQuery(query, "a", sources=(SourceKind.MEMORY,), **fields)  # type: ignore[arg-type] # fields of several types
     return [(one.text, one.kind) for one in Recall(database).search(asked).passages]
 
 

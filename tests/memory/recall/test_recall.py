@@ -27,7 +27,7 @@ def message(position: int, text: str, speaker: str = "Anna", **more: object) -> 
         "at": START + timedelta(days=position),
         "user": "u1",
     }
-    return NewPassage(text=text, **(values | more))  # type: ignore[arg-type]
+    return NewPassage(text=text, **(values | more))  # type: ignore[arg-type] # fields of several types
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def talk(database: Database) -> Database:
 
 
 def found(database: Database, text: str, **more: object) -> list[str]:
-    query = RecallQuery(text, more.pop("namespace", "default"), more.pop("user", "u1"), **more)  # type: ignore[arg-type]
+    query = RecallQuery(text, more.pop("namespace", "default"), more.pop("user", "u1"), **more)  # type: ignore[arg-type] # fields of several types
     return [one.source_id for one in Recall(database).search(query).passages]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from app.memory.recall.query import QueryVectors, RecallMode, RecallQuery
 from app.memory.recall.service import Recall
 from workers.engine.simulated import SimulatedEngine
 from workers.memory import embeddings
+from workers.memory.model_file import LoadedModelFile
 
 #: What the words of the texts mean: directions of their vectors.
 MEANINGS = {"boat": 0, "ship": 0, "soup": 1, "broth": 1}
@@ -72,11 +74,14 @@ def put(database: Database, *texts: str, first: int = 0) -> None:
         storage.put_in(work, passages)
 
 
-def made(database: Database, model: str = "one", engine: Meanings | None = None, most: int = 1_000) -> Any:
+def made(
+    database: Database, model: str = "one", engine: Meanings | None = None, most: int = 1_000, file: str | None = None
+) -> Any:
     with database.work() as work:
         vectors.ensure_model(work, model)
     engine = engine or Meanings()
-    return embeddings.embed_passages(database, engine, model, most, on_stop=lambda _: None, timeout=QUICK).output
+    done = embeddings.embed_passages(database, engine, model, most, on_stop=lambda _: None, timeout=QUICK, file=file)
+    return done.output
 
 
 def found(database: Database, said: str, *models: str, **more: Any) -> list[str]:
@@ -174,6 +179,64 @@ def test_both_models_are_searched_while_passages_are_embedded_anew(database: Dat
     assert vectors.remove_some(database, old, 100) == 2
     vectors.forget_model(database, old)
     assert [model.name for model in status.read(database, None).models] == ["new"]
+
+
+class _Turned(Meanings):
+    """Another file of the same model: what meant a boat means soup."""
+
+    def embed(self, request: EmbedRequest, *_: Any) -> Embedded:
+        self.texts += request.texts
+        made = tuple(vector(one)[1::-1] + vector(one)[2:] for one in request.texts)
+        return Embedded(made, len(request.texts), timedelta(0))
+
+
+def test_another_file_of_the_same_length_makes_all_vectors_anew(database: Database) -> None:
+    put(database, "We took the boat.", "There was soup.")
+    made(database, file="aaaa")
+    assert not vectors.note_file(database, "one", "aaaa"), "a pool that restarts with the same file"
+    assert [model.state for model in status.read(database, None).models] == ["ready"]
+
+    assert vectors.note_file(database, "one", "bbbb")
+    model = vectors.find_model(database, "one")
+    assert model is not None
+    assert (model.name, model.file, model.state, model.dimensions) == ("one", "bbbb", "building", None)
+    dense = Recall(database, Given("one")).search(RecallQuery("ship", "default")).dense
+    assert not dense.used, "the old vectors cannot be compared with that of a query by the new file"
+    with pytest.raises(StepFailure, match="has an earlier file"):
+        made(database, file="aaaa")
+
+    turned = _Turned()
+    assert made(database, engine=turned, file="bbbb") == {"passages": 2, "more": False}
+    assert len(turned.texts) == 2
+    assert found(database, "soup", "one", mode=RecallMode.DENSE)[0] == "msg_0", "by the vectors of the new file"
+    (old,) = [model for model in status.read(database, None).models if model.state == "retired"]
+    assert vectors.remove_some(database, old, 100) == 2
+    vectors.forget_model(database, old)
+    (ready,) = status.read(database, None).models
+    assert (ready.name, ready.file, ready.state, ready.made) == ("one", "bbbb", "ready", 2)
+
+
+def test_a_model_whose_file_was_not_known_keeps_its_vectors(database: Database) -> None:
+    put(database, "We took the boat.")
+    made(database)
+    put(database, "There was soup.", first=1)
+    made(database, file="aaaa")
+
+    (model,) = status.read(database, None).models
+    assert (model.file, model.state, model.made) == ("aaaa", "ready", 2)
+
+
+def test_a_loaded_file_is_known_by_its_content(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    first.write_bytes(b"a" * 1000)
+    second.write_bytes(b"a" * 1000)
+    loaded, same = LoadedModelFile(first), LoadedModelFile(second)
+    assert loaded.digest() == same.digest() is not None
+
+    replaced = LoadedModelFile(second)
+    second.write_bytes(b"b" * 1000)
+    assert replaced.digest() is None, "what was loaded is not there any more"
+    assert LoadedModelFile(second).digest() not in (None, same.digest())
 
 
 def test_vectors_of_another_length_than_those_that_are_stored_are_refused(database: Database) -> None:

@@ -161,7 +161,7 @@ class Histories(RuleBasedStateMachine):
             layout=KvLayout.STREAMS if self.streams else KvLayout.UNIFIED,
             reproducible=self.reproducible,
         )
-        self.loop = loop_module.EngineLoop(FakeModel(), options)  # type: ignore[arg-type]
+        self.loop = loop_module.EngineLoop(FakeModel(), options)  # type: ignore[arg-type] # it has what the loop reads of a model
         self.tasks: list[EngineTask] = []
         self.faulted = False
 

@@ -143,7 +143,7 @@ def test_options_that_would_abort_the_process_are_rejected() -> None:
         {"context": 0},
     ):
         with pytest.raises(ValidationError):
-            EngineOptions(**wrong)  # type: ignore[arg-type]
+            EngineOptions(**wrong)  # type: ignore[arg-type] # fields of several types
 
 
 def test_every_kv_type_of_the_catalogue_has_a_number() -> None:
@@ -163,7 +163,7 @@ def test_every_kv_type_of_the_catalogue_has_a_number() -> None:
     ],
 )
 def test_many_slots_use_streams_when_each_is_large_enough(options: dict[str, object], streams: bool) -> None:
-    assert EngineOptions(**options).streams == streams  # type: ignore[arg-type]
+    assert EngineOptions(**options).streams == streams  # type: ignore[arg-type] # fields of several types
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from app.catalog import files
 from app.inference.requests import EmbedRequest, LongText
+from app.memory.memories import gate
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
@@ -183,3 +184,36 @@ def test_a_long_text_is_represented_as_a_whole(engine: LlamaEngine) -> None:
         vectors(engine, "The central bank raised its interest rates again.")[0],
     )
     assert whole @ rates > cut @ rates + 0.2, "the second half counts too"
+
+
+#: Statements that mean the same, and such that only look alike.
+PARAPHRASES = (
+    ("The user resides in Porto.", "The user lives in Porto."),
+    ("The user is employed at Acme as a nurse.", "The user works as a nurse at Acme."),
+    ("The user has a cat called Minka.", "The name of the user's cat is Minka."),
+    ("The user purchased a house in Graz.", "The user bought a home in Graz."),
+    ("The user has two children.", "The user is the parent of two kids."),
+    ("The user dislikes mushrooms.", "The user does not like mushrooms."),
+)
+OTHERS = (
+    ("The user bought a house in Graz.", "The user sold a house in Graz."),
+    ("The user starts work at 9.", "The user ends work at 9."),
+    ("The user is learning Spanish.", "The user teaches Spanish."),
+    ("The user's sister lives in Graz.", "The user's brother lives in Graz."),
+    ("The user prefers long answers.", "The user prefers short answers."),
+    ("The user's car is red.", "The user's bike is red."),
+    ("The user likes tea.", "The user likes coffee."),
+    ("The user works as a nurse.", "The user works as a doctor."),
+    ("The user's birthday is on 3 May.", "The user's birthday is on 4 May."),
+    ("The user eats meat.", "The user does not eat meat."),
+    ("The user is allergic to peanuts.", "The user loves peanuts."),
+)
+
+
+def test_the_write_gate_of_memories_knows_paraphrases_by_these_vectors(engine: LlamaEngine) -> None:
+    def means_the_same(one: str, other: str) -> bool:
+        first, second = vectors(engine, one, other)
+        return gate.means_the_same(one, other, float(first @ second))
+
+    assert [pair for pair in PARAPHRASES if not means_the_same(*pair)] == []
+    assert [pair for pair in OTHERS if means_the_same(*pair)] == []

@@ -94,7 +94,7 @@ def test_server_errors_become_step_failures(
     engine: Engine, texts: tuple[str, ...], more: dict[str, int], reason: FailureReason
 ) -> None:
     with pytest.raises(StepFailure) as caught:
-        engine.embed(EmbedRequest(texts, **more), 10)  # type: ignore[arg-type]
+        engine.embed(EmbedRequest(texts, **more), 10)  # type: ignore[arg-type] # fields of several types
     assert caught.value.reason is reason
 
 

@@ -183,7 +183,7 @@ def test_a_pool_without_steps_sends_fewer_heartbeats() -> None:
 
 def test_heartbeats_of_an_idle_pool_are_never_so_far_apart_that_it_seems_silent() -> None:
     def seconds(**more: float) -> float:
-        fleet = FleetSettings(**{key: timedelta(seconds=value) for key, value in more.items()})  # type: ignore[arg-type]
+        fleet = FleetSettings(**{key: timedelta(seconds=value) for key, value in more.items()})  # type: ignore[arg-type] # all of `more` are durations
         return idle_interval(fleet).total_seconds()
 
     assert seconds(heartbeat=2, heartbeat_timeout=20, lease=60) == 6

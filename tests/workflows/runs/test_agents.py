@@ -190,3 +190,25 @@ def test_the_time_bound_stops_a_call_that_waits(worker: StepWorker) -> None:
     worker.do(worker.claim("agent"), {})
     assert worker.claim("agent[0]").remaining < timedelta(seconds=61)
     assert worker.run(run_id).state == "running"
+
+
+@pytest.mark.usefixtures("sums")
+def test_an_agent_for_each_element_is_a_map_of_calls_of_its_workflow(worker: StepWorker, runs: Runs) -> None:
+    registry.put(runs.database, "asking", check.parse(FLOW + "outputs: {answer: steps.agent.output.text}\n"))
+    flow = """
+workflow: each
+inputs: {questions: {type: array}}
+steps:
+  - id: answers
+    kind: map
+    over: inputs.questions
+    step: {kind: workflow, workflow: asking, inputs: {question: item}}
+"""
+    run_id = worker.submit(flow, questions=["Where?", "When?"])
+
+    def answer(claim: Claim) -> Success:
+        return says(f"Asked: {claim.data['item']['opening']['messages'][-1]['content']}")
+
+    worker.work(**{"agent[0]": answer})
+
+    assert worker.run(run_id).output == {"answers": [{"answer": "Asked: Where?"}, {"answer": "Asked: When?"}]}

@@ -166,7 +166,7 @@ def test_two_records_of_parallel_steps_send_the_join_once(runs: Runs) -> None:
 
 def test_short_steps_follow_each_other_without_messages(runs: Runs) -> None:
     chain = {"workflow": "chain", "steps": [{"id": "s0", "kind": "noop"}]}
-    chain["steps"] += [{"id": f"s{i}", "kind": "noop", "needs": [f"s{i - 1}"]} for i in range(1, 4)]  # type: ignore[operator]
+    chain["steps"] += [{"id": f"s{i}", "kind": "noop", "needs": [f"s{i - 1}"]} for i in range(1, 4)]  # type: ignore[operator] # the document has no type
     import json
 
     run_id = submit(runs, json.dumps(chain))
@@ -424,5 +424,5 @@ def test_definitions_and_outputs_keep_the_order_of_their_keys(runs: Runs) -> Non
     first = held.work
     runs.succeed(held, WORKER, Success({"zeta": 1, "b": 2, "alpha": 3}))
 
-    assert list(first.output.schema_["properties"]) == ["zeta", "b", "alpha"]  # type: ignore[union-attr]
+    assert list(first.output.schema_["properties"]) == ["zeta", "b", "alpha"]  # type: ignore[union-attr] # the step is one with an output
     assert list(step(runs, run_id, "first").output) == ["zeta", "b", "alpha"]

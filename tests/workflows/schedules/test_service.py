@@ -61,7 +61,7 @@ def pass_days(database: Database, days: int = 1) -> None:
 
 def fires(schedules: Schedules, *states: str) -> list[Any]:
     """Return the fires of the schedule, the earliest first."""
-    return schedules.fires(NAME, limit=1000, states=states or None).fires[::-1]  # type: ignore[no-any-return]
+    return schedules.fires(NAME, limit=1000, states=states or None).fires[::-1]  # type: ignore[no-any-return] # the rows have no type
 
 
 def advance(schedules: Schedules) -> int:
@@ -78,7 +78,7 @@ def end(runs: Runs, run_id: UUID) -> None:
 
 def count_runs(database: Database) -> int:
     with database.work() as work:
-        return work.rows(text("SELECT count(*) AS n FROM run"))[0].n  # type: ignore[no-any-return]
+        return work.rows(text("SELECT count(*) AS n FROM run"))[0].n  # type: ignore[no-any-return] # a row has no type
 
 
 def test_a_due_instant_fires_once_with_the_inputs_of_its_time(schedules: Schedules, database: Database) -> None:
@@ -161,7 +161,7 @@ def test_a_fire_has_one_run_after_its_submitter_died_and_its_document_changed(
     put(schedules)
     pass_days(database)
     with pytest.raises(DatabaseUnreachable):
-        advance(replace(schedules, runs=RunsWithDyingSubmitter(runs)))  # type: ignore[arg-type]
+        advance(replace(schedules, runs=RunsWithDyingSubmitter(runs)))  # type: ignore[arg-type] # it passes all else on to the real one
     assert [fire.state for fire in fires(schedules)] == ["starting"]
 
     store(runs, REST + "description: newer\n")
@@ -417,7 +417,7 @@ def test_a_broken_schedule_does_not_block_the_others(schedules: Schedules, datab
         runs = schedules.runs
         settings = type("Settings", (), {"schedules": type("Section", (), {"keep_fires": timedelta(days=1)})})
 
-    jobs.run_schedules(Standing())  # type: ignore[arg-type]
+    jobs.run_schedules(Standing())  # type: ignore[arg-type] # it has what the job reads of a runtime
     with database.work() as work:
         (fire,) = work.rows(text("SELECT schedule_id, state FROM schedule_fire"))
     assert fire.state == "fired"

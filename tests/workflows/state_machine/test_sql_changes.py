@@ -47,7 +47,7 @@ def written() -> set[str]:
             for node in ast.parse(path.read_text()).body:
                 if any(pattern.search(texts(node)) for pattern in WRITES):
                     named = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                    name = node.targets[0].id if named else f"line {node.lineno}"  # type: ignore[attr-defined]
+                    name = node.targets[0].id if named else f"line {node.lineno}"  # type: ignore[attr-defined] # `named` says that it is a name
                     found.add(f"{module}.{name}")
     return found
 

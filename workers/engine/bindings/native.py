@@ -33,7 +33,7 @@ def _gil_holding(name: str) -> Callable[..., Any]:
     """Bind the function so that calls hold the GIL."""
     bound, short = getattr(_library, name), getattr(_gil_holding_library, name)
     short.argtypes, short.restype = bound.argtypes, bound.restype
-    return short  # type: ignore[no-any-return]
+    return short  # type: ignore[no-any-return] # functions of a library have no types
 
 
 apply = _gil_holding("llama_sampler_apply")

@@ -143,10 +143,10 @@ class Script:
                 found[:, left.pop(0)] = 1e6
             return found
 
-        self._context.logits = logits  # type: ignore[method-assign]
+        self._context.logits = logits  # type: ignore[method-assign] # one method of the real context is replaced
 
     def undo(self) -> None:
-        self._context.logits = self._real  # type: ignore[method-assign]
+        self._context.logits = self._real  # type: ignore[method-assign] # one method of the real context is replaced
 
 
 def test_a_token_that_continues_an_opening_wrongly_is_rejected(tiny: LlamaEngine) -> None:

@@ -93,7 +93,7 @@ def test_an_effect_that_raises_stops_no_other(worker: StepWorker, monkeypatch: p
     def admit(_: Runs, key: str) -> int:
         carried_out.append(key)
         if key == "a":
-            raise StepFailure("internal", "a defect")  # type: ignore[arg-type]
+            raise StepFailure("internal", "a defect")  # type: ignore[arg-type] # as text
         return 0
 
     monkeypatch.setattr(Runs, "admit", admit)
