@@ -1,4 +1,4 @@
-"""The effect on memory: defragment now, and stop idle pools until enough is free."""
+"""The effect on memory: defragment now, and stop idle pools that leak, and others until enough is free."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ _USED = text("""
 """)
 
 
+#: A pool that uses more than it has reserved by this factor leaks: the measurement itself is rounded.
+_LEAKS = 1.05
+_LEAKING = text("""
+    SELECT pool_id::text AS id FROM pool_process
+    WHERE pool_id = ANY(CAST(:ids AS uuid[]))
+      AND (SELECT sum(value::text::bigint) FROM jsonb_each(used))
+          > :factor * (SELECT sum(bytes) FROM reservation_device WHERE reservation_id = pool_id)
+""")
+
+
 def _clean_up(context: ActionContext, action: CleanUpMemoryAction, execution: ActionExecution) -> ActionChange:
     with context.database.work() as work:
         before = _utilisation(work, action.host)
@@ -27,10 +37,12 @@ def _clean_up(context: ActionContext, action: CleanUpMemoryAction, execution: Ac
     stopped: list[dict[str, Any]] = []
     with context.database.work() as work:
         used, capacity = _utilisation(work, action.host)
-        chosen = []
+        chosen = _leaking(context, work, action)
+        used -= sum(pool.bytes for pool in chosen)
         if action.until is not None:
             for pool in pools.idle_pools(context, work, None, action.host, timedelta(0), action.max_pools):
-                if capacity and used / capacity > action.until:
+                more = pool not in chosen and len(chosen) < action.max_pools
+                if more and capacity and used / capacity > action.until:
                     used -= pool.bytes
                     chosen.append(pool)
         if chosen:
@@ -42,6 +54,14 @@ def _clean_up(context: ActionContext, action: CleanUpMemoryAction, execution: Ac
     detail = f"{len(moves)} idle pools move, {len(stopped)} stop"
     was = {"reserved": _part(*before)}
     return ActionChange(detail, was, {"reserved": _part(used, capacity), "moves": moves, "stopped": stopped})
+
+
+def _leaking(context: ActionContext, work: UnitOfWork, action: CleanUpMemoryAction) -> list[Any]:
+    """Idle pools that use more than they have reserved, also those that should run: others are started for them."""
+    idle = pools.idle_pools(context, work, None, action.host, timedelta(0), action.max_pools, kept=True)
+    ids = [pool.id for pool in idle]
+    leaking = {row.id for row in work.rows(_LEAKING, {"ids": ids, "factor": _LEAKS})} if ids else set()
+    return [pool for pool in idle if pool.id in leaking][: action.max_pools]
 
 
 def _utilisation(work: UnitOfWork, host: str | None) -> tuple[float, float]:
