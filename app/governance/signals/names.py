@@ -109,7 +109,7 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
         _GAUGE,
         Unit.RATIO,
         ("model", "pool", "host"),
-        "bytes that pools use, by those that they reserved",
+        "used bytes of pools, by those that they reserved",
     ),
     SignalDefinition("gpu_utilisation", _GAUGE, Unit.RATIO, _DEVICE, "the part of the time in which GPUs compute"),
     SignalDefinition(
@@ -150,7 +150,7 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
         _RATIO,
         Unit.RATIO,
         ("namespace",),
-        "hand-offs of work to another run that succeeded, by those that ended",
+        "called runs that succeeded, by those that ended",
     ),
     SignalDefinition(
         "cooperation",
