@@ -182,6 +182,19 @@ class Installation:
         serving = [one["id"] for one in pools if one["model"] == model and one["phase"] == "serving"]
         return serving[0] if serving else None
 
+    def slots(self, model: str) -> list[int]:
+        """The slots of the pools that serve a model."""
+        pools = self.client.get("/v1/fleet").json()["pools"]
+        return [one["slots"] for one in pools if one["model"] == model and one["phase"] == "serving"]
+
+    def acts(self, kind: str, **parameters: Any) -> dict[str, Any]:
+        """What came of an action of an operator."""
+        made = self.client.post("/v1/actions", json={"action": {"kind": kind, "max_per_hour": 100, **parameters}})
+        assert made.status_code == 202, made.text
+        place = f"/v1/actions/{made.json()['id']}"
+        found = until(lambda: one if (one := self.client.get(place).json())["state"] != "pending" else None)
+        return dict(found)
+
     def put(self, name: str, **rule: Any) -> None:
         body = {"category": "safety", "cooldown": "10m", "clear_for": "0s", **rule}
         body["actions"] = [{"action": "alert", "with": {"channels": ["hook"]}}, *rule["actions"]]
@@ -291,9 +304,9 @@ def test_of_two_models_that_thrash_one_is_kept(installation: Installation) -> No
     """Both fit on no device together, so each call evicts the other one, until the rule keeps one of them loaded."""
     thrash = {"signal": "thrash_rate", "operator": ">", "threshold": 0.5, "window": "1m", "at_least": 4}
     keep = {"action": "keep_resident", "with": {"model": "one:1"}}
-    for model in ("one:1", "two:1", "one:1", "two:1"):
+    installation.put("thrash", all=[{**thrash, "scope": {"model": "one:1"}}], actions=[keep])
+    for model in ("one:1", "two:1", "one:1"):
         assert installation.chat(model).status_code == 200
-    installation.put("thrash", all=[{**thrash, "scope": {"model": "two:1"}}], actions=[keep])
 
     installation.fires("thrash")
     until(lambda: installation.actions("thrash") == [("keep_resident", "applied")])
@@ -307,6 +320,53 @@ def test_of_two_models_that_thrash_one_is_kept(installation: Installation) -> No
     installation.clears("thrash")
     until(lambda: installation.actions("thrash") == [("keep_resident", "undone")])
     until(lambda: installation.client.get(f"/v1/runs/{run}").json()["state"] == "succeeded")
+
+
+def test_what_a_rule_changes_holds_while_it_fires_and_is_taken_back(installation: Installation) -> None:
+    client = installation.client
+    assert installation.chat("spare:1").status_code == 200
+    client.post("/v1/workflows", json={"definition": _ask("spare:1")}).raise_for_status()
+    heard = {"signal": "heartbeat_age", "operator": ">=", "threshold": 0, "window": "5m"}
+    kinds = {
+        "shed_load": {},
+        "resize_slots": {"model": "spare:1", "slots": 3},
+        "scale_pool": {"model": "spare:1", "pools": 2},
+        "pause_model": {"model": "far:1"},
+        "pause_workflow": {"workflow": "ask"},
+    }
+    installation.put("all-of-it", all=[heard], actions=[{"action": kind, "with": kinds[kind]} for kind in kinds])
+
+    installation.fires("all-of-it")
+    until(lambda: installation.actions("all-of-it") == [(kind, "applied") for kind in kinds])
+    batch = {"definition": _ask("spare:1"), "priority": "batch"}
+    until(lambda: client.post("/v1/runs", json=batch).status_code == 503)
+    until(lambda: installation.slots("spare:1") == [3, 3])
+    until(lambda: installation.chat("far:1").status_code == 503)
+    waiting = client.post("/v1/runs", json={"workflow": "ask"}).json()["id"]
+
+    client.post("/v1/rules/all-of-it/disable").raise_for_status()
+    until(lambda: installation.actions("all-of-it") == [(kind, "undone") for kind in kinds])
+    until(lambda: client.get(f"/v1/runs/{waiting}").json()["state"] == "succeeded")
+    until(lambda: client.post("/v1/runs", json=batch).status_code == 202)
+    until(lambda: installation.chat("far:1").status_code == 200)
+    until(lambda: 3 not in installation.slots("spare:1"))
+
+
+def test_an_operator_restarts_and_evicts_pools_and_the_last_host_is_not_quarantined(installation: Installation) -> None:
+    before = until(lambda: installation.pool("leaky:1"))
+    assert installation.acts("restart_pool", model="leaky:1")["state"] == "done"
+    until(lambda: installation.pool("leaky:1") not in (None, before))
+    assert installation.chat("spare:1").status_code == 200
+    until(lambda: installation.pool("spare:1"))
+    evicted = until(
+        lambda: found if (found := installation.acts("evict_idle", idle_for="1ms", max_pools=9))["before"] else None
+    )
+    assert "spare:1" in {one["model"] for one in evicted["before"]}
+    assert "leaky:1" not in {one["model"] for one in evicted["before"]}, "it is kept running"
+    until(lambda: installation.pool("spare:1") is None)
+    host = installation.client.get("/v1/hosts").json()["hosts"][0]["name"]
+    refused = installation.acts("quarantine_host", host=host)
+    assert (refused["state"], "the last host" in refused["detail"]) == ("refused", True)
 
 
 def _ask(model: str) -> dict[str, Any]:
@@ -370,10 +430,12 @@ def test_of_a_thousand_firings_one_is_told_in_each_cooldown(database: Database, 
         again = replace(fired, id=ids.new_id())
         with database.work() as work:
             responses.on_firing(work, again)
-        if number % 10 == 0:
+            if number % 20:
+                responses.on_cleared(work, replace(again, state=FiringState.CLEARED))
+        if number % 20 == 0:
             dispatch.dispatch(database, settings.alerts)
-        with database.work() as work:
-            responses.on_cleared(work, replace(again, state=FiringState.CLEARED))
+            with database.work() as work:
+                responses.on_cleared(work, replace(again, state=FiringState.CLEARED))
     assert _told(database) == 1
     with database.work() as work:
         responses.on_firing(work, replace(fired, id=ids.new_id()))
