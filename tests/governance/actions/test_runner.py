@@ -285,3 +285,18 @@ def test_what_is_kept_loaded_is_not_evicted(world: World) -> None:
     world.fire("keep_resident")
     (execution,) = world.executions(world.fire({"kind": "evict_idle", "idle_for": "1m"}))
     assert (execution.state, world.commands()) == ("refused", [])
+
+
+def test_a_clean_up_looks_at_each_device(world: World) -> None:
+    """A full device is cleaned up, however empty the others of its host are."""
+    epoch = world.host("h1")
+    pool = world.pool("h1", epoch)
+    world.row("UPDATE device SET capacity_bytes = 120 WHERE id = 'h1/cpu' RETURNING id")
+    world.row(
+        """INSERT INTO device SELECT (jsonb_populate_record(device,
+            '{"id": "h1/sim", "charged_bytes": 0, "capacity_bytes": 100000}')).* FROM device RETURNING id"""
+    )
+    (execution,) = world.executions(world.fire({"kind": "clean_up_memory", "until": 0.7}))
+    assert world.commands() == [("stop", MODEL, pool)], execution.detail
+    assert execution.before == {"reserved": 0.8333}
+    assert execution.after["reserved"] == 0.0
