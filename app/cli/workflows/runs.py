@@ -294,7 +294,7 @@ def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    """Poll a run until it ends; show its graph at a terminal, its changes as lines elsewhere, `quiet` only why it waits."""
+    """Poll a run until it ends; show its graph at a terminal, its changes elsewhere, or `quiet` why it waits."""
     found: dict[str, Any] = client.get(f"/v1/runs/{run_id}")
     with ExitStack() as stack:
         out = live()

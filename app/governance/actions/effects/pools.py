@@ -95,7 +95,7 @@ def idle_pools(
     wanted = {row.model: row.pools for row in work.rows(text("SELECT model, pools FROM pool_target"))}
     catalog = context.catalog()
     settings = context.settings()
-    listed = {model.name for name in _loaded(settings) if (model := catalog.resolve(name)) is not None}
+    listed = {one.name for name in _loaded(settings) if (one := catalog.resolve(name)) is not None}
     found: list[Any] = []
     for row in work.rows(_IDLE, values):
         entry = catalog.find(row.model)
