@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -29,6 +29,7 @@ from workers.engine import Engine
 from workers.governance import passes
 from workers.governance.live_jobs import LiveJobs
 from workers.governance.passes import JobFunction, JobPasses
+from workers.governance.probes import run_all_probes
 from workers.governance.sign_of_life import SignOfLife
 from workers.messaging import beat, remote_control, timetable, transport
 from workers.runtime import Resources, Runtime
@@ -55,6 +56,8 @@ def _load_job_functions() -> dict[str, JobFunction]:
 
 #: The functions of the scheduled jobs by task name. They are loaded here, so that a parent that forks shares them.
 JOB_FUNCTIONS = _load_job_functions()
+#: Those of passes that an operator requests, where they are others.
+BY_HAND: Mapping[str, JobFunction] = {registry.PROBES: run_all_probes}
 
 
 class Application:
@@ -128,7 +131,7 @@ class Application:
         self._runtime = runtime.start(
             self.celery, self.settings, resources, name, engine=engine, incarnation=incarnation
         )
-        self._job_passes = JobPasses(self._runtime, JOB_FUNCTIONS, self._live_jobs)
+        self._job_passes = JobPasses(self._runtime, JOB_FUNCTIONS, self._live_jobs, BY_HAND)
         if self._live_jobs is not None:
             url = addresses.of(self.settings).redis_url
             self._sign = SignOfLife(url, self._runtime.owner, self._job_passes.idle_seconds)

@@ -64,7 +64,7 @@ async def readyz(
     """
     found = await threads.run_for_readiness(components.read, services.database, services.publisher)
     needed = ESSENTIAL | set(require or ())
-    ready = all(found[one].condition is ComponentCondition.OK for one in needed)
+    ready = all(found[one].works for one in needed)
     if not ready:
         response.status_code = 503
     shown = {name.value: str(state) for name, state in found.items()}

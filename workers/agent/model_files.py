@@ -46,6 +46,8 @@ class ModelFiles:
         self._settings, self._catalogs, self._database, self._hosts = settings, catalogs, database, fleet_hosts
         #: By model, the configuration of each model whose file is usable.
         self._usable: dict[str, str] = {}
+        #: By model, the configuration whose simulated layouts were declared last: rules may change its slots.
+        self._simulated: dict[str, str] = {}
         #: By model, why its file is unusable.
         self._unusable: dict[str, str] = {}
         #: By model, the version of its file that was last seen usable.
@@ -76,13 +78,17 @@ class ModelFiles:
         if declare_all:
             self._declared_at = now
         catalog = self._catalogs.current()
-        for name in {*self._usable, *self._unusable} - set(catalog.names):
+        for name in {*self._usable, *self._unusable, *self._simulated} - set(catalog.names):
             self._forget(name)
+            self._simulated.pop(name, None)
         for model in catalog:
             with self._guard.item("model", model.name) as failed:
-                known = list(inventory.simulated_layouts(model, measured)) if declare_all else []
+                configuration = needs.configuration_id(model)
+                is_new = declare_all or self._simulated.get(model.name) != configuration
+                known = list(inventory.simulated_layouts(model, measured)) if is_new else []
                 known += self._check(model, measured, again=declare_all)
                 self._hosts.declare_layouts(known)
+                self._simulated[model.name] = configuration
             if failed:
                 self._mark_unusable(model, f"its file cannot be read: {type(failed[0]).__name__}: {failed[0]}")
         end = time.monotonic()

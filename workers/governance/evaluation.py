@@ -38,6 +38,8 @@ _REMOVED = 5_000
 
 #: The files with rules, as they were read last, by path: when they were changed, and their rules.
 _files: dict[Path, tuple[int, list[Rule]]] = {}
+#: What was wrong with the files when that was logged last; empty: nothing.
+_refused: list[str] = []
 
 
 def run_evaluation(runtime: Runtime) -> Mapping[str, object] | None:
@@ -113,14 +115,21 @@ def _read(readers: Readers, redis_url: str, in_time: Callable[[], bool]) -> None
 
 
 def apply_files(rules: RuleService, paths: Sequence[Path]) -> None:
-    """Store the rules of the files that have changed. While one is invalid, nothing of any file changes."""
+    """
+    Store the rules of the files that have changed. While one is invalid, nothing of any file changes.
+
+    What is wrong is logged when it changes, and not in each pass.
+    """
     try:
         for path in paths:
             changed = path.stat().st_mtime_ns
             if _files.get(path, (0, []))[0] != changed:
                 _files[path] = (changed, service.read_file(rules, path))
     except (OSError, UnicodeDecodeError, InvalidInput) as error:
-        _log.error("rule_file_invalid", error=str(error))
+        if _refused != [str(error)]:
+            _refused[:] = [str(error)]
+            _log.error("rule_file_invalid", error=str(error))
         return
+    _refused.clear()
     found: dict[str, Rule] = {rule.rule: rule for path in paths for rule in _files[path][1]}
     service.apply_files(rules, found, "files")

@@ -59,9 +59,19 @@ class _Count:
 class JobPasses:
     """The passes of one control worker."""
 
-    def __init__(self, runtime: Runtime, functions: Mapping[str, JobFunction], live: LiveJobs | None) -> None:
-        """`functions` are those of the jobs by task name; without `live`, the intervals of the settings hold."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        functions: Mapping[str, JobFunction],
+        live: LiveJobs | None,
+        by_hand: Mapping[str, JobFunction] | None = None,
+    ) -> None:
+        """
+        `functions` are those of the jobs by task name, `by_hand` those of passes that an operator requests, where they
+        are others. Without `live`, the intervals of the settings hold.
+        """
         self._runtime, self._functions, self._live = runtime, functions, live
+        self._by_hand = {**functions, **(by_hand or {})}
         self._lock = threading.Lock()
         self._counts: dict[str, _Count] = {}
         #: Jobs of which a pass has been recorded.
@@ -148,20 +158,22 @@ class JobPasses:
         while True:
             with exclusive(f"pass of {job.name}") as acquired:
                 if acquired:
-                    return self._done(job)
+                    return self._done(job, self._by_hand)
             if time.monotonic() > until or self._stopping.wait(_RETRY_SECONDS):
                 reason = "another pass of the job did not end in time"
                 return JobPass(job.name, 0.0, 0.0, PassOutcome.POSTPONED, {"error": reason})
 
-    def _done(self, job: ScheduledJob) -> JobPass:
+    def _done(self, job: ScheduledJob, functions: Mapping[str, JobFunction] | None = None) -> JobPass:
         began = time.monotonic()
-        outcome, detail = self._outcome(job)
+        outcome, detail = self._outcome(job, functions or self._functions)
         seconds = time.monotonic() - began
         return JobPass(job.name, seconds, seconds, outcome, detail)
 
-    def _outcome(self, job: ScheduledJob) -> tuple[PassOutcome, dict[str, object] | None]:
+    def _outcome(
+        self, job: ScheduledJob, functions: Mapping[str, JobFunction]
+    ) -> tuple[PassOutcome, dict[str, object] | None]:
         try:
-            done = self._functions[job.task](self._runtime)
+            done = functions[job.task](self._runtime)
         except Unavailable as error:
             _log.warning("job_postponed", job=job.name, error=str(error))
             return PassOutcome.POSTPONED, {"error": shortened(str(error), _MAX_DETAIL)}

@@ -13,6 +13,7 @@ from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
 from app.api.services import InjectedServices
+from app.catalog.serving import selector as selectors
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 from app.memory.consolidation import service
@@ -206,9 +207,13 @@ def cancel(consolidation_id: _Id, services: InjectedServices, caller: InjectedCa
 
 
 def _require_models(services: InjectedServices, *named: str | None) -> None:
-    """Raises NotFound: a name without a tag or a selector's colon is an error of typing."""
+    """Raises NotFound for a model that the catalogue does not have, InvalidInput for a selector that is none."""
     for model in named:
-        if model is not None and ":" not in model:
+        if model is None:
+            continue
+        if selectors.is_selector(model):
+            selectors.require_possible(selectors.parse(model), services.catalog.models)
+        elif services.catalog.resolve(model) is None:
             services.catalog.get(model)
 
 

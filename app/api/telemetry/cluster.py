@@ -6,7 +6,7 @@ What cannot be read is left out, and its component is down: a scrape during an o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from app import __version__
 from app.api.services import Services
+from app.api.telemetry import governance
 from app.fleet import views
 from app.fleet.views import FleetView
 from app.inference import backlog, refinement_counters
@@ -45,11 +46,13 @@ class ClusterMetrics(Collector):
         self._up = {"database": True, "broker": True}
         self._fleet: FleetView | None = None
         self._backlog: Backlog | None = None
+        self._governance: Sequence[Metric] = ()
         self._messages: Mapping[str, int] = {}
         self._letters: tuple[int, Mapping[tuple[str, str], int]] | None = None
         self._refinements: RefinementCounts = {}
         try:
             self._fleet, self._backlog = views.fleet(services.database), backlog.read(services.database)
+            self._governance = governance.read(services.database)
         except Unavailable as error:
             self._note("database", error)
         slugs = [model.slug for model in services.catalog][:_MOST_QUEUES]
@@ -71,6 +74,7 @@ class ClusterMetrics(Collector):
             yield from self._of_backlog(self._backlog)
         if self._fleet is not None:
             yield from _of_fleet(self._fleet)
+        yield from self._governance
         if self._letters is not None:
             yield from self._of_broker(*self._letters)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from app.cli import output
 from app.cli.client import Client, RequestRefused, ServerEvent
@@ -82,6 +83,7 @@ class _Status:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._status: Any = None
+        self._shown = False
 
     def __enter__(self) -> _Status:
         return self
@@ -90,13 +92,18 @@ class _Status:
         self.clear()
 
     def show(self, text: str) -> None:
-        """Show what it waits for."""
-        if not text or not self._console.is_terminal:
+        """Show what it waits for; once, where a line cannot be redrawn."""
+        if not text:
+            return
+        if not self._console.is_terminal:
+            if not self._shown:
+                output.notes().print(f"[dim]{escape(text)}[/]")
+            self._shown = True
             return
         if self._status is None:
             self._status = self._console.status("")
             self._status.start()
-        self._status.update(f"[dim]{text.replace('[', chr(92) + '[')}[/]")
+        self._status.update(f"[dim]{escape(text)}[/]")
 
     def clear(self) -> None:
         """Remove the line."""

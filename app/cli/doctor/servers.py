@@ -33,6 +33,11 @@ _SERVER = text("""
            EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS has_vector
 """)
 _HOSTS = text("SELECT name, problems, agent_until > now() AS alive FROM host ORDER BY name LIMIT 1000")
+_UNDELIVERED = text("""
+    SELECT channel, count(*) AS failing, (array_agg(error ORDER BY id DESC))[1] AS error FROM alert_notification
+    WHERE error <> '' AND (state = 'pending' OR state = 'failed' AND created_at > now() - interval '1 day')
+    GROUP BY channel ORDER BY channel LIMIT 100
+""")
 _REFUSALS = text("SELECT model, reason FROM refusal ORDER BY since LIMIT 100")
 
 #: What to do when a component is down.
@@ -106,16 +111,28 @@ def running(settings: Settings) -> Iterator[Finding]:
                 yield ok("components", f"{component.value}: ok")
             elif state.condition is ComponentCondition.UNKNOWN:
                 yield skipped("components", f"{component.value}: {state.detail}")
+            elif state.condition is ComponentCondition.DEGRADED:
+                detail = f"{component.value}: {state.detail}: {', '.join(state.hosts)}"
+                yield warning("components", detail, _REMEDIES[component])
             else:
                 yield problem("components", f"{component.value}: {state.detail}", _REMEDIES[component])
         if server.revision() == head_revision():
             yield from _jobs(server)
             yield from _pools(server)
+            yield from _notifications(server)
     except DatabaseUnreachable as error:
         yield skipped("components", f"the database does not answer: {error}")
     finally:
         publisher.close()
         server.close()
+
+
+def _notifications(server: Database) -> Iterator[Finding]:
+    with server.work() as work:
+        rows = work.rows(_UNDELIVERED)
+    for row in rows:
+        detail = f"the channel {row.channel} has {row.failing} notifications that were not delivered: {row.error}"
+        yield warning("alerts", detail[:1_000], "arriero alerts sent; then `arriero alerts test CHANNEL`")
 
 
 def _jobs(server: Database) -> Iterator[Finding]:

@@ -11,7 +11,8 @@ import typer
 from rich.text import Text
 
 from app.cli.client import Client, connected
-from app.cli.output import AsJson, console, notes, print_json, settings_of, table
+from app.cli.output import AsJson, ago, console, notes, print_json, settings_of, table
+from app.kernel import clock
 from app.kernel.security.texts import printable
 
 app = typer.Typer(
@@ -73,6 +74,10 @@ def list_consolidations(
     if as_json:
         print_json(found)
         return
+    if not found["consolidations"]:
+        typer.echo("there is no consolidation; `arriero consolidate` begins one")
+        return
+    now = clock.now()
     numbers = ("turns", "clusters", "written", "merged", "refused", "tokens")
     printed = table(("id", "namespace", "state", *numbers, "begun"), right=numbers)
     for one in found["consolidations"]:
@@ -82,7 +87,7 @@ def list_consolidations(
             _state(one),
             *(str(one[name]) for name in numbers[:-1]),
             str(one["tokens_in"] + one["tokens_out"]),
-            one["created_at"][:16],
+            ago(one["created_at"], now),
         )
     console().print(printed)
 

@@ -54,6 +54,13 @@ def changes(before: _View | None, now: _View, at: datetime, earlier: datetime | 
         yield f"{run} is {now['state']}"
 
 
+def waits(before: _View | None, now: _View) -> Iterator[str]:
+    """Yield for each step why no pool of its model is started, when that has changed."""
+    steps = {} if before is None else {step["key"]: step for step in before["steps"]}
+    for step in now["steps"]:
+        yield from _waiting(steps.get(step["key"]), step)
+
+
 def expected(run: _View) -> str:
     """Return for how long a run is expected to go on, with a comma before it; empty when that is a guess or unknown."""
     left = run.get("remaining")

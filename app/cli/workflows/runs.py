@@ -294,7 +294,7 @@ def _input(pair: str, schemas: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    """Poll a run until it ends; show its graph at a terminal and its changes as lines elsewhere, unless `quiet`."""
+    """Poll a run until it ends; show its graph at a terminal, its changes elsewhere, or `quiet` why it waits."""
     found: dict[str, Any] = client.get(f"/v1/runs/{run_id}")
     with ExitStack() as stack:
         out = live()
@@ -306,8 +306,9 @@ def _watch(client: Client, run_id: str, *, quiet: bool) -> dict[str, Any]:
             now = clock.now()
             if graph is not None:
                 graph.update(drawn(found, now))
-            elif not quiet:
-                for line in progress.changes(before, found, now, earlier):
+            else:  # without an end nobody would know what to do
+                lines = progress.waits(before, found) if quiet else progress.changes(before, found, now, earlier)
+                for line in lines:
                     notes().print(line, markup=False)
             if found["state"] in FINAL_RUNS:
                 return found

@@ -102,7 +102,7 @@ class CleanUpMemoryAction(ActionFields):
     """Defragment now: move idle pools, so that models fit that now fit on no device."""
 
     kind: Literal[ActionKind.CLEAN_UP_MEMORY]
-    #: Stop idle pools as well, the longest unused first, until no more than this part of the memory is reserved.
+    #: Stop idle pools as well, the longest unused first, until no more than this part of each device is reserved.
     until: float | None = Field(default=None, ge=0, le=1, description="a part of the memory from 0 to 1, such as 0.7")
     #: Only on this host; by default the firing's, or all.
     host: TargetName | None = Field(default=None, description="the name of a host")

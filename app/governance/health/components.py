@@ -1,7 +1,8 @@
 """
 The state of each component: the database, the broker, beat, the control workers, and the agents of the hosts.
 
-A component is `ok`, `down` with what is wrong, or `unknown` while what would show its state is down itself.
+A component is `ok`, `degraded` while a part of it is down, `down` with what is wrong, or `unknown` while what would
+show its state is down itself.
 Requests are answered while the database and the broker are ok; what the other components do, waits while they are down.
 """
 
@@ -28,7 +29,11 @@ _IDLE = 60.0
 #: Most control workers that are looked at.
 _MOST = 1_000
 
-_AGENTS = text("SELECT count(*) AS hosts, count(*) FILTER (WHERE agent_until > now()) AS alive FROM host")
+_AGENTS = text("""
+    SELECT count(*) AS hosts, count(*) FILTER (WHERE agent_until > now()) AS alive,
+           ARRAY(SELECT name FROM host WHERE agent_until <= now() ORDER BY name LIMIT 20) AS missing
+    FROM host
+""")
 
 
 class Component(StrEnum):
@@ -49,6 +54,8 @@ class ComponentCondition(StrEnum):
     """The state of a component."""
 
     OK = "ok"
+    #: A part of it is down, and the rest goes on.
+    DEGRADED = "degraded"
     DOWN = "down"
     UNKNOWN = "unknown"
 
@@ -60,12 +67,22 @@ class ComponentState:
     condition: ComponentCondition
     #: What is wrong; empty when it is ok.
     detail: str = ""
+    #: The hosts that it is about, for operators: who asks for readiness may be anybody.
+    hosts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return `ok`, or what is wrong."""
-        if self.condition is ComponentCondition.OK:
-            return "ok"
-        return f"unknown: {self.detail}" if self.condition is ComponentCondition.UNKNOWN else self.detail
+        """Return `ok`, or what is wrong, without hosts."""
+        match self.condition:
+            case ComponentCondition.OK:
+                return "ok"
+            case ComponentCondition.DOWN:
+                return self.detail
+        return f"{self.condition}: {self.detail}"
+
+    @property
+    def works(self) -> bool:
+        """Whether what needs it goes on, at least with a part of it."""
+        return self.condition in (ComponentCondition.OK, ComponentCondition.DEGRADED)
 
 
 _OK = ComponentState(ComponentCondition.OK)
@@ -145,5 +162,6 @@ def _agents(database: Database, of_database: ComponentState) -> ComponentState:
     if not row.alive:
         return ComponentState(ComponentCondition.DOWN, "no agent is alive, so no pool is started")
     if row.alive < row.hosts:
-        return _down(f"{row.hosts - row.alive} of {row.hosts} agents are not alive")
+        detail = f"{row.hosts - row.alive} of {row.hosts} agents are not alive"
+        return ComponentState(ComponentCondition.DEGRADED, detail, tuple(row.missing))
     return _OK

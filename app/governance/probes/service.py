@@ -29,6 +29,8 @@ _log = log.get(__name__)
 _REASON = "probe: "
 #: Most pools of one pass.
 _MOST = 200
+#: Seconds between two probes of a pool, when an operator asks for one.
+_AT_ONCE = 1.0
 
 _DUE = text("""
     INSERT INTO pool_probe AS probe (pool_id, sent_at)
@@ -94,13 +96,13 @@ class Probes:
     #: The setting `fleet.progress_timeout`.
     progress_timeout: timedelta
 
-    def run(self, catalog: Catalog, now: Callable[[], datetime]) -> Mapping[str, int]:
+    def run(self, catalog: Catalog, now: Callable[[], datetime], *, every_pool: bool = False) -> Mapping[str, int]:
         """
-        Probe the pools that are due. Returns how many had which outcome, and how many are restarted.
+        Probe the pools that are due, or every pool. Returns how many had which outcome, and how many are restarted.
 
         Raises DatabaseUnreachable, BrokerUnreachable.
         """
-        due = self._due(catalog)
+        due = self._due(catalog, every_pool=every_pool)
         if not due:
             return {}
         timeout = self.settings.timeout
@@ -113,12 +115,15 @@ class Probes:
                 counts["restarted"] = counts.get("restarted", 0) + 1
         return counts
 
-    def _due(self, catalog: Catalog) -> list[ProbedPool]:
+    def _due(self, catalog: Catalog, *, every_pool: bool = False) -> list[ProbedPool]:
         parameters: dict[str, Any] = {
             "every": self.settings.every.total_seconds(),
             "again": min(self.settings.check_every, self.settings.every).total_seconds() / 2,
             "most": _MOST,
         }
+        if every_pool:
+            # Not those that another worker probes at this moment.
+            parameters |= {"every": 0.0, "again": _AT_ONCE}
         with self.database.work() as work:
             rows = work.rows(_DUE, parameters)
         found = ((row.id, catalog.find(row.model)) for row in rows)

@@ -40,7 +40,7 @@ SUBJECT = "rule"
 #: Most rules in one file.
 MAX_RULES = 500
 #: Ratios of which a value above one is possible.
-_UNBOUNDED = frozenset({"thrash_rate"})
+_UNBOUNDED = frozenset({"pool_memory", "thrash_rate"})
 _SCOPE = Scope(inputs=(), steps=(), extra=(SIGNALS_NAME, PREVIOUS_NAME), roots=())
 
 #: Returns the problems of an action at a path.

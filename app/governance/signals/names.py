@@ -104,6 +104,13 @@ def _definitions(*listed: SignalDefinition) -> Mapping[str, SignalDefinition]:
 SIGNALS: Mapping[str, SignalDefinition] = _definitions(
     SignalDefinition("memory_utilisation", _GAUGE, Unit.RATIO, _DEVICE, "used bytes of devices, by their bytes"),
     SignalDefinition("memory_reserved", _GAUGE, Unit.RATIO, _DEVICE, "reserved bytes of devices, by their capacity"),
+    SignalDefinition(
+        "pool_memory",
+        _GAUGE,
+        Unit.RATIO,
+        ("model", "pool", "host"),
+        "used bytes of pools, by those that they reserved",
+    ),
     SignalDefinition("gpu_utilisation", _GAUGE, Unit.RATIO, _DEVICE, "the part of the time in which GPUs compute"),
     SignalDefinition(
         "response_time", _DISTRIBUTION, Unit.SECONDS, _WORK, "from when a step is ready until it has succeeded"
@@ -143,7 +150,7 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
         _RATIO,
         Unit.RATIO,
         ("namespace",),
-        "hand-offs of work to another run that succeeded, by those that ended",
+        "called runs that succeeded, by those that ended",
     ),
     SignalDefinition(
         "cooperation",

@@ -116,6 +116,15 @@ _POOLS = text("""
     FROM pool JOIN reservation ON reservation.id = pool.id LEFT JOIN pool_report ON pool_id = pool.id
     WHERE reservation.state <> 'released' AND reservation.activated_at IS NOT NULL
 """)
+_POOL_MEMORY = text("""
+    SELECT pool.id::text, pool.model, reservation.host, used.bytes AS used, held.bytes AS reserved
+    FROM pool_process JOIN pool ON pool.id = pool_id JOIN reservation ON reservation.id = pool_id
+    CROSS JOIN LATERAL (SELECT sum(value::text::bigint)::float AS bytes FROM jsonb_each(pool_process.used)) AS used
+    CROSS JOIN LATERAL (
+        SELECT sum(bytes)::float AS bytes FROM reservation_device WHERE reservation_id = pool_id
+    ) AS held
+    WHERE reservation.state = 'active' AND pool_process.state <> 'ended' AND used.bytes > 0 AND held.bytes > 0
+""")
 _QUEUES = text("""
     SELECT step.model, step.priority, count(*) AS steps,
            extract(epoch FROM now() - min(COALESCE(ready_at, published_at, now())))::float AS age
@@ -196,7 +205,7 @@ class Readers:
             now: datetime = work.rows(text("SELECT now() AS now"))[0].now
             if sampled is None or timedelta(0) < now - sampled < _SAMPLED_EACH:
                 return
-            samples = [*_of_devices(work), *_of_heartbeats(work, self.host_lease), *_of_queues(work)]
+            samples = [*_of_devices(work), *_of_pools(work), *_of_heartbeats(work, self.host_lease), *_of_queues(work)]
             if (found := _score(work)) is not None:
                 samples.append(Sample("collaboration_score", found))
             store.write(work, samples)
@@ -279,6 +288,11 @@ def _of_devices(work: UnitOfWork) -> Iterator[Sample]:
             yield Sample("memory_reserved", row.charged_bytes, labels, row.capacity_bytes)
         if row.utilisation is not None:
             yield Sample("gpu_utilisation", row.utilisation, labels)
+
+
+def _of_pools(work: UnitOfWork) -> Iterator[Sample]:
+    for row in work.rows(_POOL_MEMORY):
+        yield Sample("pool_memory", row.used, SignalLabels(row.model, row.id, row.host), row.reserved)
 
 
 def _of_heartbeats(work: UnitOfWork, lease: timedelta) -> Iterator[Sample]:

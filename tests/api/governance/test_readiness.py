@@ -13,7 +13,7 @@ from sqlalchemy import text
 from app.api.main import serve
 from app.api.services import Services
 from app.fleet.hosts import Hosts
-from app.governance.health import signs
+from app.governance.health import components, signs
 from app.kernel import broker
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -45,7 +45,8 @@ def wrong(client: TestClient, status: int) -> dict[str, str]:
     assert answer.json()["degraded"] is bool(found)
     for name in ALL:
         required = client.get("/readyz", params={"require": name}).status_code
-        assert required == (503 if status == 503 or name in found else 200)
+        goes_on = found.get(name, "degraded").startswith("degraded")
+        assert required == (200 if status == 200 and goes_on else 503)
     return found
 
 
@@ -78,13 +79,18 @@ def test_a_control_worker_that_takes_no_messages(client: TestClient, valkey: Any
 
 
 @pytest.mark.usefixtures("healthy")
-def test_an_agent_that_is_gone(client: TestClient, database: Database) -> None:
+def test_an_agent_that_is_gone(client: TestClient, database: Database, publisher: CeleryPublisher) -> None:
     Hosts(database, LEASE, LEASE).join("there", "there", 8, [cpu_report("there/cpu")], {})
     with database.work() as work:
         work.run(text("UPDATE host SET agent_until = now() - interval '1 minute' WHERE name = 'there'"))
     found = wrong(client, 200)
-    assert found == {"agents": "1 of 2 agents are not alive"}
+    assert found == {"agents": "degraded: 1 of 2 agents are not alive"}
     assert "there" not in str(found), "anybody may read it"
+    state = components.read(database, publisher)[components.Component.AGENTS]
+    assert state.hosts == ("there",), "an operator sees which one"
+    with database.work() as work:
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 minute'"))
+    assert wrong(client, 200) == {"agents": "no agent is alive, so no pool is started"}
 
 
 def test_no_agent_has_ever_joined(client: TestClient) -> None:

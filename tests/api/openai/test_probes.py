@@ -84,12 +84,17 @@ def commands(database: Database) -> list[tuple[str, UUID | None, str]]:
 
 
 def test_a_pool_that_serves_writes_a_token(
-    probes: Probes, grant: Callable[[], str], start_pool: StartPool, database: Database
+    probes: Probes, grant: Callable[[], str], start_pool: StartPool, database: Database, redis_url: str
 ) -> None:
     id_ = grant()
     serve(start_pool, id_)
     assert probes.run(catalog(), clock.now) == {"ok": 1}
     assert probes.run(catalog(), clock.now) == {}, "it is not due again"
+    with database.work() as work:
+        work.run(text("UPDATE pool_probe SET sent_at = sent_at - interval '2 seconds'"))
+    usual = probes_with(database, redis_url, ProbeSettings())
+    assert usual.run(catalog(), clock.now) == {}
+    assert usual.run(catalog(), clock.now, every_pool=True) == {"ok": 1}, "an operator asks for it"
     (found,) = service.all_probes(database)
     assert (found.pool, found.model, found.outcome, found.failures) == (id_, MODEL, "ok", 0)
     assert found.seconds is not None

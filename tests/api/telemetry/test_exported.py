@@ -7,11 +7,21 @@ from dataclasses import replace
 
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 
 from app.api.main import serve
 from app.api.services import Services
+from app.governance.actions import action as actions
+from app.governance.actions.action import AlertAction
+from app.governance.actions.execution import Cause
+from app.governance.alerts.service import AlertService
+from app.governance.rules import service
+from app.governance.signals import store as signals
+from app.governance.signals.sample import Sample
+from app.kernel import ids
 from app.kernel.broker import CeleryPublisher, celery_app
 from app.kernel.database import Database
+from app.kernel.sections.governance import AlertSettings
 from app.kernel.sections.servers import BrokerSettings
 from app.workflows.language import definition as definitions
 from app.workflows.runs.service import Runs
@@ -80,3 +90,32 @@ def test_its_cost_does_not_grow_with_the_history(services: Services, database: D
     one.close()
 
     assert costs[1] < costs[0] + 100
+
+
+def test_what_runs_by_itself_is_counted(client: TestClient, database: Database) -> None:
+    with database.work() as work:
+        service.ensure_builtin(database)
+        signals.write(work, [Sample("error_rate", 1), Sample("error_rate", 0)])
+        (action,) = actions.parse(["alert"])
+        assert isinstance(action, AlertAction)
+        AlertService(AlertSettings()).fired(work, Cause("errors", "", "critical"), action)
+        for number in range(250):
+            work.run(
+                text("""
+                    INSERT INTO rule_firing (id, rule_id, name, rule_version, rule, namespace, value, labels, state,
+                        dry_run, pending_at, reason, cleared_reason, seen)
+                    VALUES (:id, :id, :name, 1, '{}', '', '', '{}', 'firing', false, now(), '', '', '{}')
+                """),
+                {"id": ids.new_id(), "name": f"rule-{number}"},
+            )
+        work.run(text("INSERT INTO scheduled_job (name, passes, failures, seconds) VALUES ('sweep', 3, 1, 0.5)"))
+
+    found = scrape(client)
+    assert found["arriero_signal", "error_rate", "mean", "ratio"] == 0.5
+    assert found["arriero_alerts", "critical", "open"] == 1
+    assert found["arriero_alert_notifications", "failing"] == 0
+    assert (found["arriero_job_passes_total", "sweep"], found["arriero_job_failures_total", "sweep"]) == (3, 1)
+    assert found["arriero_job_duration_seconds_total", "sweep"] == 0.5
+    firings = {name[1]: value for name, value in found.items() if name[0] == "arriero_rule_firings"}
+    assert len(firings) == 201, "its cardinality is bounded"
+    assert (firings["other"], sum(firings.values())) == (50, 250)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from app.cli import app
@@ -61,6 +62,30 @@ def test_it_names_each_part_that_is_wrong_and_what_to_do(
     assert [check for check, _ in bad(found)] == ["components", "jobs"]
     assert "by zero" in bad(found)[1][1]
     assert next(one["remedy"] for one in found["jobs"]) == "arriero jobs resume expire"
+
+
+def test_it_tells_of_notifications_that_are_not_delivered_and_names_hosts_that_are_gone(
+    database: Database, valkey: Any, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", {"components": doctor.CHECKS["components"]})
+    for name in ("here", "there"):
+        Hosts(database, LEASE, LEASE).join(name, name, 8, [cpu_report(f"{name}/cpu")], {})
+    valkey.set("redbeat::lock", "beat", px=60_000)
+    valkey.set(signs.key("control@here"), "0.5")
+    with database.work() as work:
+        work.run(text("UPDATE host SET agent_until = now() - interval '1 minute' WHERE name = 'there'"))
+        work.run(
+            text("""
+                INSERT INTO alert_notification
+                    (id, namespace, channel, kind, group_key, document, state, attempts, error)
+                VALUES (gen_random_uuid(), '', 'ops', 'firing', '{}', '{}', 'pending', 2, 'it is not listed')
+            """)
+        )
+    found = examined(*options, exits=1)
+    assert [one["detail"] for one in found["components"] if one["severity"] == "warning"] == [
+        "agents: 1 of 2 agents are not alive: there"
+    ]
+    assert "the channel ops has 1 notifications" in found["alerts"][0]["detail"]
 
 
 def test_it_works_while_everything_is_down(tmp_path: Path) -> None:

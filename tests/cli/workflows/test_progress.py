@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from app.cli.workflows.graph import drawn
-from app.cli.workflows.progress import changes, shown_state
+from app.cli.workflows.progress import changes, shown_state, waits
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -132,5 +132,7 @@ def test_why_no_pool_is_started_is_a_line_and_not_repeated_for_other_figures() -
     assert lines(run(later), run(other)) == ["step a waits for m:1: no host has its file"]
     assert lines(run(other), run(step("a", "running", model="m:1"))) == ["step a running on m:1"]
     assert lines(None, run(other))[1:] == ["step a waits for m:1: no host has its file"]
+    assert list(waits(None, run(other))) == ["step a waits for m:1: no host has its file"], "with --json too"
+    assert list(waits(run(other), run(other))) == []
     waiting = mapped(3) | {"waiting_reason": "no host has its file"}
     assert lines(run(mapped(3)), run(waiting)) == ["step each waits: no host has its file"]

@@ -22,6 +22,7 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.live import live_settings, versions
 from app.kernel.sections.governance import ActionSettings
+from app.kernel.sections.work import PoolSettings
 from app.kernel.settings import Settings
 from app.scheduler.planner.defragmentation import Defragmentation
 from app.workflows.runs.service import Runs
@@ -38,7 +39,7 @@ class World:
     database: Database
     runs: Runs
     publisher: CeleryPublisher
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=lambda: Settings(pools=PoolSettings(models=())))
     moved: Defragmentation = field(default_factory=lambda: Defragmentation((), (), ()))
 
     def runner(self) -> ActionRunner:

@@ -261,3 +261,42 @@ def test_an_unknown_model_is_refused(world: World) -> None:
 
     (execution,) = world.executions(cause)
     assert (execution.state, execution.detail) == ("refused", "the catalogue has no model 'nowhere'")
+
+
+def test_a_clean_up_replaces_idle_pools_that_leak_and_no_others(world: World) -> None:
+    epoch = world.host("h1")
+    sound, leaking, working = world.pool("h1", epoch), world.pool("h1", epoch), world.pool("h1", epoch, busy=1)
+    world.row("INSERT INTO pool_target (model, pools, pinned) VALUES (:model, 3, false) RETURNING model", model=MODEL)
+    for pool, used in ((sound, 100), (leaking, 180), (working, 500)):
+        world.row(
+            """UPDATE pool_process SET used = jsonb_build_object('h1/cpu', CAST(:used AS int))
+            WHERE pool_id = CAST(:id AS uuid) RETURNING pool_id""",
+            id=pool,
+            used=used,
+        )
+
+    (execution,) = world.executions(world.fire("clean_up_memory"))
+    assert world.commands() == [("stop", MODEL, leaking)], execution.detail
+
+
+def test_what_is_kept_loaded_is_not_evicted(world: World) -> None:
+    epoch = world.host("h1")
+    world.pool("h1", epoch)
+    world.fire("keep_resident")
+    (execution,) = world.executions(world.fire({"kind": "evict_idle", "idle_for": "1m"}))
+    assert (execution.state, world.commands()) == ("refused", [])
+
+
+def test_a_clean_up_looks_at_each_device(world: World) -> None:
+    """A full device is cleaned up, however empty the others of its host are."""
+    epoch = world.host("h1")
+    pool = world.pool("h1", epoch)
+    world.row("UPDATE device SET capacity_bytes = 120 WHERE id = 'h1/cpu' RETURNING id")
+    world.row(
+        """INSERT INTO device SELECT (jsonb_populate_record(device,
+            '{"id": "h1/sim", "charged_bytes": 0, "capacity_bytes": 100000}')).* FROM device RETURNING id"""
+    )
+    (execution,) = world.executions(world.fire({"kind": "clean_up_memory", "until": 0.7}))
+    assert world.commands() == [("stop", MODEL, pool)], execution.detail
+    assert execution.before == {"reserved": 0.8333}
+    assert execution.after["reserved"] == 0.0

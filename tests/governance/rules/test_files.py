@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from structlog.testing import capture_logs
+
 from app.governance.rules import service
 from app.governance.rules.service import RuleService
 from app.kernel.database import Database
@@ -42,7 +44,10 @@ def test_the_stored_rules_are_those_of_the_files(database: Database, tmp_path: P
     assert not rules.get("a").stored.enabled
     path.write_text("rules: [{rule: a}]")
     os.utime(path, (3, 3))
-    apply_files(rules, [path, tmp_path / "missing.yaml"])
+    with capture_logs() as logged:
+        for _ in range(3):
+            apply_files(rules, [path, tmp_path / "missing.yaml"])
+    assert [line["event"] for line in logged] == ["rule_file_invalid"], "once, as long as it is the same"
     assert sources(rules)["a"] == ("file", 2), "an invalid file changes nothing"
     apply_files(rules, [])
     assert sources(rules).keys() == before.keys()

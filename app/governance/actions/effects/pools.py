@@ -19,6 +19,7 @@ from app.governance.actions.effects.effect import ActionContext, RowEffect, reas
 from app.governance.actions.execution import ActionExecution
 from app.governance.actions.outcome import ActionChange, ActionRefused
 from app.kernel.database import UnitOfWork
+from app.kernel.settings import Settings
 from app.kernel.units import durations, sizes
 from app.scheduler import operator_commands
 
@@ -76,21 +77,40 @@ def evict(
 
 
 def idle_pools(
-    context: ActionContext, work: UnitOfWork, model: str | None, host: str | None, idle_for: timedelta, limit: int
+    context: ActionContext,
+    work: UnitOfWork,
+    model: str | None,
+    host: str | None,
+    idle_for: timedelta,
+    limit: int,
+    *,
+    kept: bool = False,
 ) -> list[Any]:
-    """Return pools that may be stopped: those that the catalogue or an operator wants to run are not among them."""
+    """
+    Return pools that may be stopped. Those that the catalogue or an operator wants to run are among them only with
+    `kept`: then another one is started.
+    """
     values = {"model": model, "host": host, "idle": idle_for, "limit": 200}
     running = {row.model: row.pools for row in work.rows(_COUNT_POOLS)}
     wanted = {row.model: row.pools for row in work.rows(text("SELECT model, pools FROM pool_target"))}
     catalog = context.catalog()
+    settings = context.settings()
+    listed = {one.name for name in _loaded(settings) if (one := catalog.resolve(name)) is not None}
     found: list[Any] = []
     for row in work.rows(_IDLE, values):
         entry = catalog.find(row.model)
-        least = max(wanted.get(row.model, 0), entry.pools.min if entry is not None else 0)
-        if running.get(row.model, 0) > least and len(found) < limit:
+        least = max(wanted.get(row.model, 0), entry.pools.min if entry is not None else 0, int(row.model in listed))
+        if kept:
+            found.append(row)
+        elif running.get(row.model, 0) > least and len(found) < limit:
             running[row.model] -= 1
             found.append(row)
     return found
+
+
+def _loaded(settings: Settings) -> tuple[str, ...]:
+    """The models of which a pool runs whether it is used or not."""
+    return (*settings.pools.models, *settings.serving.resident)
 
 
 def stopping(
