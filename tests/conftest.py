@@ -48,6 +48,7 @@ from app.kernel.live import rows as setting_rows  # noqa: F401 as above
 from app.kernel.processes.process import end_leftovers
 from app.kernel.sections.servers import BrokerSettings
 from app.memory.blocks import rows as block_rows  # noqa: F401 as above
+from app.memory.consolidation import rows as consolidation_rows  # noqa: F401 as above
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 as above
 from app.memory.memories import rows as memory_rows  # noqa: F401 as above
 from app.memory.personal import rows as context_rows  # noqa: F401 as above
@@ -78,6 +79,8 @@ SLOW_FOLDERS = ("live", "faults")
 SLOW_FIXTURES = frozenset({"model_path", "gemma_path"})
 #: Files of tests/live with an installation of their own.
 OWN_TREE = ("tests/live/test_access.py", "tests/live/test_fuzz.py")
+#: The file of tests/faults whose tests share an installation.
+SHARING = "tests/faults/test_governance_stories.py"
 #: The parts of the suite that take longest, the longest first. Workers begin with them, so that none ends alone.
 LONGEST = ("live", "faults", "workers", "kernel")
 #: Seconds for a slow test, on a machine that does much else. Each of its conditions has a deadline of its own.
@@ -95,13 +98,13 @@ WORKER_BYTES = 2 * 2**30
 
 class Scheduling(LoadFileScheduling):
     """
-    A file goes to one worker, because its tests share fixtures; those of faults share none and go one by one.
+    A file goes to one worker, because its tests share fixtures; those of faults, but for `SHARING`, go one by one.
 
     The files that share one `arriero up` go to one worker together: another one would start its own.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith("tests/faults/"):
+        if nodeid.startswith("tests/faults/") and not nodeid.startswith(SHARING):
             return nodeid
         file = str(super()._split_scope(nodeid))
         return "tests/live" if file.startswith("tests/live/") and file not in OWN_TREE else file

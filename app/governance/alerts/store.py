@@ -94,6 +94,12 @@ _CLAIM = text(f"""
     UPDATE alert_notification SET attempts = attempts + 1, due_at = now() + CAST(:lease AS interval)
     WHERE id IN (
         SELECT id FROM alert_notification WHERE state = 'pending' AND due_at <= now()
+          AND NOT EXISTS (
+              SELECT FROM alert_notification AS older
+              WHERE older.namespace = alert_notification.namespace AND older.group_key = alert_notification.group_key
+                AND older.channel = alert_notification.channel AND older.kind <> 'test' AND older.state = 'pending'
+                AND older.created_at < alert_notification.created_at
+          )
         ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
     ) RETURNING {NOTIFICATION_COLUMNS}
 """)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -236,3 +237,19 @@ def test_apprise_tells_its_services(world: AlertWorld, receiver: Received) -> No
     (document,) = receiver.documents()
     assert document["title"] == "[CRITICAL] errors-high: error rate 0.2 > 0.05"
     assert document["type"] == "failure"
+
+
+def test_the_end_of_an_alert_never_arrives_before_its_beginning(world: AlertWorld, receiver: Received) -> None:
+    world.channel("ops", kind="webhook", url=receiver.url, default=True)
+    receiver.statuses += [503]
+    world.fire(CAUSE)
+    world.work()
+    world.clear(CAUSE)
+    world.work()
+    world.pass_time("1 hour")
+    for _ in range(2):
+        world.work()
+
+    types = [json.loads(body)["type"] for _, body in receiver.requests]
+    assert types[-2:] == ["alert.firing", "alert.resolved"]
+    assert types.count("alert.resolved") == 1
