@@ -38,6 +38,11 @@ class Requirement:
         """Do nothing."""
 
 
+#: The cookie of the dashboard, with the key of who has logged in.
+COOKIE = "arriero_key"
+#: The header that a change with that cookie needs. No page of another site can set it without a preflight.
+DASHBOARD_HEADER = "X-Arriero-Dashboard"
+
 #: What a route without a declaration needs.
 _EVERYTHING = Requirement(frozenset({KeyScope.ADMIN}), all_namespaces=True)
 
@@ -100,6 +105,10 @@ async def _authenticated(request: Request) -> Caller:
         raise NotAuthenticated("the header Authorization is sent more than once", has_key=True)
     scheme, _, token = values[0].strip().partition(" ") if values else ("", "", "")
     token = token.strip() if scheme.lower() == "bearer" else ""
+    if not values and (kept := request.cookies.get(COOKIE)):
+        if request.method not in ("GET", "HEAD") and DASHBOARD_HEADER not in request.headers:
+            raise NotAuthenticated(f"a change with a cookie needs the header {DASHBOARD_HEADER}", has_key=False)
+        token = kept
     if token.startswith(keys.PREFIX):
         caller = await keyring.caller_of(token)
     elif keyless.is_local(services.settings, peer, request.scope["headers"]):

@@ -34,7 +34,7 @@ class BrowserMissing(Exception):
 def find() -> str:
     """Return the path of Chromium. Raises BrowserMissing."""
     try:
-        import playwright  # noqa: F401,PLC0415 an extra that only these tests need
+        import playwright  # noqa: F401 an extra that only these tests need
     except ImportError:
         raise BrowserMissing("the package playwright is missing: pip install playwright") from None
     names = [os.environ["CHROMIUM"]] if os.environ.get("CHROMIUM") else _PROGRAMS
@@ -48,7 +48,7 @@ def find() -> str:
 def browser() -> Iterator[Browser]:
     """A running browser. Raises BrowserMissing."""
     program = find()
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 as above
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         # The sandbox of Chromium refuses to run as root, as in containers.

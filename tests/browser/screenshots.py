@@ -55,7 +55,6 @@ def save(page: Page, path: Path) -> None:
     """Write what the window shows as WebP, by the protocol of the browser: Playwright knows PNG and JPEG only."""
     session: Any = page.context.new_cdp_session(page)
 
-
     answer = session.send("Page.captureScreenshot", {"format": "webp", "quality": _QUALITY})
     path.write_bytes(base64.b64decode(answer["data"]))
     session.detach()

@@ -6,7 +6,7 @@ Its processes are the real ones; only the engine computes nothing. All data come
 
 from __future__ import annotations
 
-import secrets
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -237,13 +237,6 @@ def _conversations(tree: Tree) -> None:
     talk = tree.call("POST", "/v1/conversations", json=body)["id"]
     tree.ids["conversation"] = talk
     tree.call("POST", "/v1/conversations", json={"items": items[:1], "user": "grace", "title": "Shoes"})
-    body = {
-        "model": SMALL,
-        "conversation": talk,
-        "max_output_tokens": 30,
-        "input": "And which sleeping bag goes with it?",
-    }
-    tree.ids["response"] = tree.call("POST", "/v1/responses", json=body)["id"]
 
 
 def _memories(tree: Tree) -> None:
@@ -265,12 +258,29 @@ def _memories(tree: Tree) -> None:
     tree.ids["block"] = block
     for version, value in ((1, "Name: Ada.\nLives in Huesca."), (2, "Name: Ada.\nLives in Huesca.\nLikes snow.")):
         tree.call("PATCH", f"/v1/blocks/{block}", json={"version": version, "value": value})
+    body = {
+        "model": SMALL,
+        "conversation": tree.ids["conversation"],
+        "max_output_tokens": 30,
+        "input": "And which sleeping bag goes with it? I prefer light equipment.",
+    }
+    tree.ids["response"] = tree.call("POST", "/v1/responses", json=body)["id"]
 
 
 def _batch(tree: Tree) -> None:
     lines = "\n".join(
-        '{"custom_id": "q%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "%s", "max_tokens": 8,'
-        ' "messages": [{"role": "user", "content": "Number %d?"}]}}' % (number, SMALL, number)
+        json.dumps(
+            {
+                "custom_id": f"q{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {
+                    "model": SMALL,
+                    "max_tokens": 8,
+                    "messages": [{"role": "user", "content": f"Number {number}?"}],
+                },
+            }
+        )
         for number in range(6)
     )
     for name, content in (("batch", lines), ("failed_batch", "this is not JSON")):
@@ -332,8 +342,7 @@ def _runs(tree: Tree) -> None:
     for name in ("approval", "approval2"):
         until(lambda name=name: _awaits(tree, tree.ids[name]), PATIENCE)
     until(lambda: tree.call("GET", "/v1/alerts")["alerts"], 60)
-    with suppress(AssertionError):  # an installation without memory of calls is shown as well
-        until(lambda: tree.call("GET", "/v1/metrics/models")["models"], 20)
+    until(lambda: tree.call("GET", "/v1/metrics/models")["models"], 60)
 
 
 def _awaits(tree: Tree, run: str) -> bool:

@@ -1,0 +1,62 @@
+"""
+Login with an API key, for browsers.
+
+The key is kept in a cookie that no script can read and that no other site causes to be sent. A page of another site
+cannot send a request in the user's name: the guard refuses it by Origin and Sec-Fetch-Site, and a change needs a header
+that only a script of this site can set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.access.callers import ANYBODY
+from app.api import bodies
+from app.api.access.keyring import Keyring
+from app.api.callers import COOKIE, OPEN
+from app.api.ui.rendering import render
+
+router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[OPEN])
+
+
+class LoginIn(BaseModel):
+    """A login."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str = Field(min_length=1, max_length=200)
+
+
+@router.get("/login")
+def login_page(request: Request) -> HTMLResponse:
+    """The form that asks for an API key."""
+    return render(request, ANYBODY, "login.html", title="Log in")
+
+
+@router.post("/login")
+async def login(request: Request, body: Annotated[LoginIn, bodies.of(LoginIn)]) -> JSONResponse:
+    """Keep a key in the browser. Raises NotAuthenticated when it is none."""
+    keyring: Keyring = request.app.state.keyring
+    caller = await keyring.caller_of(body.key.strip())
+    answer = JSONResponse({"name": caller.name})
+    answer.set_cookie(
+        COOKIE,
+        body.key.strip(),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path="/",
+    )
+    return answer
+
+
+@router.post("/logout")
+def logout() -> Response:
+    """Forget the key."""
+    answer = Response(status_code=204)
+    answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    return answer
