@@ -94,7 +94,7 @@ class Visit:
         self.open("/ui/login")
         self.page.get_by_label("API key").fill(key)
         self.page.get_by_role("button", name="Log in").click()
-        self.page.wait_for_url("**/ui**")
+        self.page.wait_for_url(lambda url: "/ui/login" not in url)
 
 
 @contextmanager

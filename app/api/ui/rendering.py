@@ -107,7 +107,7 @@ def render(request: Request, caller: Caller, template: str, *, title: str, **val
         can=Abilities(*(scope in caller.scopes for scope in (KeyScope.SUBMIT, KeyScope.OPERATE, KeyScope.ADMIN))),
         navigation=pages,
         path=request.url.path,
-        version=__version__,
+        release=__version__,
         **values,
     )
     return HTMLResponse(text, headers=dict(HEADERS))

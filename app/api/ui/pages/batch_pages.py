@@ -57,7 +57,7 @@ def one(
     batch_id: Annotated[str, Path(max_length=100)],
 ) -> HTMLResponse:
     """A batch: its counts, its files, and the lines that are wrong."""
-    found = batches_resource.get(services, caller, batch_id)
+    found = batches_resource.get(batch_id, services, caller)
     times = sorted(
         ((name, at) for key, name in _HAPPENED.items() if (at := getattr(found, key)) is not None),
         key=lambda pair: pair[1],

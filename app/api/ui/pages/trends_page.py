@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
@@ -96,6 +96,7 @@ def trends(
         caller,
         "trends.html",
         title="Trends",
+        seconds=seconds,
         window=window,
         windows=_WINDOWS,
         by=by,
@@ -143,7 +144,12 @@ def chart_of(definition: SignalDefinition, found: SignalHistory, title: str) -> 
         }
         for group in groups
     ]
-    data = {"times": [at.timestamp() for at in instants], "unit": definition.unit, "series": lines}
+    data = {
+        "times": [at.timestamp() for at in instants],
+        "seconds": durations.parse(found.window).total_seconds(),
+        "unit": definition.unit,
+        "series": lines,
+    }
     shown = _overall(found)
     return Chart(
         definition.name,
@@ -188,7 +194,7 @@ def _cell(value: float | None, statistic: Statistic, unit: Unit) -> str:
 def in_words(value: float | None, unit: Unit) -> str:
     """Return a value of a signal with its unit."""
     if value is None:
-        return "–"
+        return "\N{EN DASH}"
     match unit:
         case Unit.RATIO:
             return f"{value * 100:.1f} %"
@@ -203,14 +209,9 @@ def in_words(value: float | None, unit: Unit) -> str:
 def seconds(value: float | None) -> str:
     """Return a time in words: 12 ms, 3.4 s, 5 min."""
     if value is None:
-        return "–"
+        return "\N{EN DASH}"
     if value < 1:
         return f"{value * 1000:.0f} ms"
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:,.0f} min" if value < 7200 else f"{value / 3600:,.1f} h"
-
-
-def payload(data: Any) -> Markup:
-    """Return data for an element of type application/json."""
-    return Markup(json.dumps(data).replace("<", "\\u003c"))  # noqa: S704

@@ -36,8 +36,16 @@ _Dumper.add_representer(str, _text)
 
 def written(document: Mapping[str, Any]) -> str:
     """Return a document as YAML."""
-    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(_ordered(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text
+
+
+def _ordered(value: Any) -> Any:
+    """Return a document whose parts begin with what names them."""
+    if isinstance(value, Mapping):
+        first = [key for key in ("id", "kind") if key in value] if "kind" in value else []
+        return {key: _ordered(value[key]) for key in (*first, *(key for key in value if key not in first))}
+    return [_ordered(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def compared(before: str, after: str, around: int = 3) -> Sequence[DiffLine]:

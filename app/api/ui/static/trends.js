@@ -1,6 +1,7 @@
 // Charts of the trends page: drag over one to zoom all of them, double-click to see all again.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const charts = [];
+let zoomed = false;
 const style = getComputedStyle(document.documentElement);
 const token = (name, otherwise) => style.getPropertyValue(name).trim() || otherwise;
 const COLOURS = ["#2f6fde", "#d9822b", "#1f9d6b", "#a64ac9", "#c9364f", "#5b7083", "#8a7a12", "#0f93a8"];
@@ -16,12 +17,15 @@ const show = (unit, value) =>
     : (UNITS[unit] ?? ((one) => (one >= 1000 ? `${(one / 1000).toFixed(1)} k` : one.toFixed(one < 10 && one % 1 ? 2 : 0))))(value);
 
 function draw(figure) {
-  const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
+  const stored = figure.querySelector("script[type='application/json']");
+  if (!stored) return;
+  const data = JSON.parse(stored.textContent);
   const place = figure.querySelector("[data-plot]");
   if (!data.times.length) return;
   const ink = token("--text-soft", dark.matches ? "#9fb0c0" : "#5a6872");
   const grid = token("--line", dark.matches ? "#2a3540" : "#e3e8ec");
   const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid }, font: "12px system-ui" };
+  const now = Date.now() / 1000;
   const single = data.times.length < 40;
   const chart = new uPlot(
     {
@@ -29,7 +33,7 @@ function draw(figure) {
       height: 200,
       cursor: { drag: { x: true, y: false, setScale: false }, sync: { key: "trends" }, points: { size: 6 } },
       legend: { live: true },
-      scales: { y: { range: (self, least, greatest) => [Math.min(0, least ?? 0), (greatest || 1) * 1.1] } },
+      scales: { x: { range: (self, least, greatest) => (zoomed ? [least, greatest] : [now - data.seconds, now]) }, y: { range: (self, least, greatest) => [Math.min(0, least ?? 0), (greatest || 1) * 1.1] } },
       axes: [{ ...axis }, { ...axis, size: 64, values: (self, found) => found.map((one) => show(data.unit, one)) }],
       series: [
         { value: (self, at) => (at === null ? "–" : new Date(at * 1000).toLocaleString()) },
@@ -49,7 +53,7 @@ function draw(figure) {
     place,
   );
   place.addEventListener("dblclick", () => zoomTo(null, null));
-  charts.push({ chart, place, first: data.times[0], last: data.times.at(-1) });
+  charts.push({ chart, place, first: now - data.seconds, last: now });
 }
 
 function zoom(self) {
@@ -60,6 +64,7 @@ function zoom(self) {
 }
 
 function zoomTo(from, to) {
+  zoomed = from !== null;
   for (const one of charts) one.chart.setScale("x", { min: from ?? one.first, max: to ?? one.last });
   const note = document.getElementById("zoomed");
   if (!note) return;
