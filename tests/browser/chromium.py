@@ -86,7 +86,8 @@ class Visit:
     def open(self, path: str) -> Page:
         """Go to a path, and return the page when it is loaded."""
         answer = self.page.goto(self.url + path, wait_until="load")
-        assert answer is not None and answer.ok, f"{path}: {answer and answer.status}\n{self.page.content()[:2000]}"
+        assert answer is not None
+        assert answer.ok, f"{path}: {answer.status}\n{self.page.content()[:2000]}"
         return self.page
 
     def login(self, key: str) -> None:
@@ -101,7 +102,7 @@ class Visit:
 def visit(
     running: Browser, url: str, size: str = "wide", scheme: str = "light", *, errors_expected: bool = False
 ) -> Iterator[Visit]:
-    """A page of its own, without cookies. Fails at the end when the console was not clean, unless errors are expected."""
+    """A page of its own, without cookies. Fails at its end when the console is not clean, unless errors are expected."""
     width, height = SIZES[size]
     context = running.new_context(
         viewport={"width": width, "height": height},
@@ -120,7 +121,7 @@ def visit(
 
 
 def console_is_clean(made: Visit) -> None:
-    """Fail when the page has complained: an error of a script, of the content security policy, a request that failed."""
+    """Fail when the page has complained: a script that failed, the security policy, a request without an answer."""
     assert not made.complaints, "\n".join(made.complaints)
 
 

@@ -6,6 +6,32 @@ from collections.abc import Mapping
 
 from tests.browser.tree import LARGE, SMALL, Tree
 
+#: The names of all pages.
+NAMES = (
+    "workflows",
+    "workflow",
+    "workflow-diff",
+    "workflow-editor",
+    "schedules",
+    "schedule",
+    "playground",
+    "alerts",
+    "rule",
+    "conversations",
+    "conversation",
+    "memories",
+    "memory",
+    "blocks",
+    "block",
+    "trends",
+    "batches",
+    "batch",
+    "batch-failed",
+    "settings",
+    "keys",
+    "audit",
+)
+
 
 def pages_of(tree: Tree) -> Mapping[str, str]:
     """By name, the path of each page."""

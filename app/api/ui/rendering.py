@@ -91,7 +91,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters["instant"] = _instant
-_environment.globals.update(static=_static, bytes=sizes.show)
+_environment.globals.update(static=_static, bytes=sizes.rounded)
 
 
 def render(request: Request, caller: Caller, template: str, *, title: str, **values: Any) -> HTMLResponse:

@@ -85,10 +85,12 @@ def trends(
     able = [one for one in SIGNALS.values() if caller.namespace is None or "namespace" in one.labels]
     if signal and signal not in {one.name for one in able}:
         raise NotFound("signal", signal, [one.name for one in able])
-    names = [signal] if signal else [one.name for one in able if one.name in _SHOWN]
-    charts = [
-        chart_of(SIGNALS[name], _history(services, caller, namespace, name, window, by), _title(name)) for name in names
-    ]
+    names = [signal] if signal else [name for name in _SHOWN if name in {one.name for one in able}]
+    charts = []
+    for name in names:
+        lines = _history(services, caller, namespace, name, window, by)
+        whole = signals_resource.history(name, services, caller, namespace, window, None, lines.statistic)
+        charts.append(chart_of(SIGNALS[name], lines, whole, _title(name)))
     length = durations.parse(window)
     costs = signals_resource.history("cost", services, caller, namespace, window, "namespace")
     return render(
@@ -131,7 +133,7 @@ def _title(name: str) -> str:
     return _SHOWN[name][0] if name in _SHOWN else name.replace("_", " ").capitalize()
 
 
-def chart_of(definition: SignalDefinition, found: SignalHistory, title: str) -> Chart:
+def chart_of(definition: SignalDefinition, found: SignalHistory, whole: SignalHistory, title: str) -> Chart:
     """Return the chart of a signal: its lines over the same instants, the ones with most observations."""
     ordered = sorted(found.values, key=lambda one: -one.observations)
     groups = [one.group for one in ordered[:_MOST_LINES]]
@@ -150,7 +152,7 @@ def chart_of(definition: SignalDefinition, found: SignalHistory, title: str) -> 
         "unit": definition.unit,
         "series": lines,
     }
-    shown = _overall(found)
+    shown = whole.values[0].statistics[found.statistic] if whole.values else None
     return Chart(
         definition.name,
         title,
@@ -170,17 +172,6 @@ def chart_of(definition: SignalDefinition, found: SignalHistory, title: str) -> 
             for one in ordered
         ],
     )
-
-
-def _overall(found: SignalHistory) -> float | None:
-    """The statistic of the whole window: sums are added, of others that of the line with the most observations."""
-    values = [(one.observations, one.statistics[found.statistic]) for one in found.values]
-    known = [(count, value) for count, value in values if value is not None]
-    if not known:
-        return None
-    if found.statistic in (Statistic.SUM, Statistic.COUNT, Statistic.PER_MINUTE):
-        return sum(value for _, value in known)
-    return max(known)[1]
 
 
 def _rounded(value: float | None) -> float | None:
