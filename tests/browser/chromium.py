@@ -102,7 +102,7 @@ class Visit:
 def visit(
     running: Browser, url: str, size: str = "wide", scheme: str = "light", *, errors_expected: bool = False
 ) -> Iterator[Visit]:
-    """A page of its own, without cookies. Fails at its end when the console is not clean, unless errors are expected."""
+    """A page of its own, without cookies. Fails at its end when the console is not clean."""
     width, height = SIZES[size]
     context = running.new_context(
         viewport={"width": width, "height": height},

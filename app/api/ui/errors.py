@@ -14,8 +14,9 @@ _TITLES = {403: "Not allowed", 404: "Not found", 422: "Not understood", 503: "No
 
 
 def is_page(request: Request) -> bool:
-    """Whether a browser asks for a page of the dashboard."""
-    return request.url.path.startswith("/ui") and request.method == "GET"
+    """Whether a browser asks for a page of the dashboard. Programs get the errors of the API there too."""
+    asks = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    return asks and request.url.path.startswith("/ui/")
 
 
 def page(request: Request, status: int, message: str) -> Response:

@@ -34,7 +34,9 @@ def login(services: Services) -> Login:
     app = serve(services)
 
     def make(*scopes: KeyScope, namespace: str | None = None) -> TestClient:
-        browser = TestClient(app, base_url="http://localhost", follow_redirects=False)
+        browser = TestClient(
+            app, base_url="http://localhost", follow_redirects=False, headers={"Accept": "text/html,*/*;q=0.8"}
+        )
         key_id, secret = ids.new_text(keys.ID_CHARACTERS, lower_case=True), ids.new_text(keys.SECRET_CHARACTERS)
         new = NewKey.by(LOCAL, f"key of {namespace}", namespace, list(scopes or KeyScope), None)
         with services.database.work() as work:
@@ -125,7 +127,7 @@ def test_a_namespace_sees_only_its_own(login: Login) -> None:
         f"blocks/{block}",
     ):
         assert b.get(f"/ui/{path}").status_code == 200, path
-        assert a.get(f"/ui/{path}").status_code == 404, path
+        assert a.get(f"/ui/{path}").status_code == (422 if "=b" in path else 404), path
 
 
 def test_a_reader_sees_no_buttons_and_no_administration(login: Login) -> None:
