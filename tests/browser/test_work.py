@@ -20,7 +20,8 @@ def test_a_workflow_is_tried_with_inputs(visit: Visit, tree: Tree) -> None:
     body = sent.value.post_data_json
     assert body["inputs"] == {"message": "My lamp is broken."}
     assert body["version"] == 2
-    run = sent.value.response().json()["id"]
+    page.wait_for_url("**/ui/runs/*")
+    run = page.url.rpartition("/")[2]
     until(lambda: tree.state_of(run) == "succeeded")
     visit.complaints.clear()  # the page of the run belongs to others
 
@@ -163,6 +164,7 @@ def test_a_block_is_rolled_back(visit: Visit, tree: Tree) -> None:
 def test_a_chart_is_zoomed_by_dragging(visit: Visit) -> None:
     page = visit.open("/ui/trends?window=15m")
     over = page.locator("#memory_reserved .u-over")
+    over.scroll_into_view_if_needed()
     box = over.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 40, box["y"] + 50)

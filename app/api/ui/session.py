@@ -8,10 +8,11 @@ that only a script of this site can set.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import ANYBODY
@@ -22,6 +23,9 @@ from app.api.ui.rendering import render
 
 router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[OPEN])
 
+#: The first page.
+_FIRST = "/ui/workflows"
+
 
 class LoginIn(BaseModel):
     """A login."""
@@ -31,10 +35,17 @@ class LoginIn(BaseModel):
     key: str = Field(min_length=1, max_length=200)
 
 
+@router.get("")
+def begin() -> Response:
+    """The first page."""
+    return RedirectResponse(_FIRST, 303)
+
+
 @router.get("/login")
-def login_page(request: Request) -> HTMLResponse:
-    """The form that asks for an API key."""
-    return render(request, ANYBODY, "login.html", title="Log in")
+def login_page(request: Request, after: Annotated[str, Query(alias="next", max_length=500)] = _FIRST) -> HTMLResponse:
+    """The form that asks for an API key. It leads to the page `next`, if that is one of the dashboard."""
+    then = after if re.fullmatch(r"/ui/[\w./:~%-]*", after, re.ASCII) else _FIRST
+    return render(request, ANYBODY, "login.html", title="Log in", then=then)
 
 
 @router.post("/login")

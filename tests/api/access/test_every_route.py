@@ -42,7 +42,7 @@ from app.memory.recall.passages import NewPassage, SourceKind
 #: What FastAPI serves without a route of its own kind: the document, and the files of its page.
 PLAIN = {"/openapi.json", "/docs/assets", "/ui/assets"}
 #: Paths that anybody may call.
-OPEN = {"/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow", "/ui/login", "/ui/logout"}
+OPEN = {"/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow", "/ui", "/ui/login", "/ui/logout"}
 #: Paths that name or call what all namespaces share: models.
 SHARED = {
     *("/v1/signals/{name}", "/v1/catalog/{name}", "/v1/catalog/select", "/v1/models/{name}"),

@@ -73,7 +73,13 @@ def test_no_page_without_a_key(login: Login) -> None:
     for page in NAVIGATION:
         answer = browser.get(page.path)
         assert (answer.status_code, answer.headers["Location"].partition("?")[0]) == (303, "/ui/login"), page.path
-    assert browser.get("/ui/login").status_code == 200
+        assert f'data-then="{page.path}"' in browser.get(answer.headers["Location"]).text
+
+
+@pytest.mark.parametrize("elsewhere", ["https://evil.example", "//evil.example", "/v1/runs", "javascript:x", "/ui/\\"])
+def test_a_login_leads_to_pages_of_the_dashboard_only(login: Login, elsewhere: str) -> None:
+    page = login().get("/ui/login", params={"next": elsewhere}).text
+    assert 'data-then="/ui/workflows"' in page
 
 
 def test_the_cookie_is_for_this_site_alone(login: Login) -> None:

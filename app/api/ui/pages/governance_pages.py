@@ -22,7 +22,8 @@ from app.api.services import InjectedServices
 from app.api.ui.pages.written import written
 from app.api.ui.rendering import render
 from app.governance.alerts.alert import AlertState
-from app.governance.rules.service import INSTALLATION, RuleService
+from app.governance.rules.service import RuleService
+from app.governance.rules.store import INSTALLATION
 
 router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 

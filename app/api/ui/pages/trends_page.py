@@ -20,7 +20,7 @@ from app.api.services import InjectedServices
 from app.api.telemetry import models as metrics_resource
 from app.api.ui.rendering import render
 from app.governance.signals.names import LABELS, SIGNALS, SignalDefinition, Statistic, Unit
-from app.kernel.errors import NotFound
+from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.units import durations
 
 router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
@@ -78,10 +78,12 @@ def trends(
     services: InjectedServices,
     namespace: ListedNamespace,
     window: Literal["15m", "1h", "6h", "24h", "7d", "31d"] = "1h",
-    by: Annotated[Literal[LABELS, ""], Query()] = "",  # type: ignore[valid-type]
+    by: Annotated[str, Query(max_length=20)] = "",
     signal: Annotated[str, Query(max_length=100)] = "",
 ) -> HTMLResponse:
     """Charts of signals, the table of models, and costs by namespace."""
+    if by and by not in LABELS:
+        raise InvalidInput([Problem("query.by", f"{by!r} is no label", ", ".join(LABELS))], "query")
     able = [one for one in SIGNALS.values() if caller.namespace is None or "namespace" in one.labels]
     if signal and signal not in {one.name for one in able}:
         raise NotFound("signal", signal, [one.name for one in able])

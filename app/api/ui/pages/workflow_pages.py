@@ -20,7 +20,7 @@ from app.api.ui.rendering import render
 from app.api.workflows import schedules as schedules_resource
 from app.api.workflows import workflows as workflows_resource
 from app.api.workflows.runs import deployment_of
-from app.kernel.errors import InvalidDefinition
+from app.kernel.errors import InvalidDefinition, Problem
 from app.workflows.language import check
 from app.workflows.schedules.service import Schedules
 
@@ -83,7 +83,8 @@ async def checked(request: Request, caller: InjectedCaller, services: InjectedSe
     text = (await request.body()).decode("utf-8", "replace")
 
     def found() -> HTMLResponse:
-        definition, problems = None, ()
+        definition = None
+        problems: Sequence[Problem] = ()
         try:
             definition = check.parse(text, deployment_of(services))
         except InvalidDefinition as error:
