@@ -19,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from app import __version__
 from app.access.callers import Caller, KeyScope
+from app.api.access import sessions
+from app.api.callers import COOKIE
 from app.kernel.units import sizes
 
 _HERE = Path(__file__).parent
@@ -107,6 +109,7 @@ def render(request: Request, caller: Caller, template: str, *, title: str, **val
         can=Abilities(*(scope in caller.scopes for scope in (KeyScope.SUBMIT, KeyScope.OPERATE, KeyScope.ADMIN))),
         navigation=pages,
         path=request.url.path,
+        token=sessions.token_of(request.cookies.get(COOKIE, "")),
         release=__version__,
         **values,
     )

@@ -1,9 +1,9 @@
 """
 Login with an API key, for browsers.
 
-The key is kept in a cookie that no script can read and that no other site causes to be sent. A page of another site
-cannot send a request in the user's name: the guard refuses it by Origin and Sec-Fetch-Site, and a change needs a header
-that only a script of this site can set.
+A session is kept in a cookie that no script can read and that no other site causes to be sent (`access/sessions.py`).
+A page of another site cannot send a request in the user's name: the guard refuses it by Origin and Sec-Fetch-Site, and
+a change needs a header with a token that only pages of the dashboard know.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import ANYBODY
-from app.api import bodies
+from app.api import bodies, threads
+from app.api.access import sessions
 from app.api.access.keyring import Keyring
 from app.api.callers import COOKIE, OPEN
+from app.api.services import InjectedServices
 from app.api.ui.rendering import render
 
 router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[OPEN])
@@ -49,14 +51,17 @@ def login_page(request: Request, after: Annotated[str, Query(alias="next", max_l
 
 
 @router.post("/login")
-async def login(request: Request, body: Annotated[LoginIn, bodies.of(LoginIn)]) -> JSONResponse:
-    """Keep a key in the browser. Raises NotAuthenticated when it is none."""
+async def login(
+    request: Request, body: Annotated[LoginIn, bodies.of(LoginIn)], services: InjectedServices
+) -> JSONResponse:
+    """Start a session with a key. Raises NotAuthenticated when it is none."""
     keyring: Keyring = request.app.state.keyring
     caller = await keyring.caller_of(body.key.strip())
+    session = await threads.run_for_keys(sessions.start, services.publisher, body.key.strip())
     answer = JSONResponse({"name": caller.name})
     answer.set_cookie(
         COOKIE,
-        body.key.strip(),
+        session,
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -66,8 +71,9 @@ async def login(request: Request, body: Annotated[LoginIn, bodies.of(LoginIn)]) 
 
 
 @router.post("/logout")
-def logout() -> Response:
-    """Forget the key."""
+def logout(request: Request, services: InjectedServices) -> Response:
+    """End the session."""
+    sessions.end(services.publisher, request.cookies.get(COOKIE, ""))
     answer = Response(status_code=204)
     answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
     return answer

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from app.access import key_store, keys
 from app.access.callers import LOCAL, KeyScope
 from app.access.keys import NewKey
+from app.api.access import sessions
 from app.api.callers import COOKIE, DASHBOARD_HEADER
 from app.api.main import serve
 from app.api.services import Services
@@ -48,8 +49,13 @@ def login(services: Services) -> Login:
     return make
 
 
+def change(browser: TestClient) -> dict[str, str]:
+    """The header that a change of the dashboard has."""
+    return {DASHBOARD_HEADER: sessions.token_of(browser.cookies[COOKIE])}
+
+
 def put(browser: TestClient, name: str, text: str = FLOW) -> None:
-    headers = {"Content-Type": "application/yaml", DASHBOARD_HEADER: "1"}
+    headers = {"Content-Type": "application/yaml", **change(browser)}
     answer = browser.put(f"/v1/workflows/{name}", content=text.format(name=name), headers=headers)
     assert answer.status_code in (200, 201), answer.text
 
@@ -90,9 +96,34 @@ def test_the_cookie_is_for_this_site_alone(login: Login) -> None:
     assert "set-cookie" not in refused.headers
 
 
+def test_a_session_ends_with_its_key_and_no_cookie_is_a_key(login: Login) -> None:
+    """The cookie has nothing of the key. Revoking the key, and logging out, end the session wherever its cookie is."""
+    admin, other = login(), login()
+    session = other.cookies[COOKIE]
+    assert keys.PREFIX not in session
+    assert admin.get("/v1/runs", headers={"Authorization": f"Bearer {session}"}).status_code == 401
+    assert other.get("/ui/workflows").status_code == 200
+    found = admin.get("/v1/keys").json()["keys"]
+    key_id = max(found, key=lambda one: one["created_at"])["id"]
+    assert admin.post(f"/v1/keys/{key_id}/revoke", headers=change(admin)).status_code == 200
+    assert other.get("/ui/workflows").headers["Location"].startswith("/ui/login")
+    session = admin.cookies[COOKIE]
+    admin.post("/ui/logout", headers=change(admin))
+    admin.cookies.set(COOKIE, session)
+    assert admin.get("/ui/workflows").status_code == 303
+
+
+def test_a_change_needs_the_token_of_its_own_session(login: Login) -> None:
+    one, other = login(), login()
+    body = {"name": "x", "scopes": ["read"]}
+    for headers in ({}, {DASHBOARD_HEADER: ""}, {DASHBOARD_HEADER: "1"}, change(other)):
+        assert one.post("/v1/keys", json=body, headers=headers).status_code == 401
+    assert one.post("/v1/keys", json=body, headers=change(one)).status_code == 201
+
+
 def test_a_login_sets_a_cookie_that_no_script_reads(login: Login) -> None:
     browser = login()
-    made = browser.post("/v1/keys", json={"name": "x", "scopes": ["read"]}, headers={DASHBOARD_HEADER: "1"}).json()
+    made = browser.post("/v1/keys", json={"name": "x", "scopes": ["read"]}, headers=change(browser)).json()
     cookie = browser.post("/ui/login", json={"key": made["key"]}).headers["set-cookie"].lower()
     assert cookie.startswith(f"{COOKIE}=")
     assert "httponly" in cookie
@@ -104,23 +135,23 @@ def test_a_change_needs_more_than_the_cookie(login: Login) -> None:
     browser = login()
     body = {"content": FLOW.format(name="w"), "headers": {"Content-Type": "application/yaml"}}
     assert browser.put("/v1/workflows/w", **body).status_code == 401
-    body["headers"] = {**body["headers"], DASHBOARD_HEADER: "1", "Origin": "https://evil.example"}
+    body["headers"] = {**body["headers"], **change(browser), "Origin": "https://evil.example"}
     assert browser.put("/v1/workflows/w", **body).status_code == 403
     put(browser, "w")
 
 
 def test_logging_out_forgets_the_key(login: Login) -> None:
     browser = login()
-    assert browser.post("/ui/logout", headers={DASHBOARD_HEADER: "1"}).status_code == 204
+    assert browser.post("/ui/logout", headers=change(browser)).status_code == 204
     assert browser.get("/ui/workflows").status_code == 303
 
 
 def test_a_namespace_sees_only_its_own(login: Login) -> None:
     a, b = login(namespace="a"), login(namespace="b")
     put(b, "only-of-b")
-    talk = b.post("/v1/conversations", json={"title": "zebra talk"}, headers={DASHBOARD_HEADER: "1"}).json()["id"]
-    memory = b.post("/v1/memories", json={"text": "zebra fact"}, headers={DASHBOARD_HEADER: "1"}).json()["id"]
-    block = b.post("/v1/blocks", json={"label": "zebralabel"}, headers={DASHBOARD_HEADER: "1"}).json()["id"]
+    talk = b.post("/v1/conversations", json={"title": "zebra talk"}, headers=change(b)).json()["id"]
+    memory = b.post("/v1/memories", json={"text": "zebra fact"}, headers=change(b)).json()["id"]
+    block = b.post("/v1/blocks", json={"label": "zebralabel"}, headers=change(b)).json()["id"]
     for page in NAVIGATION:
         assert "zebra" not in a.get(page.path).text, page.path
         assert "only-of-b" not in a.get(page.path).text, page.path
@@ -157,7 +188,7 @@ def test_what_people_wrote_is_text(login: Login) -> None:
 
 def test_the_check_says_the_line(login: Login) -> None:
     browser = login()
-    headers = {"Content-Type": "application/yaml", DASHBOARD_HEADER: "1"}
+    headers = {"Content-Type": "application/yaml", **change(browser)}
     wrong = browser.post(
         "/ui/workflows/check", content="workflow: w\nsteps:\n  - {id: a, kind: nope}\n", headers=headers
     )

@@ -1,5 +1,5 @@
 // A new batch: the file is uploaded, and then the batch begins.
-import { call, Refused } from "./dashboard_calls.js";
+import { token, call, Refused } from "./dashboard_calls.js";
 import { complain } from "./api_forms.js";
 
 const form = document.getElementById("new-batch");
@@ -11,7 +11,7 @@ form.addEventListener("submit", async (event) => {
     const data = new FormData();
     data.append("purpose", "batch");
     data.append("file", form.elements.file.files[0]);
-    const answer = await fetch("/v1/files", { method: "POST", headers: { "X-Arriero-Dashboard": "1" }, body: data });
+    const answer = await fetch("/v1/files", { method: "POST", headers: { "X-Arriero-Dashboard": token() }, body: data });
     if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => null));
     const body = {
       input_file_id: (await answer.json()).id,

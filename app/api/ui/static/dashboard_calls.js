@@ -7,9 +7,12 @@ export class Refused extends Error {
   }
 }
 
+// What a change must bring beside the cookie: other sites cannot read it.
+export const token = () => document.querySelector("meta[name='arriero-token']")?.content ?? "";
+
 // Returns the parsed answer, or the response itself with `raw`. Raises Refused with the problem that the API names.
 export async function call(method, path, body, { signal, raw = false, type = "application/json" } = {}) {
-  const headers = { "X-Arriero-Dashboard": "1" };
+  const headers = { "X-Arriero-Dashboard": token() };
   if (method !== "GET") headers["Content-Type"] = type;
   const text = body === undefined ? (method === "GET" || method === "DELETE" ? undefined : "{}") : type === "application/json" ? JSON.stringify(body) : body;
   const response = await fetch(path, { method, headers, body: text, signal, credentials: "same-origin" });

@@ -20,3 +20,4 @@ function show() {
 }
 show();
 setInterval(() => document.hidden || show(), 20_000);
+document.addEventListener("shown", show);
