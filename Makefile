@@ -19,7 +19,7 @@ CLIENTS := .venv-clients
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo test test-clients quick fuzz lint format setup clean help
+.PHONY: demo test test-clients test-ui quick fuzz lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -59,6 +59,10 @@ $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 
 test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
+
+test-ui: $(DEV) ## Click through the dashboard in headless Chromium (Debian: apt install chromium)
+	@$(BIN)/python -c 'from tests.browser import chromium; print("browser:", chromium.find())'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own; FUZZ_PATHS=REGEX: to some paths
 	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py

@@ -9,6 +9,7 @@ request without a valid key, with 403 one whose key lacks the scope.
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -19,7 +20,10 @@ from starlette.routing import BaseRoute
 
 from app.access import keyless, keys, namespaces
 from app.access.callers import ANYBODY, LOCAL, Caller, KeyScope, NotAllowed, NotAuthenticated
+from app.api import threads
+from app.api.access import sessions
 from app.api.access.keyring import Keyring
+from app.api.access.sessions import Session
 from app.api.services import Services
 
 R = TypeVar("R", bound=JSONResponse)
@@ -37,6 +41,11 @@ class Requirement:
     async def __call__(self) -> None:
         """Do nothing."""
 
+
+#: The cookie of the dashboard, with the id of a session.
+COOKIE = "arriero_session"
+#: The header that a change with that cookie needs, with the token of the session (`sessions.token_of`).
+DASHBOARD_HEADER = "X-Arriero-Dashboard"
 
 #: What a route without a declaration needs.
 _EVERYTHING = Requirement(frozenset({KeyScope.ADMIN}), all_namespaces=True)
@@ -100,7 +109,10 @@ async def _authenticated(request: Request) -> Caller:
         raise NotAuthenticated("the header Authorization is sent more than once", has_key=True)
     scheme, _, token = values[0].strip().partition(" ") if values else ("", "", "")
     token = token.strip() if scheme.lower() == "bearer" else ""
-    if token.startswith(keys.PREFIX):
+    session = await _session_of(request, services) if not values else None
+    if session is not None:
+        caller = await keyring.caller_of_hash(session.key_id, session.key_hash)
+    elif token.startswith(keys.PREFIX):
         caller = await keyring.caller_of(token)
     elif keyless.is_local(services.settings, peer, request.scope["headers"]):
         # Many clients always send some token, such as "none" or "sk-…": where no key is needed, it counts as no key.
@@ -113,6 +125,20 @@ async def _authenticated(request: Request) -> Caller:
         raise NotAuthenticated("an API key is needed, in the header Authorization: Bearer arr_…", has_key=False)
     request.state.caller = caller
     return caller
+
+
+async def _session_of(request: Request, services: Services) -> Session | None:
+    """Return the session of a request, if it has one. Raises NotAuthenticated for a change without its token."""
+    kept = request.cookies.get(COOKIE)
+    session = None if not kept else await threads.run_for_keys(sessions.find, services.publisher, kept)
+    if session is None or kept is None:
+        return None
+    given = request.headers.get(DASHBOARD_HEADER, "")
+    is_change = request.method not in ("GET", "HEAD")
+    if is_change and not hmac.compare_digest(given.encode(), sessions.token_of(kept).encode()):
+        message = f"a change by the dashboard needs the header {DASHBOARD_HEADER} with the token of its page"
+        raise NotAuthenticated(f"{message}; load the page again", has_key=False)
+    return session
 
 
 def _require(caller: Caller, requirement: Requirement) -> None:

@@ -17,6 +17,7 @@ from app.api.callers import OPEN
 ASSETS = "/docs/assets"
 #: The links of `/`: path by title.
 LINKS = {
+    "dashboard": "/ui",
     "documentation": "/docs",
     "openapi": "/openapi.json",
     "health": "/healthz",

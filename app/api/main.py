@@ -73,6 +73,8 @@ from app.api.telemetry import exported
 from app.api.telemetry import models as model_metrics
 from app.api.telemetry.requests import RequestMetricsMiddleware
 from app.api.telemetry.tracing import TracingMiddleware
+from app.api.ui import errors as ui_errors
+from app.api.ui import routes as ui
 from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
 from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
@@ -193,6 +195,7 @@ ROUTERS = (
     model_metrics.router,
     consolidations.router,
     health.router,
+    *ui.ROUTERS,
 )
 
 #: Errors that no endpoint answers, in the form of the interface to which their path belongs.
@@ -294,6 +297,7 @@ def serve(services: Services) -> FastAPI:
     app.state.keyring = Keyring(services.database, operator_key.read(services.settings.data_dir))
     app.state.compressions = compression.WaitingCalls()
     documentation.add(app)
+    ui.add_files(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ArrieroError, _on_error)
@@ -330,8 +334,10 @@ def status_of(error: ArrieroError) -> int:
     return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
 
 
-def _on_error(request: Request, error: Exception) -> JSONResponse:
+def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ArrieroError)
+    if ui_errors.is_page(request):
+        return ui_errors.page(request, status_of(error), str(error))
     answer = _ERRORS.of_error(request.url.path, status_of(error), error)
     if isinstance(error, LimitReached):
         answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
@@ -340,13 +346,17 @@ def _on_error(request: Request, error: Exception) -> JSONResponse:
     return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
 
 
-def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
+def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if ui_errors.is_page(request):
+        return ui_errors.page(request, 422, str(InvalidInput(problems.of_request(error), "request")))
     return _ERRORS.of_error(request.url.path, 422, InvalidInput(problems.of_request(error), "request"))
 
 
-def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if ui_errors.is_page(request):
+        return ui_errors.page(request, error.status_code, "There is no such page.")
     detail = f"{request.method} {request.url.path}: {error.detail}"
     answer = _ERRORS.response(request.url.path, error.status_code, "http", str(error.detail), detail)
     answer.headers.update(error.headers or {})

@@ -73,7 +73,10 @@ class Keyring:
         key_id = keys.id_of(key)
         if key_id is None:
             raise NotAuthenticated(f"{keys.UNKNOWN}: it does not have the form of one", has_key=True)
-        given = keys.hash_of(key)
+        return await self.caller_of_hash(key_id, keys.hash_of(key))
+
+    async def caller_of_hash(self, key_id: str, given: bytes) -> Caller:
+        """Return the caller with the key of this id and hash. Raises like `caller_of`."""
         if self._operator is not None and hmac.compare_digest(given, self._operator):
             return OPERATOR
         entry = await self._entry(key_id)

@@ -1,0 +1,34 @@
+"""All routes of the dashboard, and the files of its pages."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from app.api.ui import session
+from app.api.ui.pages import (
+    admin_pages,
+    batch_pages,
+    governance_pages,
+    memory_pages,
+    playground_page,
+    trends_page,
+    workflow_pages,
+)
+from app.api.ui.rendering import ASSETS, STATIC
+
+ROUTERS = (
+    session.router,
+    workflow_pages.router,
+    playground_page.router,
+    memory_pages.router,
+    batch_pages.router,
+    governance_pages.router,
+    trends_page.router,
+    admin_pages.router,
+)
+
+
+def add_files(app: FastAPI) -> None:
+    """Serve the scripts and styles of pages."""
+    app.mount(ASSETS, StaticFiles(directory=STATIC))
