@@ -47,7 +47,7 @@ class Devices:
             gpus = self._with_vulkan(gpus, memory.free, problems)
         gpus += metal.gpus(memory.free)
         if any(gpu.backend not in llama_build.backends() for gpu in gpus):
-            missing = sorted({gpu.backend.title for gpu in gpus if gpu.backend not in llama_build.backends()})
+            missing = sorted({gpu.backend.label for gpu in gpus if gpu.backend not in llama_build.backends()})
             problems.append(
                 f"the installed llama.cpp was built without {' and '.join(missing)}: no model can be loaded on GPUs; "
                 "see: arriero gpu check"
@@ -72,9 +72,7 @@ class Devices:
                 gpus[own] = replace(gpus[own], backend=GpuBackend.VULKAN, number=device.number)
         made = listing.software(found, self._software, free)
         if self._software and not made and not failures:
-            problems.append(
-                "fleet.software has no effect: Vulkan lists no software device (Debian: mesa-vulkan-drivers)"
-            )
+            problems.append("fleet.software has no effect: Vulkan lists no software device (apt: mesa-vulkan-drivers)")
         return [*gpus, *others, *made]
 
     def close(self) -> None:

@@ -20,13 +20,17 @@ def build() -> str:
 
 @functools.cache
 def backends() -> frozenset[GpuBackend]:
-    """Returns the kinds of GPUs that the build supports. The standard package has none: it loads everything into RAM."""
+    """Returns the backends for GPUs of the build. The standard package has none: it loads everything into RAM."""
     return frozenset(one for one in GpuBackend if any(f"ggml-{one}" in line for line in _libraries()))
 
 
 def how_to_build(backend: GpuBackend) -> str:
     """Returns the command that installs a build with this backend."""
-    return f'CMAKE_ARGS="-DGGML_{backend.upper()}=ON" {sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir --no-binary {_PACKAGE} "{_PACKAGE}=={metadata.version(_PACKAGE)}"'
+    release = metadata.version(_PACKAGE)
+    return (
+        f"CMAKE_ARGS=-DGGML_{backend.upper()}=ON {sys.executable} -m pip install --force-reinstall --no-deps "
+        f"--no-cache-dir --no-binary {_PACKAGE} {_PACKAGE}=={release}"
+    )
 
 
 @functools.cache

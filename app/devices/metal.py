@@ -4,8 +4,8 @@ The GPU of an Apple computer: Metal on unified memory.
 Its memory is the RAM of the host. macOS lets a GPU use a part of it: two thirds up to 36 GiB, three quarters above, or
 `iogpu.wired_limit_mb` where an operator has set it.
 
-Not run: no such computer was available. It is written after Apple's documentation and llama.cpp's source, and tested with
-values.
+Not run: no such computer was available. It is written after Apple's documentation and llama.cpp's source, and tested
+with values.
 """
 
 from __future__ import annotations

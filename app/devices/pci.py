@@ -9,7 +9,6 @@ No library of a driver is called. A system without these files has no such figur
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def processes(root: Path = Path("/")) -> dict[str, tuple[DeviceProcess, ...]]:
     """Return for the address of each GPU the processes that use its memory, as far as this user may see them."""
     found: dict[str, dict[int, int]] = {}
     try:
-        names = [name for name in os.listdir(root / "proc") if name.isdecimal()]
+        names = [entry.name for entry in (root / "proc").iterdir() if entry.name.isdecimal()]
     except OSError:
         return {}
     for name in names:
@@ -115,13 +114,13 @@ def _gpu(folder: Path, root: Path) -> PciGpu | None:
 def _records(process: Path) -> Iterator[str]:
     """Yield the kernel's records of the descriptors of a process that are open on a GPU."""
     try:
-        descriptors = os.listdir(process / "fd")
+        descriptors = sorted((process / "fd").iterdir())
     except OSError:
         return
-    for name in descriptors:
+    for descriptor in descriptors:
         try:
-            if os.readlink(process / "fd" / name).startswith("/dev/dri/"):
-                yield (process / "fdinfo" / name).read_text(encoding="ascii", errors="replace")[:16_384]
+            if str(descriptor.readlink()).startswith("/dev/dri/"):
+                yield (process / "fdinfo" / descriptor.name).read_text(encoding="ascii", errors="replace")[:16_384]
         except OSError:
             continue
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from app.devices import pci
@@ -23,7 +22,7 @@ def descriptor(root: Path, pid: int, number: int, target: str, text: str) -> Non
     process = root / "proc" / str(pid)
     (process / "fd").mkdir(parents=True, exist_ok=True)
     (process / "fdinfo").mkdir(exist_ok=True)
-    os.symlink(target, process / "fd" / str(number))
+    (process / "fd" / str(number)).symlink_to(target)
     (process / "fdinfo" / str(number)).write_text(text)
 
 
@@ -62,7 +61,7 @@ def test_processes_are_found_by_their_descriptors(tmp_path: Path) -> None:
     descriptor(tmp_path, 7, 4, "/dev/dri/renderD128", amd.format(1, 2048))
     descriptor(tmp_path, 7, 5, "/dev/dri/card0", amd.format(2, 1024))
     descriptor(tmp_path, 7, 6, "/tmp/renderD128", amd.format(9, 4096))
-    xe = "drm-client-id: 1\ndrm-pdev: 0000:0a:00.0\ndrm-total-vram0: 5 MiB\ndrm-resident-vram0: 3 MiB\ndrm-total-gtt: 9 MiB\n"
+    xe = "drm-client-id: 1\ndrm-pdev: 0000:0a:00.0\ndrm-total-vram0: 5 MiB\ndrm-resident-vram0: 3 MiB\n"
     descriptor(tmp_path, 8, 3, "/dev/dri/renderD129", xe)
     descriptor(tmp_path, 9, 3, "/dev/dri/renderD129", "drm-pdev: ../../etc\n")
 

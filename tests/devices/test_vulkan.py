@@ -71,7 +71,7 @@ def test_software_devices_are_used_only_as_declared() -> None:
         ("software-0", GIB, GIB, 3),
         ("software-1", 4 * GIB, 3 * GIB, 3),
     ]
-    assert one.software and one.unified and not one.knows_processes
+    assert (one.software, one.unified, one.knows_processes) == (True, True, False)
     assert not any(device.software for device in gpus(ALL)), "never by itself"
 
 
@@ -162,7 +162,9 @@ def test_the_loader_of_this_machine_lists_what_it_has() -> None:
         pytest.skip(str(error))
     assert [one["number"] for one in found] == list(range(len(found)))
     for one in found:
-        assert one["name"] and one["total"] > 0 and one["kind"] in {"integrated", "discrete", "virtual", "software"}
+        assert one["name"]
+        assert one["total"] > 0
+        assert one["kind"] in {"integrated", "discrete", "virtual", "software"}
     with closing(VulkanListing()) as vulkan:
         assert [asdict(one) for one in vulkan.read(())[0]] == found
 

@@ -64,7 +64,7 @@ class Measuring:
             if gpu.backend not in llama_build.backends():  # the model would silently be loaded into RAM
                 raise Unavailable(
                     f"the llama.cpp that is installed here ({llama_build.build()}) was built without "
-                    f"{gpu.backend.title}, which {gpu.name} needs; run `arriero gpu check` on {self._host}"
+                    f"{gpu.backend.label}, which {gpu.name} needs; run `arriero gpu check` on {self._host}"
                 )
         if not any(gpu.knows_processes for gpu in self._gpus):
             self._devices.close()  # it is not asked again

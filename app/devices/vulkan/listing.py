@@ -101,7 +101,8 @@ class VulkanListing:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
-        assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
+        assert self._process.stdin is not None, "it is a pipe"
+        assert self._process.stdout is not None, "it is a pipe"
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], _SECONDS)[0]:
@@ -110,12 +111,12 @@ class VulkanListing:
         if not line:
             raise ValueError(f"a driver ended the listing process (exit code {self._process.wait()})")
         answer: Any = json.loads(line)
-        if isinstance(answer, dict):
-            raise ValueError(str(answer.get("error"))[:200])
+        if (error := answer.get("error") if isinstance(answer, dict) else None) is not None:
+            raise ValueError(str(error)[:200])
         try:
             return _ANSWER.validate_python(answer)
-        except ValidationError as error:
-            raise ValueError(f"the listing is not what it should be: {error.errors()[0]['msg']}") from error
+        except ValidationError as invalid:
+            raise ValueError(f"the listing is not what it should be: {invalid.errors()[0]['msg']}") from invalid
 
 
 def gpus(

@@ -6,8 +6,8 @@ The Vulkan loader of this machine: a program that lists its physical devices.
 Each line of standard input is a question; each line of standard output is a JSON list of all physical devices, measured
 now, or `{"error": …}`. It ends with its input.
 
-It runs as its own process, because a driver that crashes or hangs must not take its caller along. It creates an instance
-and no device: nothing is allocated on a GPU.
+It runs as its own process, because a driver that crashes or hangs must not take its caller along. It creates an
+instance and no device: nothing is allocated on a GPU.
 The devices have the order in which every other process with the same environment sees them: the number of a device is
 its number in `GGML_VK_VISIBLE_DEVICES`.
 

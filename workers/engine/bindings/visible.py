@@ -88,7 +88,7 @@ def difference(wanted: Sequence[MeasuredDevice], seen: Sequence[VisibleGpu]) -> 
         return f"llama.cpp sees {len(seen)} GPUs ({listed or 'none'}); {len(wanted)} are reserved ({named or 'none'})"
     for gpu, own in zip(wanted, seen, strict=True):
         if not own.name.lower().startswith(gpu.backend):
-            return f"llama.cpp sees {own.name} in the place of {gpu.name}, on which {gpu.backend.title} computes"
+            return f"llama.cpp sees {own.name} in the place of {gpu.name}, on which {gpu.backend.label} computes"
         if gpu.pci and own.pci and gpu.pci != own.pci:
             return f"llama.cpp sees the GPU at {own.pci} in the place of {gpu.name}, which is at {gpu.pci}"
     return ""
