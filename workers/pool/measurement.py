@@ -68,7 +68,8 @@ class Measuring:
                 )
         if not any(gpu.knows_processes for gpu in self._gpus):
             self._devices.close()  # it is not asked again
-        visible.check(self._gpus)
+        seen = visible.check(self._gpus)
+        _log.info("devices_checked", gpus=[gpu.name for gpu in self._gpus], visible=[gpu.name for gpu in seen])
         self._configuration = configuration_of(options, gpus=len(self._gpus))
         self._identity = estimate.identify(
             read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]

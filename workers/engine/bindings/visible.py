@@ -73,12 +73,14 @@ def gpus() -> list[VisibleGpu]:
     return found
 
 
-def check(wanted: Sequence[MeasuredDevice]) -> None:
-    """Raise Unavailable unless llama.cpp sees exactly these GPUs, in this order."""
+def check(wanted: Sequence[MeasuredDevice]) -> list[VisibleGpu]:
+    """Return the GPUs that llama.cpp sees. Raises Unavailable unless they are exactly these, in this order."""
+    seen = gpus()
     if any(gpu.backend is GpuBackend.METAL for gpu in wanted) or (not wanted and sys.platform == "darwin"):
-        return  # Metal's one device cannot be hidden
-    if problem := difference(wanted, gpus()):
+        return seen  # Metal's one device cannot be hidden
+    if problem := difference(wanted, seen):
         raise Unavailable(f"this pool is not pinned to its devices: {problem}")
+    return seen
 
 
 def difference(wanted: Sequence[MeasuredDevice], seen: Sequence[VisibleGpu]) -> str:
