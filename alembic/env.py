@@ -12,6 +12,9 @@ from app.kernel import settings
 from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 they too
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.governance.jobs import rows as job_rows  # noqa: F401 they too
+from app.governance.rules import rows as rule_rows  # noqa: F401 they too
+from app.governance.signals import rows as signal_rows  # noqa: F401 they too
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too
 from app.memory.summaries import rows as summary_rows  # noqa: F401 they too
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 they too
@@ -19,6 +22,8 @@ from app.memory.recall import rows as recall_rows  # noqa: F401 they too
 from app.memory.memories import rows as memory_rows  # noqa: F401 they too
 from app.memory.blocks import rows as block_rows  # noqa: F401 they too
 from app.memory.personal import rows as context_rows  # noqa: F401 they too
+from app.governance.actions import rows as action_rows  # noqa: F401 they too
+from app.governance.alerts import rows as alert_rows  # noqa: F401 they too
 from app.workflows.runs.storage import rows  # noqa: F401 they too
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too
 

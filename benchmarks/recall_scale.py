@@ -216,6 +216,10 @@ class _GivenVectors:
     def __call__(self, _: str, __: Sequence[str], /) -> QueryVectors:
         return QueryVectors({MODEL: self.vector})
 
+    def take_note(self, _: str, /) -> bool:
+        """No query goes without its vector."""
+        return False
+
     def close(self) -> None:
         """There is nothing to close."""
 

@@ -32,6 +32,11 @@ from app.access.audit import rows as audit_rows  # noqa: F401 they enter the met
 from app.access.limits import rows as limit_rows  # noqa: F401 as above
 from app.files import rows as file_rows  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
+from app.governance.actions import rows as action_rows  # noqa: F401 as above
+from app.governance.alerts import rows as alert_rows  # noqa: F401 as above
+from app.governance.jobs import rows as job_rows  # noqa: F401 as above
+from app.governance.rules import rows as rule_rows  # noqa: F401 as above
+from app.governance.signals import rows as signal_rows  # noqa: F401 as above
 from app.inference.batches import rows as batch_rows  # noqa: F401 as above
 from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher

@@ -10,12 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
-    *("access", "catalog", "devices", "files", "fleet", "footprint", "grammar", "inference", "memory", "scheduler"),
-    "workflows",
+    *("access", "catalog", "devices", "files", "fleet", "footprint", "governance", "grammar", "inference", "memory"),
+    *("scheduler", "workflows"),
 )
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
+    "governance/actions/rows.py",
+    "governance/actions/service.py",
+    "governance/actions/store.py",
+    "governance/alerts/rows.py",
+    "governance/alerts/service.py",
+    "governance/alerts/store.py",
     "workflows/runs/admission.py",
     "workflows/runs/agents.py",
     "workflows/runs/calls.py",
@@ -60,6 +66,11 @@ SHELLS = {
     "workflows/schedules/rows.py",
     "workflows/schedules/store.py",
     "workflows/schedules/service.py",
+    "governance/jobs/rows.py",
+    "governance/rules/firing.py",
+    "governance/rules/rows.py",
+    "governance/signals/rows.py",
+    "governance/signals/store.py",
     "access/accounts.py",
     "access/audit/log.py",
     "access/audit/rows.py",
@@ -269,27 +280,13 @@ def test_alembic_is_no_package() -> None:
 
 
 def test_task_names_are_their_import_paths() -> None:
-    from app.inference.batches.tasks import BATCHES
-    from app.memory.memories.tasks import EXTRACTION
-    from app.memory.personal.tasks import IMPORT_FOLDER
-    from app.scheduler.tasks import RECONCILE
+    from app.governance.jobs.registry import JOBS
     from app.workflows.runs.messages import RUN_STEP
-    from workers import batch_jobs, jobs, steps
-    from workers.memory import context_folder, expiry, extraction
-    from workers.memory import jobs as memory_jobs
-    from workers.messaging import timetable
+    from workers import steps
+    from workers.application import job_functions
 
-    assert f"{jobs.run_reconcile.__module__}.{jobs.run_reconcile.__name__}" == RECONCILE
-    assert f"{batch_jobs.run_batches.__module__}.{batch_jobs.run_batches.__name__}" == BATCHES
-    folder = context_folder.run_import_folder
-    assert f"{folder.__module__}.{folder.__name__}" == IMPORT_FOLDER
-    assert f"{extraction.run_extraction.__module__}.{extraction.run_extraction.__name__}" == EXTRACTION
+    assert {f"{run.__module__}.{run.__name__}" for run in job_functions().values()} == {job.task for job in JOBS}
     assert f"{steps.run_step.__module__}.{steps.run_step.__name__}" == RUN_STEP
-    expire = expiry.run_conversation_expiry
-    assert f"{expire.__module__}.{expire.__name__}" == timetable.EXPIRE_CONVERSATIONS
-    assert f"{jobs.run_sweep.__module__}.{jobs.run_sweep.__name__}" == timetable.SWEEP
-    assert f"{memory_jobs.run_recall.__module__}.{memory_jobs.run_recall.__name__}" == timetable.RECALL
-    assert f"{jobs.run_schedules.__module__}.{jobs.run_schedules.__name__}" == timetable.SCHEDULES
 
 
 def test_the_map_names_every_package_and_only_what_there_is() -> None:

@@ -6,9 +6,10 @@ The name of a task is literally its import path: `app` publishes by name and nev
 
 from __future__ import annotations
 
+import importlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -17,17 +18,12 @@ from celery import Celery, platforms, signals
 from celery.apps.worker import Worker
 
 from app.fleet.pool import PoolPhase
-from app.inference.batches.tasks import BATCHES
+from app.governance.jobs import registry
 from app.kernel import addresses, broker, log
 from app.kernel.settings import Settings
-from app.memory.memories.tasks import EXTRACTION
-from app.memory.personal.tasks import IMPORT_FOLDER
-from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
-from workers import batch_jobs, jobs, runtime, steps
+from workers import runtime, steps
 from workers.engine import Engine
-from workers.memory import context_folder, expiry, extraction
-from workers.memory import jobs as memory_jobs
 from workers.messaging import timetable, transport
 from workers.runtime import Resources, Runtime
 
@@ -41,6 +37,19 @@ CONSUMER = "workers.messaging.consumer:Consumer"
 
 #: Seconds between the events with which a worker shows Flower that it lives.
 _HEARTBEAT_SECONDS = 5.0
+
+
+#: Does a pass of a scheduled job. It returns what it did; nothing when there was nothing to do.
+JobFunction = Callable[[Runtime], Mapping[str, object] | None]
+
+
+def job_functions() -> dict[str, JobFunction]:
+    """Return the functions of the scheduled jobs by task name, which is their import path."""
+    found: dict[str, JobFunction] = {}
+    for job in registry.JOBS:
+        module, _, name = job.task.rpartition(".")
+        found[job.task] = getattr(importlib.import_module(module), name)
+    return found
 
 
 class Application:
@@ -69,45 +78,13 @@ class Application:
             steps.run_step(self.runtime, UUID(step_id), attempt)
             self.runtime.activity.note()
 
-        @task(name=timetable.SWEEP)
-        def run_sweep() -> None:
-            jobs.run_sweep(self.runtime)
+        for name, run in job_functions().items():
+            self._register(task, name, run)
 
-        @task(name=timetable.EXPIRE)
-        def run_expire() -> None:
-            jobs.run_expire(self.runtime)
-
-        @task(name=timetable.SCHEDULES)
-        def run_schedules() -> None:
-            jobs.run_schedules(self.runtime)
-
-        @task(name=BATCHES)
-        def run_batches() -> None:
-            batch_jobs.run_batches(self.runtime)
-
-        @task(name=timetable.EXPIRE_CONVERSATIONS)
-        def run_conversation_expiry() -> None:
-            expiry.run_conversation_expiry(self.runtime)
-
-        @task(name=EXTRACTION)
-        def run_extraction() -> None:
-            extraction.run_extraction(self.runtime)
-
-        @task(name=timetable.RECALL)
-        def run_recall() -> None:
-            memory_jobs.run_recall(self.runtime)
-
-        @task(name=RECONCILE)
-        def run_reconcile() -> None:
-            jobs.run_reconcile(self.runtime)
-
-        @task(name=DEFRAGMENT)
-        def run_defragment() -> None:
-            jobs.run_defragment(self.runtime)
-
-        @task(name=IMPORT_FOLDER)
-        def run_import_folder() -> None:
-            context_folder.run_import_folder(self.runtime)
+    def _register(self, task: Any, name: str, run: JobFunction) -> None:
+        @task(name=name)
+        def run_scheduled() -> None:
+            run(self.runtime)
 
     @property
     def runtime(self) -> Runtime:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-
 from app.inference.batches.advance import Batches
+from app.inference.batches.tasks import BATCHES
 from app.kernel import log
 from app.kernel.errors import Unavailable
+from workers.passes import exclusive, in_turn
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
 
-_RUNNING = threading.Lock()
-
 
 def run_batches(runtime: Runtime) -> None:
     """Advance all batches: see `app.inference.batches.advance`."""
-    if not _RUNNING.acquire(blocking=False):
-        return
-    try:
+    with in_turn(), exclusive(BATCHES) as acquired:
+        if not acquired:
+            return
         settings = runtime.settings
         batches = Batches(runtime.runs, lambda: runtime.catalog, settings.files, settings.batches, runtime.owner)
-        if batches.advance_all():
-            runtime.activity.note()
-    except Unavailable as error:
-        _log.warning("batches_postponed", error=str(error))
-    finally:
-        _RUNNING.release()
+        try:
+            if batches.advance_all():
+                runtime.activity.note()
+        except Unavailable as error:
+            _log.warning("batches_postponed", error=str(error))

@@ -8,17 +8,15 @@ Plans are made by one process at a time, which holds an advisory lock. No bad ro
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from uuid import UUID
 
 from app.access.audit import log as audit_log
 from app.files import storage
+from app.governance.jobs.registry import EXPIRE, SCHEDULES, SWEEP
 from app.inference import demand
 from app.inference.batches import store as batch_store
 from app.kernel import ids, log
@@ -33,7 +31,7 @@ from app.workflows.runs.recovery import overdue
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.schedules import store
 from app.workflows.schedules.service import Schedules
-from workers.messaging.timetable import EXPIRE, SCHEDULES, SWEEP
+from workers.passes import exclusive, in_turn, time_limit
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -42,21 +40,15 @@ _log = log.get(__name__)
 _EXPIRE_SECONDS = 5.0
 #: What a job may have to act on within that time counts as activity. It is longer than the longest pause of beat.
 _NEAR = timedelta(seconds=15)
-#: Most seconds for which a job waits for another one, so that both use one connection when neither has much to do.
-_TURN_SECONDS = 0.2
 #: Entries of the audit log that one transaction removes.
 _AUDIT_BATCH = 1_000
 #: Most seconds for overdue steps in one sweep.
 _SWEEP_SECONDS = 5.0
 
-_TURN = threading.Lock()
-#: The jobs of this process, each with the lock that it holds while it runs.
-_RUNNING: dict[str, threading.Lock] = defaultdict(threading.Lock)
-
 
 def run_sweep(runtime: Runtime) -> None:
     """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
-    with _in_turn(), _exclusive(SWEEP) as acquired:
+    with in_turn(), exclusive(SWEEP) as acquired:
         if not acquired:
             return
         try:
@@ -64,7 +56,7 @@ def run_sweep(runtime: Runtime) -> None:
                 runtime.runs,
                 republish_after=runtime.settings.runs.republish_after,
                 cursor=runtime.sweep_cursor,
-                in_time=_time_limit(_SWEEP_SECONDS),
+                in_time=time_limit(_SWEEP_SECONDS),
             )
         except Unavailable as error:
             _log.warning("sweep_postponed", error=str(error))
@@ -77,16 +69,16 @@ def run_sweep(runtime: Runtime) -> None:
 def run_expire(runtime: Runtime) -> None:
     """Remove runs, files and audit entries whose retention is over, and definitions and payloads without references."""
     database = runtime.runs.database
-    with _exclusive(EXPIRE) as acquired:
+    with exclusive(EXPIRE) as acquired:
         if not acquired:
             return
         try:
             removed = {
-                "runs": retention.remove_runs(database, _time_limit()),
-                "definitions": retention.remove_definitions(database, _time_limit(), ids.chance()),
-                "payloads": retention.remove_payloads(database, _time_limit(), ids.chance()),
-                "audit_entries": _remove_audit_entries(runtime, _time_limit()),
-                "files": storage.remove_expired(database, _time_limit(), _read_files(database)),
+                "runs": retention.remove_runs(database, time_limit(_EXPIRE_SECONDS)),
+                "definitions": retention.remove_definitions(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
+                "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
+                "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
+                "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
             }
         except Unavailable as error:
             _log.warning("expire_postponed", error=str(error))
@@ -120,39 +112,9 @@ def _note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool])
             runtime.activity.note()
 
 
-@contextmanager
-def _in_turn() -> Iterator[None]:
-    """Wait a moment for the other jobs that beat triggers at the same time."""
-    acquired = _TURN.acquire(timeout=_TURN_SECONDS)
-    try:
-        yield
-    finally:
-        if acquired:
-            _TURN.release()
-
-
-@contextmanager
-def _exclusive(job: str) -> Iterator[bool]:
-    """Yield whether the job was not running in this process; if so, it counts as running until the block ends."""
-    acquired = _RUNNING[job].acquire(blocking=False)
-    if not acquired:
-        _log.debug("job_still_running", job=job)
-    try:
-        yield acquired
-    finally:
-        if acquired:
-            _RUNNING[job].release()
-
-
-def _time_limit(seconds: float = _EXPIRE_SECONDS) -> Callable[[], bool]:
-    """Return a predicate that is true for so many seconds."""
-    until = time.monotonic() + seconds
-    return lambda: time.monotonic() < until
-
-
 def run_schedules(runtime: Runtime) -> None:
     """Fire the due schedules. A schedule that fails does not stop the others."""
-    with _in_turn(), _exclusive(SCHEDULES) as acquired:
+    with in_turn(), exclusive(SCHEDULES) as acquired:
         if not acquired:
             return
         try:
@@ -167,7 +129,7 @@ def run_reconcile(runtime: Runtime) -> None:
     """Run a reconcile pass: adapt the desired pools of the fleet to the demand."""
     database, settings = runtime.runs.database, runtime.settings
     try:
-        with _in_turn():
+        with in_turn():
             done = reconcile.reconcile(database, _demand_reader(runtime), _times(settings), runtime.agents.send)
     except DatabaseUnreachable as error:
         _log.warning("reconcile_postponed", error=str(error))

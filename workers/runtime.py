@@ -94,7 +94,7 @@ class Runtime:
     tokens: TokenWriter | None = None
     #: Where the last sweep of this process ended.
     sweep_cursor: SweepCursor = field(default_factory=SweepCursor)
-    #: The last messages of conversations in Redis, in a pool; without it they are read from the record.
+    #: The last messages of conversations in Redis; without it they are read from the record.
     hot: HotConversations | None = None
     #: Tokens of stored messages by the model of this process, in a pool.
     token_counts: TokenCounts = field(default_factory=TokenCounts)
@@ -200,7 +200,7 @@ def start(
         reports,
         None if engine is None else TokenWriter(redis_url),
         residencies=Residencies(redis_url) if engine is None else None,
-        hot=None if engine is None else HotConversations(resources.database, broker, settings.conversations),
+        hot=HotConversations(resources.database, broker, settings.conversations),
         refinements=RefinementCounters(redis_url) if engine is None else None,
     )
     embed = QueryEmbedder(redis_url, lambda: runtime.catalog, lambda: runtime.settings.recall)

@@ -38,6 +38,7 @@ from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
+from app.kernel.sections.governance import ActionSettings, AlertSettings, ServingSettings
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
@@ -106,6 +107,9 @@ class Settings(BaseSettings):
     context: ContextSettings = ContextSettings()
     recall: RecallSettings = RecallSettings()
     verification: VerificationSettings = VerificationSettings()
+    actions: ActionSettings = ActionSettings()
+    alerts: AlertSettings = AlertSettings()
+    serving: ServingSettings = ServingSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

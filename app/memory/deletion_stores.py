@@ -72,17 +72,10 @@ _ATTACHED = """
         WHERE namespace = :namespace AND target_kind = :kind AND target = :target
     )
 """
-_MESSAGES = (
-    "conversation_message WHERE conversation_id = :id",
-    """conversation_message WHERE conversation_id IN (
-        SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user
-    )""",
-)
-_SUMMARIES = (
-    "conversation_summary WHERE conversation_id = :id",
-    """conversation_summary WHERE conversation_id IN (
-        SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user
-    )""",
+_OF_USER = "conversation_id IN (SELECT id FROM conversation WHERE namespace = :namespace AND user_id = :user)"
+_MESSAGES, _SUMMARIES, _EXTRACTIONS = (
+    (f"{table} WHERE conversation_id = :id", f"{table} WHERE {_OF_USER}")
+    for table in ("conversation_message", "conversation_summary", "memory_extraction")
 )
 _CONVERSATIONS = (
     "conversation WHERE id = :id AND namespace = :namespace",
@@ -145,8 +138,8 @@ def _remove_documents(work: UnitOfWork, scope: DeletionScope) -> int:
 
 
 def _remove_conversations(work: UnitOfWork, scope: DeletionScope) -> int:
-    """The record, with what hangs on it: messages, summaries, runs that are noted."""
-    work.execute(_FORGET_EXTRACTION, scope.values())
+    """The record, with what hangs on it: messages, summaries, runs that are noted; and how far memories were read."""
+    _remove_rows(work, _rows(_EXTRACTIONS, scope), scope)
     return _remove_rows(work, _rows(_CONVERSATIONS, scope), scope)
 
 
@@ -156,7 +149,6 @@ def _target(scope: DeletionScope) -> BlockTarget:
     return BlockTarget(BlockTargetKind.CONVERSATION, scope.shown or "")
 
 
-_FORGET_EXTRACTION = text("DELETE FROM memory_extraction WHERE conversation_id = :id")
 _FORGET_PASSAGES = {
     of_conversation: text(f"""
         DELETE FROM passage WHERE namespace = :namespace AND source = 'memory'
@@ -173,10 +165,6 @@ STORES: tuple[DeletableStore, ...] = (
     _of("summaries", _SUMMARIES),
     DeletableStore("blocks", _remove_blocks, _blocks_left),
     DeletableStore("documents", _remove_documents, _of("documents", _DOCUMENTS).left),
-    DeletableStore(
-        "messages",
-        lambda work, scope: _remove_rows(work, _rows(_MESSAGES, scope), scope),
-        _of("messages", _MESSAGES).left,
-    ),
+    _of("messages", _MESSAGES),
     DeletableStore("conversations", _remove_conversations, _of("conversations", _CONVERSATIONS).left),
 )

@@ -7,21 +7,18 @@ something was appended meanwhile. One that cannot be deleted is logged with the 
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
 import psycopg
-import redis
 
-from app.kernel import addresses, broker, log
-from app.kernel.errors import BrokerUnreachable, DatabaseUnreachable, Unavailable
+from app.governance.jobs.registry import EXPIRE_CONVERSATIONS
+from app.kernel import log
+from app.kernel.errors import DatabaseUnreachable, Unavailable
 from app.memory.conversations import retention
-from app.memory.conversations.hot import HotConversations
 from app.memory.deletion import Deletion
+from workers.passes import exclusive, time_limit
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -31,45 +28,20 @@ _SECONDS = 5.0
 #: Conversations that are looked for at a time.
 _PART = 100
 
-_RUNNING = threading.Lock()
-
-
-class _Connection:
-    """A connection to Redis for one pass."""
-
-    def __init__(self, url: str) -> None:
-        self._client = broker.connect(url)
-
-    @contextmanager
-    def connection(self) -> Iterator[redis.Redis]:
-        """Yield the connection. Raises BrokerUnreachable."""
-        try:
-            yield self._client
-        except (redis.RedisError, OSError) as error:
-            raise BrokerUnreachable(f"the broker is unreachable: {error}") from error
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
 
 def run_conversation_expiry(runtime: Runtime) -> None:
     """Delete conversations whose retention is over."""
-    if not _RUNNING.acquire(blocking=False):
-        return
-    connection = _Connection(addresses.of(runtime.settings).redis_url)
-    try:
-        settings = runtime.settings.conversations
-        hot = HotConversations(runtime.runs.database, connection, settings)
-        end = time.monotonic() + _SECONDS
-        removed = expire(Deletion(runtime.runs, hot), runtime, settings.retention, lambda: time.monotonic() < end)
-        if removed:
-            _log.info("conversations_expired", removed=removed)
-    except Unavailable as error:
-        _log.warning("conversation_expiry_postponed", error=str(error))
-    finally:
-        connection.close()
-        _RUNNING.release()
+    with exclusive(EXPIRE_CONVERSATIONS) as acquired:
+        if not acquired:
+            return
+        assert runtime.hot is not None, "a worker has it from its start"
+        deletion = Deletion(runtime.runs, runtime.hot)
+        try:
+            removed = expire(deletion, runtime, runtime.settings.conversations.retention, time_limit(_SECONDS))
+            if removed:
+                _log.info("conversations_expired", removed=removed)
+        except Unavailable as error:
+            _log.warning("conversation_expiry_postponed", error=str(error))
 
 
 def expire(deletion: Deletion, runtime: Runtime, default: timedelta | None, in_time: Callable[[], bool]) -> int:

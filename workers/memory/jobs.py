@@ -7,19 +7,19 @@ model is started for it. One process at a time does the job, under an advisory l
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 
-import redis
 from sqlalchemy import text
 
-from app.kernel import addresses, broker, log
+from app.governance.jobs.registry import RECALL
+from app.kernel import log
 from app.kernel.errors import ArrieroError, DatabaseUnreachable, Unavailable
-from app.memory.recall import query_vectors, vector_index, vectors
+from app.memory.recall import vector_index, vectors
 from app.memory.recall.vectors import RecallModel
 from app.workflows.language import definition as definitions
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
+from workers.passes import exclusive, in_turn
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -33,26 +33,23 @@ _REMOVED, _REMOVED_AT_ONCE = 20_000, 2_000
 _LOCK = 7_205_759_403_801
 _TRY_LOCK, _UNLOCK = text(f"SELECT pg_try_advisory_lock({_LOCK})"), text(f"SELECT pg_advisory_unlock({_LOCK})")
 
-_RUNNING = threading.Lock()
-
 
 def run_recall(runtime: Runtime) -> None:
     """Do one pass of the job."""
-    if not _RUNNING.acquire(blocking=False):
-        return
-    try:
-        with runtime.runs.database.session() as connection:
-            if not connection.execute(_TRY_LOCK).scalar_one():
-                return
-            try:
-                if advance(runtime):
-                    runtime.activity.note()
-            finally:
-                connection.execute(_UNLOCK)
-    except Unavailable as error:
-        _log.warning("recall_postponed", error=str(error))
-    finally:
-        _RUNNING.release()
+    with in_turn(), exclusive(RECALL) as acquired:
+        if not acquired:
+            return
+        try:
+            with runtime.runs.database.session() as connection:
+                if not connection.execute(_TRY_LOCK).scalar_one():
+                    return
+                try:
+                    if advance(runtime):
+                        runtime.activity.note()
+                finally:
+                    connection.execute(_UNLOCK)
+        except Unavailable as error:
+            _log.warning("recall_postponed", error=str(error))
 
 
 def advance(runtime: Runtime) -> bool:
@@ -94,7 +91,7 @@ def _have_vectors_made(runtime: Runtime, model: RecallModel, slug: str) -> bool:
         if run is not None and run.state != RunState.SUCCEEDED and not run.is_old:
             vectors.note(database, model, model.run_id, str((run.error or {}).get("message", run.state)))
             return False  # not again at once
-    is_wanted = _is_wanted(runtime, slug)
+    is_wanted = runtime.recall.take_note(slug)
     if not (model.state == "building" or vectors.are_waiting(database) or is_wanted):
         return False
     step = {"id": "passages", "kind": "embed_passages", "model": model.name, "timeout": "10m"}
@@ -108,17 +105,6 @@ def _have_vectors_made(runtime: Runtime, model: RecallModel, slug: str) -> bool:
         return False
     vectors.note(database, model, accepted.id, None)
     return True
-
-
-def _is_wanted(runtime: Runtime, slug: str) -> bool:
-    """Whether a query needed the model and found no pool. The note is taken away."""
-    client = broker.connect(addresses.of(runtime.settings).redis_url)
-    try:
-        return bool(client.delete(query_vectors.wanted_key(slug)))
-    except redis.RedisError:
-        return False
-    finally:
-        client.close()
 
 
 def _remove_retired(runtime: Runtime, models: list[RecallModel]) -> bool:

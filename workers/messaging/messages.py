@@ -18,13 +18,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.inference.batches.tasks import BATCHES
+from app.governance.jobs.registry import JOBS
 from app.kernel.dead_letters import Reason
-from app.memory.memories.tasks import EXTRACTION
-from app.memory.personal.tasks import IMPORT_FOLDER
-from app.scheduler.tasks import DEFRAGMENT, RECONCILE
 from app.workflows.runs.messages import RUN_STEP
-from workers.messaging import timetable
 
 #: Most bytes of a message; valid ones have about 1,200.
 MAX_BYTES = 64 * 1024
@@ -181,16 +177,4 @@ def _is_nothing(arguments: list[Any]) -> bool:
 
 
 #: The tasks of workers, each with a predicate for its arguments.
-TASKS: Mapping[str, Callable[[list[Any]], bool]] = {
-    RUN_STEP: _is_step,
-    timetable.SWEEP: _is_nothing,
-    timetable.EXPIRE: _is_nothing,
-    timetable.EXPIRE_CONVERSATIONS: _is_nothing,
-    timetable.SCHEDULES: _is_nothing,
-    RECONCILE: _is_nothing,
-    DEFRAGMENT: _is_nothing,
-    IMPORT_FOLDER: _is_nothing,
-    BATCHES: _is_nothing,
-    EXTRACTION: _is_nothing,
-    timetable.RECALL: _is_nothing,
-}
+TASKS: Mapping[str, Callable[[list[Any]], bool]] = {RUN_STEP: _is_step} | {job.task: _is_nothing for job in JOBS}

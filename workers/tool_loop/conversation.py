@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from app.inference.requests import ChatMessage
 from app.kernel.database import Database
-from app.kernel.errors import ArrieroError, FailureReason, StepFailure
+from app.kernel.errors import ArrieroError, DatabaseUnreachable, FailureReason, NotFound, StepFailure
 from app.kernel.sections.memory import ConversationSettings
 from app.memory.conversations.chat import chat_messages
 from app.memory.conversations.message import MessageRole, NewMessage
@@ -38,7 +38,7 @@ def before(
     service = Conversations(database, settings)
     try:
         found = service.get(parsed_conversation(shown), namespace, shown)
-    except ArrieroError as error:
+    except NotFound as error:
         raise StepFailure(FailureReason.INVALID_REQUEST, str(error)) from error
     # Also if the agent fails and appends nothing: its record has these messages.
     run_links.link(database, run_id, [found.id])
@@ -75,5 +75,7 @@ def append(
             found = service.get_in(work, parsed_conversation(shown), namespace, shown, lock=True)
             if work.row(_APPENDED, {"id": found.id, "run_id": run_id, "key": key}) is None:
                 service.append_in(work, found.id, new)
+    except DatabaseUnreachable:
+        raise
     except ArrieroError as error:
         raise StepFailure(FailureReason.INVALID_REQUEST, f"the answer cannot be appended: {error}") from error

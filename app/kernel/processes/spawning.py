@@ -65,6 +65,8 @@ class Spawner:
         self._own.setblocking(False)
         self._describe = describe
         self._children: list[Child] = []
+        #: By pid, what asked for children that it does not know yet. They are not reaped: their pid file would be gone.
+        self._unknown: dict[int, SpawnRequest] = {}
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when there is a request."""
@@ -85,8 +87,13 @@ class Spawner:
         """Start what is asked for, and report what has ended. Does not wait."""
         with contextlib.suppress(BlockingIOError):
             while message := self._own.recv(_MESSAGE_BYTES):
-                self._start(SpawnRequest(**json.loads(message)))
-        for child in [child for child in self._children if not child.alive]:
+                told = json.loads(message)
+                if "known" in told:
+                    self._unknown.pop(told["known"], None)
+                else:
+                    self._start(SpawnRequest(**told))
+        for child in [child for child in self._children if self._is_known(child) and not child.alive]:
+            self._unknown.pop(child.pid or 0, None)
             self._children.remove(child)
             self._send({"ended": child.pid, "code": child.returncode})
 
@@ -108,8 +115,17 @@ class Spawner:
             self._send({"started": None})  # the same happens to the process that asks, which then says why
             return
         self._children.append(child)
-        if not self._send({"started": child.pid}):
+        if self._send({"started": child.pid}):
+            self._unknown[child.pid or 0] = request
+        else:
             child.kill()
+
+    def _is_known(self, child: Child) -> bool:
+        """Whether the process that asked has read the pid file of the child, or will not any more."""
+        request = self._unknown.get(child.pid or 0)
+        if request is None or time.monotonic() > request.until + _ANSWER_SECONDS:
+            return True
+        return pid_file.birth(request.parent) != request.parent_birth
 
     def _send(self, message: Mapping[str, Any]) -> bool:
         try:
@@ -173,7 +189,12 @@ class SpawnerClient:
         except (OSError, Empty):
             self._closed = True  # a late answer must not be taken for the answer to the next request
             return None
-        return None if pid is None else self._known(pid, file, log_file)
+        if pid is None:
+            return None
+        process = self._known(pid, file, log_file)
+        with contextlib.suppress(OSError):
+            self._socket.send(json.dumps({"known": pid}).encode())
+        return process
 
     def close(self) -> None:
         """Ask for nothing any more. What was started continues."""

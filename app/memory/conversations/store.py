@@ -57,6 +57,7 @@ _READ = f"""
 """
 _READ_UP, _READ_DOWN = text(_READ.format(order="ASC")), text(_READ.format(order="DESC"))
 _FIND_MESSAGE = text(f"SELECT {MESSAGE_COLUMNS} FROM conversation_message WHERE id = :id")
+_FIND_MESSAGES = text(f"SELECT {MESSAGE_COLUMNS} FROM conversation_message WHERE id = ANY(:ids)")
 _SIZE = "octet_length(content) + coalesce(octet_length(calls::text), 0)"
 # The copies are spoken again in the fork: they have its numbers, and the times at which they were said.
 _COPY = text("""
@@ -180,6 +181,11 @@ def find_message(work: UnitOfWork, id_: UUID) -> StoredMessage | None:
     """Return a message of any conversation, or None."""
     row = work.row(_FIND_MESSAGE, {"id": id_})
     return None if row is None else message_of(row)
+
+
+def find_messages(work: UnitOfWork, ids_: Sequence[UUID]) -> dict[UUID, StoredMessage]:
+    """Return those of these messages that are there, by id."""
+    return {row.id: message_of(row) for row in work.rows(_FIND_MESSAGES, {"ids": list(ids_)})}
 
 
 def message_of(row: Any) -> StoredMessage:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -101,12 +102,12 @@ class Extraction:
             cursors.discover(work, default=self.settings.extract)
             ended = cursors.ended(work)
         for id_, run_id in ended:
-            self._guarded(id_, lambda id_=id_, run_id=run_id: self._finish(id_, run_id))  # type: ignore[misc]
+            self._guarded(id_, partial(self._finish, id_, run_id))
         with database.work() as work:
             cursors.remove_refused(work, self.settings.keep_refused)
             begin = cursors.pending(work, self.settings.quiet, self.settings.messages, self.settings.max_parallel)
         for id_ in begin:
-            self._guarded(id_, lambda id_=id_: self._begin(id_))  # type: ignore[misc]
+            self._guarded(id_, partial(self._begin, id_))
         return len(ended) + len(begin)
 
     def _guarded(self, id_: UUID, act: Callable[[], None]) -> None:
@@ -242,8 +243,9 @@ class Extraction:
     ) -> None:
         """Write the proposals of a run that pass the gate."""
         given = values.inputs(work, run_id)
-        found = [conversation_store.find_message(work, UUID(one)) for one in given["messages"]]
-        messages = {number: one for number, one in enumerate(found, start=1) if one is not None}
+        said = [UUID(one) for one in given["messages"]]
+        found = conversation_store.find_messages(work, said)
+        messages = {number: found[one] for number, one in enumerate(said, start=1) if one in found}
         shown = [UUID(one) for one in given["known"]]
         recent = cursors.known(work, conversation.namespace, conversation.user, _RECENT)
         fresh = store.all_of(work, {*shown, *(one.id for one in similar), *(one.id for one in recent)})

@@ -67,6 +67,13 @@ class QueryEmbedder:
                 found[name] = answer
         return QueryVectors(found, "; ".join(reasons) or None)
 
+    def take_note(self, slug: str) -> bool:
+        """Whether a query needed this model and no pool took the request. The note is taken away."""
+        try:
+            return bool(self._redis.delete(wanted_key(slug)))
+        except (redis.RedisError, OSError):
+            return False
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()

@@ -37,6 +37,9 @@ class EmbedsQueries(Protocol):
     def __call__(self, text: str, models: Sequence[str], /) -> QueryVectors:
         """Return the vectors of a text by these models, or the reason for none."""
 
+    def take_note(self, slug: str, /) -> bool:
+        """Whether a query needed this model and no pool took the request. The note is taken away."""
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -88,6 +91,10 @@ class Recall:
             if by_words.leg.used and by_meaning.leg.used:
                 scores = ranking.bridged(scores, _by_names(work, query, size, self._frequencies, scores))
             return _answer(work, query, by_words, by_meaning, scores)
+
+    def take_note(self, slug: str) -> bool:
+        """Whether a query needed this model and no pool took its request. The note is taken away."""
+        return self._embed is not None and self._embed.take_note(slug)
 
     def close(self) -> None:
         """Close the connections for vectors of queries."""

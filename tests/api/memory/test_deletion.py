@@ -96,8 +96,10 @@ def test_nothing_of_a_deleted_conversation_is_left(
 
 def test_nothing_of_a_deleted_user_is_left(http: httpx2.Client, database: Database, valkey: redis.Redis) -> None:
     user = "Ada / Bo"
-    for _ in range(2):
-        conversation_with(http, database, MARK, user=user)
+    made = [conversation_with(http, database, MARK, user=user) for _ in range(2)]
+    for shown, id_ in made:
+        http.put(f"/v1/memories/extraction/{shown}", json={"enabled": True}).raise_for_status()
+        assert "memory_extraction" in tables_with(database, str(id_))
     other, _ = conversation_with(http, database, "something else", user="other")
     path = "/v1/users/Ada%20%2F%20Bo/memory"
     stored = http.get(path).raise_for_status().json()["stored"]
@@ -108,6 +110,7 @@ def test_nothing_of_a_deleted_user_is_left(http: httpx2.Client, database: Databa
     assert (proof["user"], proof["proved"], proof["removed"]["conversations"]) == (user, True, 2)
     assert set(proof["left"].values()) == {0}
     assert tables_with(database, MARK) == set()
+    assert all("memory_extraction" not in tables_with(database, str(id_)) for _, id_ in made)
     assert keys_with(valkey, MARK) == []
     assert http.get(f"{URL}/{other}").json()["messages"] == 2
     again = http.delete(path).json()

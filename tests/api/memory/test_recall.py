@@ -18,7 +18,8 @@ from app.kernel.sections.recall import RecallSettings
 from app.kernel.settings import Settings
 from app.memory.recall import storage, vectors
 from app.memory.recall.passages import NewPassage, SourceKind
-from app.memory.recall.query_vectors import wanted_key
+from app.memory.recall.query_vectors import QueryEmbedder, wanted_key
+from app.memory.recall.service import Recall
 from app.workflows.runs import views
 from tests.api.openai.conftest import MODEL, StartPool, catalog
 from workers.memory import embeddings, jobs
@@ -133,9 +134,11 @@ def test_the_status_counts_what_waits(client: httpx2.Client, database: Database,
 
 
 def test_one_run_at_a_time_makes_the_vectors_and_it_has_no_texts(
-    database: Database, start_pool: StartPool, valkey: redis.Redis
+    database: Database, start_pool: StartPool, valkey: redis.Redis, redis_url: str
 ) -> None:
     runtime = start_pool().runtime
+    embedder = QueryEmbedder(redis_url, catalog, lambda: runtime.settings.recall)
+    runtime.recall = Recall(database, embedder)
     assert not jobs.advance(runtime), "nothing was ever said"
     put(database, "The boat is green.")
     assert jobs.advance(runtime)

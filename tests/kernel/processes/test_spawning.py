@@ -74,6 +74,32 @@ print(served())
     }
 
 
+def test_a_program_that_ends_at_once_is_still_known(tmp_path: Path) -> None:
+    """The parent does not reap it before the process that asked has read its pid file."""
+    found = run_script(
+        tmp_path,
+        _PARENT
+        + """
+from app.kernel.processes import spawning
+known = SpawnerClient._known
+
+def late(client, pid, *files):
+    until(lambda: pid_file.birth(pid) is None)
+    time.sleep(0.2)  # the parent serves about twenty times
+    return known(client, pid, *files)
+
+SpawnerClient._known = late
+
+def body(start):
+    ended = start("ends")
+    return {"alive": ended.alive, "code": ended.returncode}
+
+print(served())
+""",
+    )
+    assert found == {"alive": False, "code": 7}
+
+
 def test_a_parent_that_does_not_answer_in_time_starts_nothing_later(tmp_path: Path) -> None:
     """A request that was given up is void, so that the process can start the program itself."""
     found = run_script(

@@ -56,6 +56,9 @@ class Given:
     def __call__(self, said: str, models: Any, /) -> QueryVectors:
         return QueryVectors({name: vector(said, self.dimensions) for name in models if name in self.models}, None)
 
+    def take_note(self, _: str, /) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

@@ -10,8 +10,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from app.inference.requests import ChatMessage
 from app.kernel.database import Database
-from app.kernel.errors import StepFailure
+from app.kernel.errors import DatabaseUnreachable, StepFailure
 from app.kernel.settings import Settings
 from app.memory.blocks import storage as block_storage
 from app.memory.blocks.block import BlockAuthor, BlockAuthorKind, BlockTarget, BlockTargetKind, NewBlock
@@ -197,3 +198,12 @@ def test_an_agent_sees_the_blocks_of_its_workflow_and_edits_them(runs: Runs, dat
     assert 'label="boat"' in system["content"]
     assert 'label="house"' not in system["content"]
     assert "was edited" in items[1].output
+
+
+def test_an_agent_does_not_take_an_outage_of_the_database_for_a_wrong_conversation(talk: str) -> None:
+    away = Database("postgresql://postgres@127.0.0.1:1/none?connect_timeout=2")
+    with pytest.raises(DatabaseUnreachable):
+        conversation.before(away, SETTINGS.conversations, talk, "default", RUN)
+    said = [ChatMessage("user", "Where?")]
+    with pytest.raises(DatabaseUnreachable):
+        conversation.append(away, SETTINGS.conversations, talk, "default", said, model=None, run_id=RUN, key="agent")

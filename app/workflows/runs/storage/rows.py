@@ -140,6 +140,11 @@ class RunRow(SQLModel, table=True):
             postgresql_where=text("state NOT IN ('succeeded', 'failed', 'cancelled')"),
         ),
         Index("ix_run_called", "parent_step_id", "state", postgresql_where=text("finished_at IS NULL")),
+        Index(
+            "ix_run_called_finished",
+            "finished_at",
+            postgresql_where=text("finished_at IS NOT NULL AND parent_step_id IS NOT NULL"),
+        ),
         Index("ix_run_deduplicated", "dedup_key", "created_at", postgresql_where=text("dedup_key IS NOT NULL")),
         Index("ix_run_deadline", "deadline_at", postgresql_where=text("finished_at IS NULL")),
         Index("ix_run_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
@@ -315,6 +320,12 @@ class AttemptRow(SQLModel, table=True):
             "model",
             "finished_at",
             postgresql_where=text("outcome = 'succeeded' AND model IS NOT NULL"),
+        ),
+        # What has ended since an instant: signals.
+        Index(
+            "ix_attempt_finished",
+            "finished_at",
+            postgresql_where=text("finished_at IS NOT NULL AND model IS NOT NULL"),
         ),
         Index("ix_attempt_cost", "step_id", postgresql_where=text("cost IS NOT NULL")),
     )

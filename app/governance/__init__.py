@@ -1,0 +1,1 @@
+"""The side that runs by itself: signals, rules, actions, alerts, jobs, probes."""

@@ -1,0 +1,1 @@
+"""Rules over signals, and their firings."""
