@@ -26,8 +26,6 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import install
-
 PACKAGE = "llama-cpp-python"
 #: The first Vulkan header with what ggml uses: vk::LayerSettingEXT.
 HEADER_VERSION = (1, 3, 272)
@@ -109,6 +107,8 @@ def build(version: str, log: Path) -> Path:
         options = ["-DGGML_VULKAN=ON", *([f"-DVulkan_INCLUDE_DIR={include}"] if include else [])]
         os.environ["CMAKE_ARGS"] = " ".join((*options, os.environ.get("CMAKE_ARGS", ""))).strip()
         wanted = ["--no-cache-dir", "--no-deps", "--no-binary", PACKAGE, "--wheel-dir", folder, f"{PACKAGE}=={version}"]
+        import install  # it is beside this file, and needed for a build only
+
         if code := install.run(log, ["wheel", *wanted], sys.stderr, "build", "built"):
             sys.exit(code)
         cache().mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 def why_not() -> str:
     """Why these tests cannot run here; empty when they can."""
     files = metadata.files("llama-cpp-python") or []
-    if not any("ggml-vulkan" in file.name for file in files):
+    if not any(file.name.startswith(("libggml-vulkan", "ggml-vulkan.dll")) for file in files):
         return "llama.cpp is not built for Vulkan in this environment: run `make test-gpu`"
     drivers = [file for folder in ("/usr/share", "/etc") for file in Path(folder, "vulkan/icd.d").glob("*.json")]
     if not drivers and "VK_DRIVER_FILES" not in os.environ:

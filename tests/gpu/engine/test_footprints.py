@@ -159,7 +159,7 @@ def test_with_split_mode_tensor_no_dry_run_is_reported_and_the_closed_form_is_cl
     with pytest.raises(probe.DryRunFailed, match="split_mode tensor"):
         dry_run(model_path, configuration)
     closed = closed_form.closed_form(header.read(model_path), configuration, gpus=DEVICES)
-    monkeypatch.setattr(native, "is_in_host_memory", lambda device: True)
+    monkeypatch.setattr(native, "is_in_host_memory", lambda _: True)
     one = next(buffer for buffer in load(model_path, configuration) if "Vulkan" not in str(buffer["name"]))
     for share in closed.shares[1:]:
         reserved = share.total + closed.margins[share.place]
