@@ -45,7 +45,9 @@ _WORLDWIDE = ("GPU-", "MIG-")
 #: The inode of the initial PID namespace of Linux, whose process ids its drivers report.
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 #: What llama.cpp logs before it aborts for want of memory.
-_OUT_OF_MEMORY = re.compile(r"out of memory|insufficient memory|failed to allocate", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|insufficient memory|failed to allocate|OutOf(?:Device|Host)Memory|std::bad_alloc", re.IGNORECASE
+)
 #: Numbers of GPUs over which a model may be split.
 _SPLITS = (1, 2, 4, 8)
 #: Estimates until a load was measured: time from the start of a process until it loads, and bytes of weights that are

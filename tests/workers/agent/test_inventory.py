@@ -104,6 +104,8 @@ def test_a_container_has_its_own_pid_namespace(tmp_path: Path) -> None:
         (-signal.SIGKILL, "", 1, True),
         (-signal.SIGKILL, "", 0, False),
         (-signal.SIGABRT, "ggml_cuda_error: CUDA error: out of memory", 0, True),
+        (-signal.SIGABRT, "what():  vk::Device::allocateMemory: ErrorOutOfDeviceMemory", 0, True),
+        (-signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", 0, True),
         (-signal.SIGABRT, "GGML_ASSERT(x) failed", 1, False),
         (-signal.SIGSEGV, "out of memory", 1, False),
         (1, "out of memory", 1, False),
