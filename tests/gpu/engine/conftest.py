@@ -29,6 +29,8 @@ class Ended:
     err: str
 
 
+#: Set in the process of a test that has one of its own.
+_OWN = "ARRIERO_TESTS_OWN_PROCESS"
 #: Runs a Python program that sees these devices.
 RunProgram = Callable[..., Ended]
 
@@ -38,6 +40,23 @@ def devices() -> int:
     """The number of devices that these tests have."""
     native.start()
     return len(native.gpus())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """
+    Run a test that makes engines in a process of its own, as a pool is one.
+
+    With many contexts in one process, Mesa's software driver (22.3) corrupts its memory.
+    """
+    if "make" not in pyfuncitem.fixturenames or os.environ.get(_OWN):
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, _OWN: "1"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"exit code {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-2000:]}", pytrace=False)
+    assert "1 passed" in done.stdout, done.stdout[-500:]
+    return True
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """
 The engine on devices: the same texts and vectors as on the CPU, on one device, on a split, and after parking.
 
-One engine at a time, as in a pool: with several in one process, Mesa's software driver (22.3) corrupts its memory.
+One engine at a time in a process of the test, as in a pool: see `conftest.py`.
 """
 
 from __future__ import annotations
