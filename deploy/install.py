@@ -128,7 +128,12 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def install(log: Path, arguments: Sequence[str], out: TextIO) -> int:
     """Run `pip install` with the arguments, and show its progress. Returns its exit code."""
-    command = [sys.executable, "-m", "pip", "install", "-v", "--disable-pip-version-check", *arguments]
+    return run(log, ["install", *arguments], out, "installation", "installed")
+
+
+def run(log: Path, arguments: Sequence[str], out: TextIO, name: str, done: str) -> int:
+    """Run pip with the arguments, and show its progress. `name` and `done` are for its last line. Returns its code."""
+    command = [sys.executable, "-m", "pip", arguments[0], "-v", "--disable-pip-version-check", *arguments[1:]]
     progress, display = Progress(), Display(out)
     last: deque[str] = deque(maxlen=SHOWN_LINES)
     with (
@@ -163,11 +168,11 @@ def install(log: Path, arguments: Sequence[str], out: TextIO) -> int:
             display.end(f"interrupted after {display.elapsed()}")
             return 130
     if pip.returncode:
-        display.end(f"the installation failed after {display.elapsed()}. The end of {log}:\n")
+        display.end(f"the {name} failed after {display.elapsed()}. The end of {log}:\n")
         out.writelines(last)
         out.flush()
         return pip.returncode
-    display.end(f"installed in {display.elapsed()}")
+    display.end(f"{done} in {display.elapsed()}")
     return 0
 
 

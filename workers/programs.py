@@ -1,7 +1,7 @@
 """
 The worker programs:
 `python -m workers.programs control NAME [--beat] [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR]`,
-or `llama`.
+`llama` or `gpus`.
 
 `arriero control`, `arriero beat`, `arriero agent` and `arriero flower` replace themselves by these programs, with their
 settings in the environment. An agent starts the pools of its host.
@@ -32,6 +32,8 @@ NOT_STARTED = 5
 
 def main(arguments: Sequence[str]) -> int:
     """Run the named program. Returns its exit code."""
+    if arguments == ["gpus"]:
+        return int(_imported("workers.engine.bindings.visible", "print_gpus")())
     if arguments == ["llama"]:
         return int(_imported("workers.engine.bindings.build", "print_build")())
     loaded = settings.load().settings

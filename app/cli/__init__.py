@@ -134,8 +134,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "models": LazyCommand("app.cli.fleet.models:app", "Models: the catalogue, and the files of its models."),
     "devices": LazyCommand(
         "app.cli.fleet.devices:devices",
-        "List the devices of this host: its RAM, its NVIDIA GPUs, and those that fleet.simulated declares.",
+        "List the devices of this host: its RAM, its GPUs, and those that the settings declare.",
     ),
+    "gpu": LazyCommand("app.cli.fleet.gpu:app", "GPUs of this host: what is missing before models run on them."),
     "fleet": LazyCommand("app.cli.fleet.fleet:app", "The fleet: hosts, their devices, and the pools on them."),
     "pools": LazyCommand(
         "app.cli.fleet.fleet:pools_app", "Pools: one process each, with one model on one set of devices."

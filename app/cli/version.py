@@ -62,7 +62,7 @@ def version(context: typer.Context, as_json: AsJson = False) -> None:
         "python": parts["python"],
         "platform": parts["platform"],
         "processor": parts["processor"],
-        "llama.cpp": ", ".join([llama["build"], f"ggml {llama['ggml']}", "GPUs" if llama["gpus"] else "no GPUs"]),
+        "llama.cpp": ", ".join([llama["build"], f"ggml {llama['ggml']}", ", ".join(llama["gpus"]) or "no GPUs"]),
         "features": " ".join(llama["features"]) or "unknown",
         "postgres": parts["postgres"],
         "valkey": parts["valkey"],
@@ -87,7 +87,7 @@ def _parts(settings: Settings) -> dict[str, Any]:
         "processor": processor(),
         "llama.cpp": {
             "build": llama_build.build(),
-            "gpus": llama_build.computes_on_gpus(),
+            "gpus": sorted(llama_build.backends()),
             "ggml": loaded.get("ggml"),
             "commit": loaded.get("commit"),
             "features": loaded.get("features", []),

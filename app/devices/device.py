@@ -17,6 +17,19 @@ from enum import StrEnum
 CPU = "cpu"
 
 
+class GpuBackend(StrEnum):
+    """The part of llama.cpp that computes on a GPU."""
+
+    CUDA = "cuda"
+    VULKAN = "vulkan"
+    METAL = "metal"
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return "CUDA" if self is GpuBackend.CUDA else self.value.capitalize()
+
+
 class HardwareKind(StrEnum):
     """The kind of a device."""
 
@@ -39,7 +52,7 @@ class DeviceProcess:
 class MeasuredDevice:
     """The measurement of one device of a host."""
 
-    #: Unique on its host: `cpu`, `gpu-0`, `gpu-0-1` for a MIG instance, `sim-…`.
+    #: Unique on its host: `cpu`, `gpu-0`, `gpu-0-1` for a MIG instance, `vulkan-0`, `software-0`, `metal`, `sim-…`.
     name: str
     kind: HardwareKind
     #: Hardware model: `NVIDIA H200`, the name of the processor, `simulated`.
@@ -48,7 +61,7 @@ class MeasuredDevice:
     total: int
     #: Bytes that no process uses.
     free: int
-    #: The UUID for `CUDA_VISIBLE_DEVICES`; empty unless it is a GPU.
+    #: Its permanent identity on its host; empty unless it is a GPU. For CUDA the UUID for `CUDA_VISIBLE_DEVICES`.
     uuid: str = ""
     #: Version of the driver.
     driver: str = ""
@@ -65,6 +78,23 @@ class MeasuredDevice:
     #: For a simulated device: the factor on the catalogue's tokens per second, and bytes loaded per second.
     speed: float = 1.0
     bandwidth: int | None = None
+    #: For a GPU: what computes on it.
+    backend: GpuBackend = GpuBackend.CUDA
+    #: For a GPU on a PCI bus: its address, such as `0000:03:00.0`.
+    pci: str = ""
+    #: For a Vulkan device: its current number in `GGML_VK_VISIBLE_DEVICES`.
+    number: int | None = None
+    #: Its memory is the host's RAM: an integrated GPU, or a software device.
+    unified: bool = False
+    #: It is a driver that computes on the processor, and no GPU.
+    software: bool = False
+    #: Whether `processes` is complete; otherwise it cannot be said who uses its memory.
+    knows_processes: bool = True
+
+    @property
+    def type(self) -> str:
+        """The key of footprints and layouts: they differ between backends on the same hardware."""
+        return self.model if self.backend is GpuBackend.CUDA else f"{self.model} ({self.backend.label})"
 
     @property
     def simulated(self) -> bool:

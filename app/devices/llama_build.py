@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from importlib import metadata
+
+from app.devices.device import GpuBackend
 
 _PACKAGE = "llama-cpp-python"
 
@@ -15,9 +18,19 @@ def build() -> str:
     return f"{metadata.version(_PACKAGE)}+{hashlib.sha256(json.dumps(_libraries()).encode()).hexdigest()[:12]}"
 
 
-def computes_on_gpus() -> bool:
-    """Returns whether the build supports NVIDIA GPUs. The standard package does not: it loads everything into RAM."""
-    return any("ggml-cuda" in line for line in _libraries())
+@functools.cache
+def backends() -> frozenset[GpuBackend]:
+    """Returns the backends for GPUs of the build. The standard package has none: it loads everything into RAM."""
+    return frozenset(one for one in GpuBackend if any(f"ggml-{one}" in line for line in _libraries()))
+
+
+def how_to_build(backend: GpuBackend) -> str:
+    """Returns the command that installs a build with this backend."""
+    release = metadata.version(_PACKAGE)
+    return (
+        f"CMAKE_ARGS=-DGGML_{backend.upper()}=ON {sys.executable} -m pip install --force-reinstall --no-deps "
+        f"--no-cache-dir --no-binary {_PACKAGE} {_PACKAGE}=={release}"
+    )
 
 
 @functools.cache

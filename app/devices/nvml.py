@@ -28,6 +28,8 @@ _RECONNECT_ERRORS = ("NVMLError_GpuIsLost", "NVMLError_Uninitialized", "NVMLErro
 _MAX_NAME = 96
 #: Bytes and degrees that no GPU has: such values are rejected.
 _MAX_BYTES, _MAX_DEGREES = 1 << 50, 1_000
+#: Characters of a PCI address, whose domain the kernel writes with four digits, and NVML with eight.
+_ADDRESS = len("0000:03:00.0")
 
 
 class Gpus:
@@ -89,10 +91,12 @@ class Gpus:
         uuid, model = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
         temperature = self._optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
         mode = self._optional(nvml.nvmlDeviceGetMigMode, handle)
+        pci = self._optional(nvml.nvmlDeviceGetPciInfo, handle)
+        address = "" if pci is None else _text(pci.busId).lower()[-_ADDRESS:]
         if mode is None or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             rates = self._optional(nvml.nvmlDeviceGetUtilizationRates, handle)
             utilisation = None if rates is None else rates.gpu / 100
-            yield self._device(name, handle, model, uuid, driver, temperature, utilisation=utilisation)
+            yield self._device(name, handle, model, uuid, driver, temperature, utilisation=utilisation, address=address)
             return
         instances = 0
         for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
@@ -122,6 +126,7 @@ class Gpus:
         *,
         utilisation: float | None = None,
         parent: str = "",
+        address: str = "",
     ) -> MeasuredDevice:
         memory, kept = self._memory(handle)
         total = memory.total - kept
@@ -141,6 +146,7 @@ class Gpus:
             processes=self._processes(handle),
             temperature=temperature,
             utilisation=utilisation,
+            pci=address,
         )
 
     def _memory(self, handle: Any) -> tuple[Any, int]:

@@ -89,7 +89,9 @@ def closed_form(
             )
         )
     verified = (
-        header.architecture in _VERIFIED and projector is None and (gpus < 2 or configuration.split_mode != "row")
+        header.architecture in _VERIFIED
+        and projector is None
+        and (gpus < 2 or configuration.split_mode not in {"row", "tensor"})
     )
     margins = {share.place: closed_form_margin(share, verified=verified) for share in shares}
     notes = [] if header.architecture in _VERIFIED else [f"the architecture {header.architecture} is not verified"]
@@ -169,7 +171,7 @@ class _Placement:
         """Returns the bytes of the weights at that place, with the padding of the device's buffers."""
         padding, total = 32 if place == HOST else 128, 0
         output, tied = self.place_of(self._all), True
-        by_rows = self._configuration.split_mode in {"row", "tensor"}
+        mode = self._configuration.split_mode
         for tensor in self._header.tensors:
             size = -(-tensor.size // padding) * padding
             if tensor.name == "output.weight":
@@ -180,13 +182,15 @@ class _Placement:
                 own = HOST
             else:
                 own = output
-            if by_rows and own != HOST and place != HOST and len(tensor.shape) > 1:
+            divided = len(tensor.shape) > 1 and (mode == "row" or layer is not None or tensor.name == "output.weight")
+            if mode in {"row", "tensor"} and divided and own != HOST and place != HOST:
                 total += round(size * self._gpu_share(place))
-            elif own == place:
+            elif self._is_at(own, place):
                 total += size
         embeddings = next((tensor for tensor in self._header.tensors if tensor.name == "token_embd.weight"), None)
         repacked = output == HOST and embeddings is not None and embeddings.type in _REPACKED
-        if tied and embeddings is not None and place == output and (output != HOST or repacked) and self._has_output():
+        stored_again = output != HOST or repacked
+        if tied and embeddings is not None and self._is_at(output, place) and stored_again and self._has_output():
             total += (
                 -(-embeddings.size // padding) * padding
             )  # the embeddings are also the output, and are stored once more
@@ -194,28 +198,27 @@ class _Placement:
 
     def cache(self, place: int) -> int:
         """Returns the bytes of the caches and states at that place, including those of the embedding context."""
-        configuration = self._configuration
-        total = sum(
-            caches.layer_bytes(layer, configuration, self._cells, widest_value=self._widest)
-            for number, layer in enumerate(self._layers)
-            if self.place_of(number) == place
-        )
+        contexts = [(self._configuration, self._cells)]
         if (embedding := self._embedding()) is not None:
-            cells = caches.cells(self._header, embedding)
-            total += sum(
-                caches.layer_bytes(layer, embedding, cells, widest_value=self._widest)
-                for number, layer in enumerate(self._layers)
-                if self.place_of(number) == place
-            )
-        return total
+            contexts.append((embedding, caches.cells(self._header, embedding)))
+        # With the mode `tensor` each GPU keeps its heads of every layer.
+        part = self._gpu_share(place) if self._configuration.split_mode == "tensor" and place != HOST else 1
+        total = sum(
+            caches.layer_bytes(layer, configuration, cells, widest_value=self._widest)
+            for configuration, cells in contexts
+            for number, layer in enumerate(self._layers)
+            if self._is_at(self.place_of(number), place)
+        )
+        return round(total * part)
 
     def compute(self, place: int) -> int:
         """Returns the bytes of the compute buffers at that place."""
         contexts = [(self._configuration, self._cells, False)]
         if (embedding := self._embedding()) is not None:
             contexts.append((embedding, caches.cells(self._header, embedding), True))
-        computes = any(self.place_of(layer) == place for layer in range(self._all + 1))
-        copies = 4 if self._gpus > 1 and self._offloaded > self._all else 1  # pipeline parallelism
+        computes = any(self._is_at(self.place_of(layer), place) for layer in range(self._all + 1))
+        layered = self._configuration.split_mode == "layer"
+        copies = 4 if self._gpus > 1 and self._offloaded > self._all and layered else 1  # pipeline parallelism
         total = 0
         for configuration, cells, embeddings in contexts:
             tokens = min(configuration.batch, configuration.ubatch, cells.each * cells.streams)
@@ -225,8 +228,8 @@ class _Placement:
             if computes:
                 total += _compute(self._header, self._layers, configuration, cells, tokens, embeddings=embeddings)
                 total += (copies - 1) * inputs
-            elif place == HOST:
-                total += inputs
+            elif place == HOST:  # the inputs, and the embeddings of the tokens
+                total += copies * inputs + 4 * tokens * (self._header.embedding_length or 0)
         return total
 
     def output(self) -> int:
@@ -247,6 +250,10 @@ class _Placement:
         return any(tensor.name.startswith("output") for tensor in self._header.tensors) or bool(
             caches.cache_kinds(self._layers)
         )
+
+    def _is_at(self, own: int, place: int) -> bool:
+        """Returns whether what belongs to the place `own` is at `place`: with the mode `tensor`, on every GPU."""
+        return own == place or (self._configuration.split_mode == "tensor" and HOST not in {own, place})
 
     def _gpu_share(self, place: int) -> float:
         return self._ends[place] - (self._ends[place - 1] if place else 0)

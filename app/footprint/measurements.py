@@ -90,7 +90,7 @@ class Identity:
     @property
     def family(self) -> str:
         """Identities that probably have the same error: the same architecture on the same devices."""
-        return f"{self.header.architecture} on {', '.join(device.model for device in self.devices) or 'cpu'}"[:400]
+        return f"{self.header.architecture} on {', '.join(device.type for device in self.devices) or 'cpu'}"[:400]
 
     @property
     def key(self) -> str:
@@ -106,7 +106,7 @@ class Identity:
             "projector": self.projector.digest if self.projector else None,
             "build": self.build,
             "processor": self.processor,
-            "devices": [[device.model, device.driver] for device in self.devices],
+            "devices": [[device.type, device.driver] for device in self.devices],
             "configuration": self.configuration.as_json(),
         }
 
@@ -194,7 +194,7 @@ def clear_failures(work: UnitOfWork, identity: Identity) -> None:
 def process_memory(work: UnitOfWork, host: str, build: str, devices: Sequence[MeasuredDevice]) -> ProcessMemory:
     """Returns the memory of a process without a model on these GPUs: measured on that host, or the default."""
     known = {row.device: row.bytes for row in work.rows(_PROCESS_MEMORY, {"host": host, "build": build})}
-    contexts = [known.get(device.uuid, DEFAULT_PROCESS.context) for device in devices]
+    contexts = [0 if device.software else known.get(device.uuid, DEFAULT_PROCESS.context) for device in devices]
     return ProcessMemory(known.get(CPU, DEFAULT_PROCESS.base), max(contexts, default=DEFAULT_PROCESS.context))
 
 

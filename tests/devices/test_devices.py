@@ -18,7 +18,7 @@ import pynvml
 import pytest
 
 from app.devices import control_group, llama_build, nvml
-from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredDevice
+from app.devices.device import DeviceProcess, GpuBackend, HardwareKind, Inventory, MeasuredDevice
 from app.devices.inventory import Devices, ram
 from app.devices.nvml import Gpus
 from app.fleet.hosts import Hosts
@@ -95,6 +95,11 @@ class Driver:
         if number not in (0, 2):
             raise pynvml.NVMLError_NotFound(pynvml.NVML_ERROR_NOT_FOUND)
         return (*handle, number)
+
+    def device_get_pci_info(self, handle: tuple[int, ...]) -> Any:
+        info = pynvml.nvmlPciInfo_t()
+        info.busId = f"00000000:C{handle[0]}:00.0".encode()
+        return info
 
     def device_get_temperature(self, _handle: tuple[int, ...], _sensor: int) -> int:
         return 41
@@ -264,7 +269,7 @@ def test_the_package_reads_the_structures_of_the_driver(monkeypatch: pytest.Monk
 def test_gpus_that_llama_cpp_cannot_use_are_a_problem(
     driver: Driver, cuda: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: cuda)
+    monkeypatch.setattr(llama_build, "backends", lambda: {GpuBackend.CUDA} if cuda else set())
     inventory = Devices(FleetSettings(), Gpus(driver)).measure()
     assert len(inventory.devices) == 4
     assert [("without CUDA" in problem) for problem in inventory.problems] == [True] * (not cuda)

@@ -20,7 +20,7 @@ import psutil
 
 from app.catalog import files, header
 from app.catalog.model import Model
-from app.devices import llama_build
+from app.devices import llama_build, pinning
 from app.devices.device import HardwareKind, Inventory, MeasuredDevice
 from app.fleet.hosts import DeviceReport
 from app.footprint import configuration, estimate, measurements
@@ -40,10 +40,14 @@ _RAM_SHARE = 0.8
 _MIB = 2**20
 #: Threads of a pool that computes on GPUs.
 _GPU_THREADS = 2
+#: How UUIDs begin that no other host has: NVML's. A PCI address, or Vulkan's UUID, is that of its host only.
+_WORLDWIDE = ("GPU-", "MIG-")
 #: The inode of the initial PID namespace of Linux, whose process ids its drivers report.
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 #: What llama.cpp logs before it aborts for want of memory.
-_OUT_OF_MEMORY = re.compile(r"out of memory|insufficient memory|failed to allocate", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|insufficient memory|failed to allocate|OutOf(?:Device|Host)Memory|std::bad_alloc", re.IGNORECASE
+)
 #: Numbers of GPUs over which a model may be split.
 _SPLITS = (1, 2, 4, 8)
 #: Estimates until a load was measured: time from the start of a process until it loads, and bytes of weights that are
@@ -54,21 +58,24 @@ _MAX_DEVICE_BYTES = 1 << 50
 
 
 def id_of(host: str, device: MeasuredDevice) -> str:
-    """Return the id of a device in the fleet: the UUID of a GPU, otherwise host and name."""
-    return device.uuid or f"{host}/{device.name}"
+    """Return the id of a device in the fleet: the UUID of an NVIDIA GPU, otherwise host and identity or name."""
+    if device.uuid.startswith(_WORLDWIDE):
+        return device.uuid
+    return f"{host}/{device.uuid or device.name}"
 
 
 def type_of(device: MeasuredDevice) -> str:
     """Return the type of a device; footprints are stored per type."""
     if device.kind is HardwareKind.CPU:
         return CPU
-    return SIMULATED if device.kind is HardwareKind.SIMULATED else device.model
+    return SIMULATED if device.kind is HardwareKind.SIMULATED else device.type
 
 
 def declared(host: str, inventory: Inventory, settings: FleetSettings) -> list[DeviceReport]:
     """Return the devices, with the bytes that can be reserved on each."""
+    capacities = _capacities(inventory, settings)
     return [
-        DeviceReport(id_of(host, device), type_of(device), _capacity(device, settings), device)
+        DeviceReport(id_of(host, device), type_of(device), capacities[device.name], device)
         for device in inventory.devices
     ]
 
@@ -81,8 +88,10 @@ def settings_problems(inventory: Inventory, settings: FleetSettings) -> list[str
             found.append(
                 f"fleet.ram is {rounded(settings.ram)}, but the host has {rounded(device.total)}, which are used"
             )
-        if device.kind is HardwareKind.GPU and settings.head_room >= device.total:
+        if device.kind is HardwareKind.GPU and not device.unified and settings.head_room >= device.total:
             found.append(f"fleet.head_room leaves no memory of {device.name}, which has {rounded(device.total)}")
+    if any(device.unified for device in inventory.devices) and _capacities(inventory, settings).get("cpu") == 0:
+        found.append("fleet.unified and fleet.software leave no RAM to pools: every pool needs some")
     return found
 
 
@@ -100,7 +109,11 @@ def measured(
         device, others = report.measured, 0
         if device.kind is HardwareKind.CPU:
             others = max(device.used - sum(_resident(pid) for pid, held in pools.items() if report.id in held), 0)
-        elif device.kind is HardwareKind.GPU and pids_are_known:
+        elif (
+            device.kind is HardwareKind.GPU
+            and device.knows_processes
+            and (pids_are_known or not device.uuid.startswith(_WORLDWIDE))
+        ):
             others = device.used_by_others(process_tree(pools))
         elif device.kind is HardwareKind.GPU:
             others = max(device.used - sum(held.get(report.id, 0) for held in pools.values()), 0)
@@ -139,7 +152,7 @@ def used(host: str, inventory: Inventory, devices: Iterable[str], pid: int) -> d
     found = {}
     for device in inventory.devices:
         id_ = id_of(host, device)
-        if id_ not in ids or device.kind is HardwareKind.SIMULATED:
+        if id_ not in ids or device.kind is HardwareKind.SIMULATED or not device.knows_processes:
             continue
         if device.kind is HardwareKind.CPU:
             found[id_] = _resident(pid)
@@ -156,14 +169,15 @@ THREAD_ENVIRONMENT: Mapping[str, str] = {"GOMP_SPINCOUNT": "2000"}
 
 def device_environment(host: str, inventory: Inventory, devices: Collection[str]) -> dict[str, str]:
     """Return the variables that make only these devices visible to a process, in the order of the inventory."""
-    uuids = [device.uuid for device in inventory.devices if id_of(host, device) in devices and device.uuid]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return pinning.environment(device for device in inventory.devices if id_of(host, device) in devices)
 
 
 def on_gpus(host: str, inventory: Inventory, devices: Iterable[str]) -> bool:
-    """Whether one of these devices is a GPU."""
-    known = {id_of(host, device): device.kind for device in inventory.devices}
-    return any(known.get(id_) is HardwareKind.GPU for id_ in devices)
+    """Whether one of these devices is a GPU. A software device is none: it computes on the cores of the host."""
+    known = {
+        id_of(host, device) for device in inventory.devices if device.kind is HardwareKind.GPU and not device.software
+    }
+    return not known.isdisjoint(devices)
 
 
 def thread_shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
@@ -211,13 +225,15 @@ def layouts(
     Yield what the model needs on each type of device of the host, on one or several devices.
 
     It is the best figure that is available without using a device: a measurement, a stored dry run, or the closed form.
-    A process sees only one instance of a partitioned GPU. With a llama.cpp without CUDA, GPUs cannot be used.
+    A process sees only one instance of a partitioned GPU. A GPU whose backend llama.cpp lacks cannot be used.
     Raises ModelFileUnusable when the file is not on this host.
     """
     identity_on = _identities(model, settings)
     by_type: dict[str, list[MeasuredDevice]] = {}
     for device in inventory.devices:
-        if device.kind is HardwareKind.CPU or (device.kind is HardwareKind.GPU and llama_build.computes_on_gpus()):
+        if device.kind is HardwareKind.CPU or (
+            device.kind is HardwareKind.GPU and device.backend in llama_build.backends()
+        ):
             by_type.setdefault(type_of(device), []).append(device)
     for type_, devices in by_type.items():
         most = 1 if devices[0].parent else len(devices)
@@ -268,14 +284,24 @@ def _identities(model: Model, settings: Settings) -> Callable[[list[MeasuredDevi
     return lambda gpus: estimate.identify(read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters)
 
 
-def _capacity(device: MeasuredDevice, settings: FleetSettings) -> int:
-    match device.kind:
-        case HardwareKind.CPU:
-            return min(settings.ram or int(device.total * _RAM_SHARE), device.total)
-        case HardwareKind.GPU:
-            return max(device.total - settings.head_room, 0)
-        case HardwareKind.SIMULATED:
-            return device.total
+def _capacities(inventory: Inventory, settings: FleetSettings) -> dict[str, int]:
+    """Return the bytes of each device that can be reserved. Devices in RAM have a part of it, and it has the rest."""
+    ram = next((device for device in inventory.devices if device.kind is HardwareKind.CPU), None)
+    left = min(settings.ram or int(ram.total * _RAM_SHARE), ram.total) if ram else 0
+    share = min(settings.unified or left // 2, left)
+    found = {}
+    for device in inventory.devices:
+        match device:
+            case MeasuredDevice(software=True) | MeasuredDevice(kind=HardwareKind.SIMULATED):
+                found[device.name] = device.total
+            case MeasuredDevice(unified=True):
+                found[device.name] = min(share, device.total)
+                share -= found[device.name]
+            case MeasuredDevice(kind=HardwareKind.GPU):
+                found[device.name] = max(device.total - settings.head_room, 0)
+    if ram is not None:
+        found[ram.name] = max(left - sum(found[device.name] for device in inventory.devices if device.unified), 0)
+    return found
 
 
 def _resident(pid: int) -> int:

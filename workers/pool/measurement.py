@@ -32,6 +32,7 @@ from app.kernel import log
 from app.kernel.database import Database
 from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
 from app.kernel.settings import Settings
+from workers.engine.bindings import visible
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
@@ -52,15 +53,23 @@ class Measuring:
         """
         `device` names the pool's devices: `cpu`, or GPUs by number or UUID, separated by commas.
 
-        Raises Unavailable.
+        Raises Unavailable when llama.cpp cannot use these devices, or sees others.
         """
         self._host = settings.fleet.host_here
         self._settings = settings
         self._devices = devices.Devices(settings.fleet)
         inventory = self._devices.measure().devices
-        if device != CPU and not llama_build.computes_on_gpus():  # the model would silently be loaded into RAM
-            raise Unavailable(f"the llama.cpp that is installed here ({llama_build.build()}) was built without CUDA")
         self._gpus = () if device == CPU else tuple(_gpu_named(name, inventory) for name in device.split(","))
+        for gpu in self._gpus:
+            if gpu.backend not in llama_build.backends():  # the model would silently be loaded into RAM
+                raise Unavailable(
+                    f"the llama.cpp that is installed here ({llama_build.build()}) was built without "
+                    f"{gpu.backend.label}, which {gpu.name} needs; run `arriero gpu check` on {self._host}"
+                )
+        if not any(gpu.knows_processes for gpu in self._gpus):
+            self._devices.close()  # it is not asked again
+        seen = visible.check(self._gpus)
+        _log.info("devices_checked", gpus=[gpu.name for gpu in self._gpus], visible=[gpu.name for gpu in seen])
         self._configuration = configuration_of(options, gpus=len(self._gpus))
         self._identity = estimate.identify(
             read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
@@ -189,6 +198,8 @@ class Measuring:
 
     def _used(self, gpu: MeasuredDevice) -> int | None:
         """Return the bytes that this process uses on a GPU; None where the driver does not report them."""
+        if not gpu.knows_processes:
+            return None
         now = next((device for device in self._devices.measure().devices if device.uuid == gpu.uuid), None)
         own = [process.used for process in now.processes if process.pid == os.getpid()] if now else []
         return own[0] if own else None
@@ -227,6 +238,9 @@ def _measured(counted: Footprint, shares: list[Share]) -> Footprint:
 def _gpu_named(name: str, inventory: tuple[MeasuredDevice, ...]) -> MeasuredDevice:
     """Return the GPU with this number or UUID; a GPU that NVML does not know has zeros as figures."""
     number = f"gpu-{name.strip()}"
+    for device in inventory:
+        if name in {device.name, device.uuid}:
+            return device
     for device in inventory:
         if device.name == number or (device.uuid and device.uuid.startswith(name.strip())):
             return device

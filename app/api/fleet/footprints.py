@@ -16,6 +16,7 @@ from app.api.services import InjectedServices
 from app.catalog import catalog, files, header
 from app.catalog.metadata import Header
 from app.catalog.model import Model
+from app.devices import pinning
 from app.devices.device import CPU, HardwareKind, Inventory, MeasuredDevice
 from app.footprint import configuration, estimate, footprint
 from app.footprint.estimate import Estimate
@@ -184,7 +185,7 @@ def estimate_model(
         projector=projector,
     )
     real = all(device.kind is HardwareKind.GPU for device in devices)
-    pinned = environment_of(settings) | {"CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in devices)}
+    pinned = environment_of(settings) | pinning.environment(devices)
     allowed = dry if dry is not None else not devices
     return estimate.estimate(
         identity, database, settings.fleet.host_here, allow_dry_run=allowed and real, environment=pinned

@@ -13,7 +13,7 @@ from app.kernel.units.sizes import rounded
 
 def devices(context: typer.Context, as_json: AsJson = False) -> None:
     """
-    List the devices of this host: its RAM, its NVIDIA GPUs, and those that fleet.simulated declares.
+    List the devices of this host: its RAM, its GPUs, and those that the settings declare.
 
     Used memory includes the memory of all processes. If a control group limits this process, its limit counts as the
     size of RAM. What cannot be measured is reported on standard error.

@@ -13,6 +13,9 @@ from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 from app.kernel.units.sizes import Size
 
+#: Bytes of a software device.
+SoftwareBytes = Annotated[Size, Field(ge=1024 * 1024, description="a size such as '1GiB', at least 1MiB")]
+
 
 class SimulatedDevice(Section):
     """A simulated device, to try out a fleet without its hardware. Every view shows that it is simulated."""
@@ -35,6 +38,11 @@ class FleetSettings(Section):
     simulated: tuple[SimulatedDevice, ...] = ()
     #: Bytes of this host's RAM that all its pools together may use; 0 means four fifths of it.
     ram: Size = 0
+    #: Bytes of that RAM that models on GPUs without memory of their own may use (integrated GPUs, Apple's); 0: half.
+    unified: Size = 0
+    #: Software Vulkan devices, by the bytes of RAM that each may use. They compute on the processor, slower than
+    #: llama.cpp itself does: for tests. Without an entry, none is used.
+    software: tuple[SoftwareBytes, ...] = Field(default=(), max_length=16)
     #: Bytes of each GPU that are never reserved.
     head_room: Size = 512 * 1024 * 1024
     #: Interval of reconcile passes. A change of the demand starts one in addition.

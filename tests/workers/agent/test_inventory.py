@@ -10,7 +10,7 @@ import pytest
 
 from app.catalog import files, header
 from app.devices import llama_build
-from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredDevice
+from app.devices.device import DeviceProcess, GpuBackend, HardwareKind, Inventory, MeasuredDevice
 from app.footprint import configuration, estimate, measurements
 from app.kernel import settings
 from app.kernel.database import Database
@@ -43,7 +43,7 @@ def layouts(host: Settings, database: Database, *devices: MeasuredDevice) -> lis
 def test_a_model_may_be_split_over_several_gpus(
     host: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: True)
+    monkeypatch.setattr(llama_build, "backends", lambda: {GpuBackend.CUDA})
     assert layouts(host, database, gpu(0), gpu(1)) == [("cpu", 1), ("NVIDIA L4", 1), ("NVIDIA L4", 2)]
     divided = (gpu(0, parent="GPU-9"), gpu(1, parent="GPU-9"))
     assert layouts(host, database, *divided) == [("cpu", 1), ("NVIDIA L4", 1)], (
@@ -55,7 +55,7 @@ def test_without_cuda_there_are_no_layouts_on_gpus(
     host: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a pool would reserve memory of a GPU and fill RAM."""
-    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: False)
+    monkeypatch.setattr(llama_build, "backends", set)
     assert layouts(host, database, gpu(0)) == [("cpu", 1)]
 
 
@@ -104,6 +104,8 @@ def test_a_container_has_its_own_pid_namespace(tmp_path: Path) -> None:
         (-signal.SIGKILL, "", 1, True),
         (-signal.SIGKILL, "", 0, False),
         (-signal.SIGABRT, "ggml_cuda_error: CUDA error: out of memory", 0, True),
+        (-signal.SIGABRT, "what():  vk::Device::allocateMemory: ErrorOutOfDeviceMemory", 0, True),
+        (-signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", 0, True),
         (-signal.SIGABRT, "GGML_ASSERT(x) failed", 1, False),
         (-signal.SIGSEGV, "out of memory", 1, False),
         (1, "out of memory", 1, False),

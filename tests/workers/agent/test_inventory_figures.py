@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredDevice
+from app.devices.device import DeviceProcess, GpuBackend, HardwareKind, Inventory, MeasuredDevice
 from app.kernel.sections.fleet import FleetSettings
 from workers.agent import inventory
 
@@ -70,3 +73,45 @@ def test_pools_share_the_cores_and_each_gets_at_least_one(
     cores: int, pools: dict[str, bool], shares: dict[str, int]
 ) -> None:
     assert inventory.thread_shares(cores, pools) == shares
+
+
+def on_vulkan(name: str, size: int, **more: Any) -> MeasuredDevice:
+    return MeasuredDevice(name, HardwareKind.GPU, "x", size, size, uuid=name, backend=GpuBackend.VULKAN, **more)
+
+
+def test_devices_in_ram_have_a_part_of_it() -> None:
+    """Bytes of an integrated GPU, of Metal and of software devices are bytes of the host: none counts twice."""
+    software = on_vulkan("software-0", 2 * GIB, unified=True, software=True)
+    inside = on_vulkan("vulkan-0", 60 * GIB, unified=True)
+
+    def capacities(settings: FleetSettings, *devices: MeasuredDevice) -> list[int]:
+        found = inventory.declared("h", Inventory((RAM, *devices)), settings)
+        return [report.capacity for report in found]
+
+    most = int(RAM.total * 0.8)
+    assert capacities(FleetSettings(), software) == [most - 2 * GIB, 2 * GIB]
+    assert capacities(FleetSettings(), inside, software) == [most - most // 2 - 2 * GIB, most // 2, 2 * GIB]
+    assert capacities(FleetSettings(ram=10 * GIB, unified=4 * GIB), inside) == [6 * GIB, 4 * GIB]
+    assert capacities(FleetSettings(ram=GIB), software) == [0, 2 * GIB]
+    (problem,) = inventory.settings_problems(Inventory((RAM, software)), FleetSettings(ram=GIB))
+    assert "leave no RAM to pools" in problem
+
+
+def test_the_same_address_on_two_hosts_is_two_devices() -> None:
+    card = on_vulkan("vulkan-0000:03:00.0", GIB)
+    assert inventory.id_of("a", card) == "a/vulkan-0000:03:00.0"
+    assert inventory.id_of("a", gpu(0)) == inventory.id_of("b", gpu(0)) == "GPU-0"
+
+
+def test_software_devices_use_the_cores_of_the_host() -> None:
+    both = Inventory((RAM, on_vulkan("software-0", GIB, software=True), on_vulkan("vulkan-0", GIB)))
+    assert not inventory.on_gpus("h", both, ["h/software-0", "h/cpu"])
+    assert inventory.on_gpus("h", both, ["h/vulkan-0", "h/cpu"])
+
+
+def test_unattributed_memory_beyond_the_reservations_is_unmanaged() -> None:
+    """Where no driver says which process uses the memory, pools are assumed to use what they have reserved."""
+    card = replace(on_vulkan("vulkan-0", 16 * GIB, knows_processes=False), free=6 * GIB)
+    (found,) = inventory.measured("h", Inventory((card,)), FleetSettings(), {1: {"h/vulkan-0": 7 * GIB}})
+    assert found.unmanaged == 3 * GIB - FleetSettings().head_room
+    assert inventory.used("h", Inventory((card,)), ["h/vulkan-0"], 1) == {}, "it was not measured"

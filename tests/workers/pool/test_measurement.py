@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from app.catalog import catalog, files, header
 from app.devices import llama_build
-from app.devices.device import DeviceProcess, HardwareKind, Inventory, MeasuredDevice
+from app.devices.device import DeviceProcess, GpuBackend, HardwareKind, Inventory, MeasuredDevice
 from app.devices.inventory import Devices
 from app.footprint import closed_form, estimate, measurements
 from app.footprint.configuration import LoadConfiguration, of_model
@@ -27,6 +27,8 @@ from app.kernel.database import Database
 from app.kernel.errors import AllocationFailed, MemoryNotEnough, Unavailable
 from app.kernel.settings import Settings
 from benchmarks import footprint as benchmark
+from workers.engine.bindings import visible
+from workers.engine.bindings.visible import VisibleGpu
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 from workers.pool import measurement, pool
@@ -253,7 +255,8 @@ def test_the_memory_of_a_pool_on_a_gpu_is_the_figure_of_the_driver(
             raise estimate.NoDryRun("not available")
         return replace(closed_form.closed_form(identity.header, identity.configuration, gpus=1), source=source)
 
-    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: True)
+    monkeypatch.setattr(llama_build, "backends", lambda: {GpuBackend.CUDA})
+    monkeypatch.setattr(visible, "gpus", lambda: [VisibleGpu("CUDA0", "L4", 1, 1, "")])
     monkeypatch.setattr(Devices, "measure", inventory)
     monkeypatch.setattr(estimate, "dry_run", dry)
     with closing(Measuring(host, database, header.read(path), OPTIONS, "GPU-1")) as made:
@@ -280,7 +283,7 @@ def test_a_build_without_cuda_refuses_gpus(
     host: Settings, path: Path, monkeypatch: pytest.MonkeyPatch, database: Database
 ) -> None:
     """Otherwise it would load the model into unreserved RAM."""
-    monkeypatch.setattr(llama_build, "computes_on_gpus", lambda: False)
+    monkeypatch.setattr(llama_build, "backends", set)
     with pytest.raises(Unavailable, match="built without CUDA"):
         Measuring(host, database, header.read(path), OPTIONS, "GPU-1")
 

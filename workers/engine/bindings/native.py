@@ -23,6 +23,10 @@ import numpy as np
 _KEPT_LINES = 400
 #: ggml's levels.
 WARN, _ERROR, _CONTINUE = 3, 4, 5
+#: Variables that name the GPUs that ggml's backends see; an empty one hides them all.
+_VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
+#: ggml's kinds of devices.
+_CPU_DEVICE, _GPU_DEVICE, _INTEGRATED_GPU, _ACCELERATOR = 0, 1, 2, 3
 
 #: The shared library, which exports llama.cpp and ggml.
 library = _library = api.llama_cpp._lib
@@ -107,6 +111,45 @@ def start() -> None:
         install_log_callback()
         api.llama_backend_init()
         _is_started = True
+
+
+def hide_gpus() -> None:
+    """Hide all GPUs from this process, before `start`: llama.cpp uses each that it sees, even with no layer on it."""
+    for name in _VISIBLE_DEVICES:
+        os.putenv(name, "")
+
+
+def bound(name: str, result: Any, *arguments: Any) -> Any:
+    """Bind a function of the library that llama-cpp-python does not declare; by default it takes one pointer."""
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, list(arguments or (ctypes.c_void_p,))
+    return function
+
+
+def gpus() -> list[int]:
+    """Return the GPUs that llama.cpp computes on, in its order. It uses integrated ones only if there are no others."""
+    count, get = bound("ggml_backend_dev_count", ctypes.c_size_t), bound("ggml_backend_dev_get", ctypes.c_void_p)
+    count.argtypes, get.argtypes = [], [ctypes.c_size_t]
+    kind = bound("ggml_backend_dev_type", ctypes.c_int)
+    devices = [get(index) for index in range(count())]
+    dedicated = [device for device in devices if kind(device) == _GPU_DEVICE]
+    return dedicated or [device for device in devices if kind(device) == _INTEGRATED_GPU]
+
+
+def is_in_host_memory(device: int) -> bool:
+    """Whether the buffers of a ggml device are host memory."""
+    return bound("ggml_backend_dev_type", ctypes.c_int)(device) in {_CPU_DEVICE, _ACCELERATOR}
+
+
+def free_on(name: str) -> int | None:
+    """Return the free bytes of the GPU with this name in ggml, such as `Vulkan0`; None when there is no such GPU."""
+    found = bound("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)(name.encode())
+    if not found or found not in gpus():
+        return None
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    bound("ggml_backend_dev_memory", None, ctypes.c_void_p, sizes, sizes)(found, free, total)
+    return free.value
 
 
 def install_log_callback() -> None:

@@ -99,10 +99,10 @@ def dry_run(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     path, configuration = Path(request["path"]), LoadConfiguration.of_json(request["configuration"])
     options = options_of(configuration)
-    if not request["gpus"]:  # llama.cpp uses every GPU that it sees, even with no layer on it
-        os.putenv("CUDA_VISIBLE_DEVICES", "")
+    if not request["gpus"]:
+        native.hide_gpus()
     native.start()
-    if (seen := len(_gpus())) != request["gpus"]:
+    if (seen := len(native.gpus())) != request["gpus"]:
         raise DryRunFailed(f"llama.cpp sees {seen} GPUs; the request names {request['gpus']}")
     llama.check_file(path)
     params, split = llama.model_params(options), (ctypes.c_float * api.LLAMA_MAX_DEVICES)(*options.tensor_split)
@@ -170,20 +170,24 @@ def _buffers(context: Any) -> Iterator[dict[str, Any]]:
     """Yield the memory breakdown by buffer type, each with the index of its GPU, or None for host memory."""
     if not hasattr(native.library, _SYMBOL):
         raise DryRunFailed("this build of llama.cpp does not export its memory breakdown")
-    breakdown = _bound(_SYMBOL, _Map)(context)
+    breakdown = native.bound(_SYMBOL, _Map)(context)
     if not 0 < breakdown.count < _MAX_BUFFERS:
         raise DryRunFailed(f"the memory breakdown has {breakdown.count} entries, so its layout is not the expected one")
     name, is_host = (
-        _bound("ggml_backend_buft_name", ctypes.c_char_p),
-        _bound("ggml_backend_buft_is_host", ctypes.c_bool),
+        native.bound("ggml_backend_buft_name", ctypes.c_char_p),
+        native.bound("ggml_backend_buft_is_host", ctypes.c_bool),
     )
-    device, gpus = _bound("ggml_backend_buft_get_device", ctypes.c_void_p), _gpus()
+    device, gpus = native.bound("ggml_backend_buft_get_device", ctypes.c_void_p), native.gpus()
     for node in _nodes(breakdown.root, breakdown.count):
         label, gpu = name(node.kind).decode("ascii"), None
         if not is_host(node.kind):
             owner = device(node.kind)
-            # CPU buffers that hold repacked weights are host memory too.
-            gpu = gpus.index(owner) if owner in gpus else None
+            if owner in gpus:
+                gpu = gpus.index(owner)
+            elif not native.is_in_host_memory(owner):  # CPU buffers that hold repacked weights are host memory too
+                raise DryRunFailed(
+                    f"llama.cpp reports the buffers of all GPUs together ({label}), as it does with split_mode tensor"
+                )
         yield {
             "name": label,
             "gpu": gpu,
@@ -212,16 +216,6 @@ def _nodes(root: int | None, count: int) -> Iterator[_Node]:
         )
 
 
-def _gpus() -> list[int]:
-    """Return ggml's GPU devices in ggml's order, which is that of CUDA_VISIBLE_DEVICES."""
-    kind, get = _bound("ggml_backend_dev_type", ctypes.c_int), _bound("ggml_backend_dev_get", ctypes.c_void_p)
-    get.argtypes = [ctypes.c_size_t]
-    count = native.library.ggml_backend_dev_count
-    count.restype, count.argtypes = ctypes.c_size_t, []
-    devices = [get(index) for index in range(count())]
-    return [device for device in devices if kind(device) == 1]  # GGML_BACKEND_DEVICE_TYPE_GPU
-
-
 def _cross_check(buffers: Sequence[Mapping[str, Any]], weights: int, lines: Sequence[str]) -> None:
     """Raises DryRunFailed unless llama.cpp's count and its log confirm the figures."""
     model, cache = (sum(buffer[part] for buffer in buffers) for part in ("model", "context"))
@@ -239,13 +233,6 @@ def _cross_check(buffers: Sequence[Mapping[str, Any]], weights: int, lines: Sequ
                 f"the memory breakdown has {buffer['compute']:,} bytes of compute buffers in {buffer['name']}; "
                 f"the log has {computes.get(buffer['name'], 0):,.0f}"
             )
-
-
-def _bound(name: str, result: Any) -> Any:
-    """Bind a library function that takes one pointer."""
-    function = getattr(native.library, name)
-    function.restype, function.argtypes = result, [ctypes.c_void_p]
-    return function
 
 
 class _LogLines:

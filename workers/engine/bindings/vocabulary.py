@@ -35,7 +35,7 @@ class Vocabulary:
 
     def __init__(self, path: Path) -> None:
         """Raises ModelFileMissing, ModelFileDamaged, ModelUnsupported."""
-        os.putenv("CUDA_VISIBLE_DEVICES", "")
+        native.hide_gpus()
         native.start()
         llama.check_file(path)
         params = api.llama_model_default_params()

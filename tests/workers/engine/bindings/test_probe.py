@@ -158,7 +158,7 @@ def test_unconfirmed_figures_are_rejected(
 
 def test_a_map_with_another_layout_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with libc++, which stores the count elsewhere."""
-    monkeypatch.setattr(probe, "_bound", lambda *_: lambda _: probe._Map(1, 2, 0, 0, 0, 2**40))
+    monkeypatch.setattr(native, "bound", lambda *_: lambda _: probe._Map(1, 2, 0, 0, 0, 2**40))
     with pytest.raises(probe.DryRunFailed, match="layout is not the expected one"):
         list(probe._buffers(None))
 

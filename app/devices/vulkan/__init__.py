@@ -1,0 +1,1 @@
+"""Vulkan devices: which there are, where they are, and how much of their memory is free."""
