@@ -122,7 +122,7 @@ def test_a_gpu_of_nvidia_is_one_device(
 ) -> None:
     """With a llama.cpp for Vulkan alone, Vulkan computes on it, and NVML measures it."""
     monkeypatch.setattr(llama_build, "backends", lambda: backends)
-    with closing(Devices(FleetSettings(), Cards(), Listed(RADEON, NVIDIA))) as devices:  # type: ignore[arg-type]
+    with closing(Devices(FleetSettings(), Cards(), Listed(RADEON, NVIDIA))) as devices:  # type: ignore[arg-type] # stand-ins
         found = devices.measure()
     assert [(d.name, d.backend, d.number) for d in found.devices if d.kind is HardwareKind.GPU] == expected
     assert found.devices[1].uuid == "GPU-1"

@@ -30,7 +30,7 @@ _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GpuFinding:
     """One thing that was checked."""
 
     ok: bool
@@ -75,42 +75,43 @@ def findings(
     failures: list[str],
     *,
     in_container: bool,
-) -> Iterator[Finding]:
+) -> Iterator[GpuFinding]:
     """Yield what is known without using a GPU, from the bus to the devices of the fleet."""
     has = llama_build.backends()
-    yield Finding(True, f"llama.cpp {llama_build.build()}: {', '.join(one.label for one in sorted(has)) or 'no GPUs'}")
+    labels = ", ".join(one.label for one in sorted(has)) or "no GPUs"
+    yield GpuFinding(True, f"llama.cpp {llama_build.build()}: {labels}")
     gpus = [device for device in measured.devices if device.kind is HardwareKind.GPU]
     for card in cards:
         name = f"{card.vendor_name} GPU at {card.address}"
         if not card.driver:
-            yield Finding(False, f"{name} has no driver", "install the driver of its vendor, then restart")
+            yield GpuFinding(False, f"{name} has no driver", "install the driver of its vendor, then restart")
         elif card.vendor == _NVIDIA and not any(gpu.uuid.startswith(("GPU-", "MIG-")) for gpu in gpus):
             mend = "start the container with --gpus all" if in_container else "run `nvidia-smi`, and mend what it says"
-            yield Finding(False, f"{name}: the NVIDIA driver ({card.driver}) does not answer", mend)
+            yield GpuFinding(False, f"{name}: the NVIDIA driver ({card.driver}) does not answer", mend)
         elif card.vendor != _NVIDIA and card.node is None:
             mend = "start the container with --device /dev/dri" if in_container else "load the driver, or restart"
-            yield Finding(False, f"{name}: its driver {card.driver} made no node in /dev/dri", mend)
+            yield GpuFinding(False, f"{name}: its driver {card.driver} made no node in /dev/dri", mend)
         elif card.node is not None and not os.access(card.node, os.R_OK | os.W_OK):
             mend = (
                 f"start the container with --device /dev/dri --group-add {_group(card.node)}"
                 if in_container
                 else "sudo usermod -aG render $USER, and log in again; for a service: SupplementaryGroups=render"
             )
-            yield Finding(False, f"{name}: this user may not use {card.node}", mend)
+            yield GpuFinding(False, f"{name}: this user may not use {card.node}", mend)
         elif card.vendor != _NVIDIA and vulkan and card.address not in {one.pci for one in vulkan}:
-            yield Finding(False, f"{name} is not listed by Vulkan", "apt install mesa-vulkan-drivers")
+            yield GpuFinding(False, f"{name} is not listed by Vulkan", "apt install mesa-vulkan-drivers")
         else:
-            yield Finding(True, f"{name}, driver {card.driver}")
+            yield GpuFinding(True, f"{name}, driver {card.driver}")
         backend = GpuBackend.CUDA if card.vendor == _NVIDIA else GpuBackend.VULKAN
         if not has & {backend, GpuBackend.VULKAN}:
-            yield Finding(False, f"{name}: this llama.cpp cannot compute there", llama_build.how_to_build(backend))
+            yield GpuFinding(False, f"{name}: this llama.cpp cannot compute there", llama_build.how_to_build(backend))
     real = [one for one in vulkan if one.kind != "software"]
     if GpuBackend.VULKAN in has or any(card.vendor != _NVIDIA for card in cards):
         for failure in failures:
-            yield Finding(False, failure, "apt install libvulkan1 mesa-vulkan-drivers")
+            yield GpuFinding(False, failure, "apt install libvulkan1 mesa-vulkan-drivers")
     software = [one.name for one in vulkan if one.kind == "software"]
     if software and not any(gpu.software for gpu in gpus):
-        yield Finding(
+        yield GpuFinding(
             True,
             f"{software[0]} is a software device: it computes on the processor, and is not used unless "
             "fleet.software allows it",
@@ -118,12 +119,12 @@ def findings(
     if not cards and not gpus and not real:
         hint = "--gpus all (NVIDIA) or --device /dev/dri (AMD, Intel)"
         mend = f"start the container with {hint}" if in_container else ""
-        yield Finding(not in_container, "no GPU was found: models run on the processor", mend)
+        yield GpuFinding(not in_container, "no GPU was found: models run on the processor", mend)
     for gpu in gpus:
-        yield Finding(True, f"{gpu.name}: {gpu.model}, {rounded(gpu.free)} of {rounded(gpu.total)} free, {gpu.uuid}")
+        yield GpuFinding(True, f"{gpu.name}: {gpu.model}, {rounded(gpu.free)} of {rounded(gpu.total)} free, {gpu.uuid}")
     for problem in measured.problems:
         if "gpu check" not in problem:
-            yield Finding(False, problem)
+            yield GpuFinding(False, problem)
 
 
 _NVIDIA = 0x10DE
@@ -133,7 +134,7 @@ def _is_usable(gpu: MeasuredDevice) -> bool:
     return gpu.backend in llama_build.backends()
 
 
-def _seen(gpu: MeasuredDevice) -> Finding:
+def _seen(gpu: MeasuredDevice) -> GpuFinding:
     """What llama.cpp sees in a process that is pinned to the GPU."""
     environment = {**os.environ, **pinning.environment([gpu])}  # noqa: TID251 a child gets this environment
     try:
@@ -142,15 +143,15 @@ def _seen(gpu: MeasuredDevice) -> Finding:
             env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(False, f"{gpu.name}: llama.cpp does not list it: {error}")
+        return GpuFinding(False, f"{gpu.name}: llama.cpp does not list it: {error}")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding(False, f"{gpu.name}: llama.cpp ends with code {done.returncode} there: {last}")
+        return GpuFinding(False, f"{gpu.name}: llama.cpp ends with code {done.returncode} there: {last}")
     listed: list[dict[str, Any]] = json.loads(done.stdout)
     if len(listed) != 1 or (gpu.pci and listed[0]["pci"] and listed[0]["pci"] != gpu.pci):
         names = ", ".join(one["description"] for one in listed) or "no GPU"
-        return Finding(False, f"{gpu.name}: pinned to it, llama.cpp sees {names}", "report this as a defect")
-    return Finding(True, f"{gpu.name}: llama.cpp sees it as {listed[0]['name']}, {rounded(listed[0]['free'])} free")
+        return GpuFinding(False, f"{gpu.name}: pinned to it, llama.cpp sees {names}", "report this as a defect")
+    return GpuFinding(True, f"{gpu.name}: llama.cpp sees it as {listed[0]['name']}, {rounded(listed[0]['free'])} free")
 
 
 def _in_container() -> bool:

@@ -123,7 +123,7 @@ load(Path({str(model_path)!r}), LoadConfiguration.of_json({configuration.as_json
     for buffer in load(model_path, configuration):
         if buffer["gpu"] is not None:
             parts = [buffer[part] for part in ("model", "context", "compute")]
-            assert given[str(buffer["name"])] == pytest.approx([part / mib for part in parts], abs=0.0051)  # type: ignore[operator]
+            assert given[str(buffer["name"])] == pytest.approx([part / mib for part in parts], abs=0.0051)  # type: ignore[operator] # figures of JSON
 
 
 def test_the_context_for_vectors_is_in_the_dry_run(model_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_with_split_mode_tensor_no_dry_run_is_reported_and_the_closed_form_is_cl
         reserved = share.total + closed.margins[share.place]
         assert share.weights == pytest.approx(one["model"], rel=0.01), "the output is on each device"
         assert share.cache == pytest.approx(one["context"], rel=0.05)
-        assert one["model"] + one["context"] + one["compute"] <= reserved  # type: ignore[operator]
+        assert one["model"] + one["context"] + one["compute"] <= reserved  # type: ignore[operator] # figures of JSON
 
 
 def test_an_estimate_with_its_child_process_is_a_dry_run_of_the_devices(model_path: Path) -> None:

@@ -38,8 +38,8 @@ _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
 _MAX_SLOTS = 128
 #: More kinds of buffers than any machine has.
 _MAX_BUFFERS = 64
-#: Fraction of the weights that may be counted twice (embeddings that are also the output) or be padding.
-_WEIGHTS_TOLERANCE = 0.5
+#: Fraction of the weights that may be counted twice: embeddings that are also the output, nearly all of a small model.
+_WEIGHTS_TOLERANCE = 1.0
 #: Tolerance in bytes for the log's figures, which have two decimals of a MiB.
 _LOG_TOLERANCE = 0.0051 * 2**20
 
