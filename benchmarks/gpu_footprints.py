@@ -63,7 +63,7 @@ def main() -> None:
     command = f"GGML_VK_VISIBLE_DEVICES={shlex.quote(visible)} " if visible else ""
     print(f"## {devices} devices\n" if devices > 1 else "## 1 device\n")
     print(f"- {datetime.now(UTC):%Y-%m-%d}, `{command}python -m benchmarks.gpu_footprints`")
-    print(f"- {platform.platform()}, {os.cpu_count()} cores, {processor()}")
+    print(f"- {platform.system()} {platform.machine()}, {os.cpu_count()} cores, {processor()}")
     print(f"- llama-cpp-python {metadata.version('llama-cpp-python')}, build {llama_build.build()}")
     print("- devices: " + ", ".join(f"{name}: {text}" for name, text in named()) + "\n")
     print("| model | configuration | device | weights | cache | compute: load | dry run | closed form |")
