@@ -154,3 +154,11 @@ document.addEventListener("click", (event) => {
   navigator.clipboard?.writeText(document.getElementById(button.dataset.copy).textContent);
   button.textContent = "Copied";
 });
+
+// A search leaves out what was not filled in.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "get" || event.target.dataset.api) return;
+  const empty = [...event.target.elements].filter((field) => field.name && field.value === "");
+  for (const field of empty) field.disabled = true;
+  addEventListener("pageshow", () => empty.forEach((field) => { field.disabled = false; }), { once: true });
+});
