@@ -122,7 +122,7 @@ def gantt_of(run: RunOut, now: datetime) -> Sequence[GanttRow]:
 def in_words(span: timedelta | float | None) -> str:
     """Return a span as people say it: `1.4 s`, `3 min 20 s`, `2 h 5 min`."""
     if span is None:
-        return "–"
+        return "-"
     seconds = span.total_seconds() if isinstance(span, timedelta) else span
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"

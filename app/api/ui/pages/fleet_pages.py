@@ -1,4 +1,4 @@
-"""The page of the fleet: each device as a map of its memory, pools with why they are there, and what was loaded when."""
+"""The page of the fleet: each device as a map of its memory, pools and why they are there, loads and evictions."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _causes(run: RunOut) -> list[StepOut]:
 def _asks(definition: Any, key: str) -> str:
     """Return what a step asks, as its definition says it."""
     steps = [*definition.get("steps", ()), *definition.get("on_failure", ())]
-    found = next((one for one in steps if one["id"] == key), {})
+    found: dict[str, Any] = next((one for one in steps if one["id"] == key), {})
     asked = {name: found[name] for name in _ASKS if found.get(name)}
     if set(asked) == {"prompt"}:
         return str(asked["prompt"])
