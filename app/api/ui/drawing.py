@@ -112,7 +112,7 @@ def gantt_of(run: RunOut, now: datetime) -> Sequence[GanttRow]:
             bars.append(bar(last, until, "awaiting", f"waited for others {in_words(until - last)}"))
         for one in step.attempts:
             until = one.finished_at or end
-            kind = "running" if one.outcome is None else "succeeded" if one.outcome == "succeeded" else "failed"
+            kind = "running" if one.outcome is None else "failed" if one.message else "succeeded"
             bars.append(bar(one.started_at, until, kind, f"attempt {one.attempt}: {in_words(until - one.started_at)}"))
         if bars:
             rows.append(GanttRow(step, bars))

@@ -66,7 +66,10 @@ def fleet(
     """Hosts with their devices, pools, loads and evictions. `defragment` shows what defragmenting would do."""
     found = fleet_resource.get(services)
     now = clock.now()
+    largest = max((one.total for host in found.hosts for one in host.devices), default=1)
     ended = pools_resource.page(services, ended=True).pools
+    oldest = min((one.created_at for one in ended), default=now)
+    back = min(max(now - oldest, timedelta(minutes=1)), _BACK)
     return render(
         request,
         caller,
@@ -74,11 +77,11 @@ def fleet(
         title="Fleet",
         fleet=found,
         pools=found.pools,
-        maps={host.name: [map_of(device, found.pools) for device in host.devices] for host in found.hosts},
+        maps={host.name: [map_of(one, found.pools, largest) for one in host.devices] for host in found.hosts},
         models=[model.name for model in services.catalog],
-        times=_times(ended, now),
-        back=_BACK,
-        recent=[pool for pool in ended if now - pool.created_at < _BACK][:_ROWS],
+        times=_times(ended, now, back),
+        back=back,
+        recent=[pool for pool in ended if now - pool.created_at <= back][:_ROWS],
         plan=fleet_resource.preview(services) if defragment else None,
         past=fleet_resource.defragmentations(services, 5).defragmentations,
         in_words=drawing.in_words,
@@ -86,10 +89,14 @@ def fleet(
     )
 
 
-def map_of(device: DeviceOut, pools: Sequence[PoolOut]) -> MemoryMap:
-    """Return the map of a device: its pools, then what nobody manages, what is guaranteed, free, and kept back."""
+def map_of(device: DeviceOut, pools: Sequence[PoolOut], largest: int) -> MemoryMap:
+    """
+    Return the map of a device: its pools, then what is unmanaged, guaranteed, free, and kept back.
+
+    `largest` is the size of the largest device, whose map is as wide as the page.
+    """
     parts: list[MapPart] = []
-    unit = SPAN / max(device.total, 1)
+    unit = SPAN / max(largest, 1)
     begin = 0
 
     def add(kind: str, size: int, label: str, measured: int = 0, pool: str = "") -> None:
@@ -116,13 +123,13 @@ def map_of(device: DeviceOut, pools: Sequence[PoolOut]) -> MemoryMap:
     return MemoryMap(device, parts, device.guaranteed - guaranteed)
 
 
-def _times(pools: Sequence[PoolOut], now: datetime) -> Sequence[PoolTimes]:
+def _times(pools: Sequence[PoolOut], now: datetime, back: timedelta) -> Sequence[PoolTimes]:
     """Return when each pool loaded and served, the newest first."""
-    begin = now - _BACK
+    begin = now - back
 
     def bar(first: datetime, last: datetime, kind: str, title: str) -> Bar:
-        left = max((first - begin) / _BACK, 0) * SPAN
-        right = min((last - begin) / _BACK, 1) * SPAN
+        left = max((first - begin) / back, 0) * SPAN
+        right = min((last - begin) / back, 1) * SPAN
         return Bar(round(left, 1), round(max(right - left, 2), 1), kind, title)
 
     rows = []

@@ -25,7 +25,7 @@ export function bodyOf(form) {
   const body = {};
   for (const field of form.elements) {
     if (!field.name || field.disabled || field.dataset.query !== undefined || field.dataset.path !== undefined) continue;
-    if (field.name === "csrf_token") continue;
+    if (field.type === "submit" && field !== form.pressed) continue;
     if ((field.type === "checkbox" || field.type === "radio") && !field.checked && field.dataset.type !== "flag") continue;
     const place = field.dataset.into ? (body[field.dataset.into] ??= {}) : body;
     if (field.dataset.type === "flag") {
@@ -104,6 +104,7 @@ document.addEventListener("submit", (event) => {
   const form = event.target.closest("form[data-api]");
   if (!form) return;
   event.preventDefault();
+  form.pressed = event.submitter;
   if (form.dataset.confirm && !confirm(form.dataset.confirm)) return;
   submit(form);
 });
