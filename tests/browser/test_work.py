@@ -88,10 +88,15 @@ def test_a_model_calls_a_function_and_goes_on(visit: Visit) -> None:
     page = visit.open(f"/ui/playground?model={SMALL}")
     page.get_by_text("Functions that it may call").click()
     page.get_by_role("button", name="an example").last.click()
+    page.get_by_role("combobox", name="Functions").select_option("required")
     page.get_by_label("Message", exact=True).fill("Call weather")
     page.get_by_role("button", name="Send").click()
     log = page.get_by_role("log").first
-    expect(log.get_by_text("in all")).to_be_visible()
+    expect(log.get_by_text("weather(")).to_be_visible()
+    log.get_by_role("textbox").fill("It rains.")
+    log.get_by_role("button", name="Give the results").click()
+    expect(log.get_by_text("It rains.", exact=True).last).to_be_visible()
+    expect(log.get_by_text("[simulated]").last).to_be_visible()
 
 
 def test_an_alert_is_acknowledged(visit: Visit, tree: Tree) -> None:

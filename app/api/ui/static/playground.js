@@ -28,6 +28,8 @@ Chat.prototype.turn = async function (added) {
   const note = answer.appendChild(element("p", "playground-note", "waiting …"));
   const text = answer.querySelector("[data-text]");
   const body = { model: this.model.value, messages: this.withSystem(), stream: true, ...options() };
+  // With the results the model answers: it is not made to call again.
+  if (added[0].role === "tool" && body.tool_choice === "required") body.tool_choice = "auto";
   this.stop = new AbortController();
   const began = performance.now();
   let first = null;
@@ -161,6 +163,7 @@ function options() {
   const schema = parsed("schema", "JSON schema");
   if (schema) given.response_format = { type: "json_schema", json_schema: { name: "answer", schema, strict: true } };
   const tools = parsed("tools", "Functions");
+  if (tools) given.tool_choice = form.elements.tool_choice.value;
   if (tools) given.tools = tools.map((one) => (one.type === "function" ? one : { type: "function", function: one }));
   return given;
 }
