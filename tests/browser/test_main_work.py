@@ -49,10 +49,10 @@ def test_a_model_is_unloaded_and_loaded_again(visit: Visit, tree: Tree) -> None:
     page = visit.open("/ui/fleet")
     page.on("dialog", lambda dialog: dialog.accept())
     row = page.locator("tr", has_text=SMALL)
-    row.get_by_role("button", name="Stop").click()
+    with page.expect_navigation():
+        row.get_by_role("button", name="Stop").click()
     until(lambda: not _serves(tree))
-    page = visit.open("/ui/fleet")
-    page.get_by_label("Load", exact=True).select_option(SMALL)
+    page.locator("#load select").first.select_option(SMALL)
     page.get_by_role("button", name="Load", exact=True).click()
     until(lambda: _serves(tree))
     page.locator("tr", has_text=SMALL).locator(".state-serving").wait_for()

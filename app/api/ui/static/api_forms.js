@@ -24,7 +24,7 @@ const READ = {
 export function bodyOf(form) {
   const body = {};
   for (const field of form.elements) {
-    if (!field.name || field.disabled || field.dataset.query !== undefined || field.dataset.path !== undefined) continue;
+    if (!field.name || (field.disabled && field !== form.pressed) || field.dataset.query !== undefined || field.dataset.path !== undefined) continue;
     if (field.type === "submit" && field !== form.pressed) continue;
     if ((field.type === "checkbox" || field.type === "radio") && !field.checked && field.dataset.type !== "flag") continue;
     const place = field.dataset.into ? (body[field.dataset.into] ??= {}) : body;
