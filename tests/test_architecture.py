@@ -139,6 +139,7 @@ SHELLS = {
     "inference/prediction/rows.py",
     "inference/prediction/service.py",
     "inference/prediction/store.py",
+    "inference/queue_lengths.py",
     "inference/queues.py",
     "inference/backlog.py",
     "inference/model_metrics/rows.py",

@@ -8,6 +8,14 @@ from tests.browser.tree import LARGE, SMALL, Tree
 
 #: The names of all pages.
 NAMES = (
+    "overview",
+    "runs",
+    "run",
+    "run-failed",
+    "run-approval",
+    "run-map",
+    "queues",
+    "fleet",
     "workflows",
     "workflow",
     "workflow-diff",
@@ -37,6 +45,14 @@ def pages_of(tree: Tree) -> Mapping[str, str]:
     """By name, the path of each page."""
     ids = tree.ids
     return {
+        "overview": "/ui/overview",
+        "runs": "/ui/runs",
+        "run": f"/ui/runs/{ids['succeeded']}?step=answer",
+        "run-failed": f"/ui/runs/{ids['failed']}",
+        "run-approval": f"/ui/runs/{ids['approval']}",
+        "run-map": f"/ui/runs/{ids['digest']}?step=each",
+        "queues": "/ui/queues",
+        "fleet": "/ui/fleet?defragment=true",
         "workflows": "/ui/workflows",
         "workflow": "/ui/workflows/ticket-triage",
         "workflow-diff": "/ui/workflows/ticket-triage/diff?old=1&new=2",

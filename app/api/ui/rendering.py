@@ -49,6 +49,10 @@ class NavigationEntry:
 
 
 NAVIGATION = (
+    NavigationEntry("/ui/overview", "Overview"),
+    NavigationEntry("/ui/runs", "Runs"),
+    NavigationEntry("/ui/queues", "Queues"),
+    NavigationEntry("/ui/fleet", "Fleet", all_namespaces=True),
     NavigationEntry("/ui/workflows", "Workflows"),
     NavigationEntry("/ui/schedules", "Schedules"),
     NavigationEntry("/ui/playground", "Playground"),

@@ -9,9 +9,12 @@ from app.api.ui import session
 from app.api.ui.pages import (
     admin_pages,
     batch_pages,
+    fleet_pages,
     governance_pages,
     memory_pages,
+    overview_pages,
     playground_page,
+    run_pages,
     trends_page,
     workflow_pages,
 )
@@ -19,6 +22,9 @@ from app.api.ui.rendering import ASSETS, STATIC
 
 ROUTERS = (
     session.router,
+    overview_pages.router,
+    run_pages.router,
+    fleet_pages.router,
     workflow_pages.router,
     playground_page.router,
     memory_pages.router,

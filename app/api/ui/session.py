@@ -26,7 +26,7 @@ from app.api.ui.rendering import render
 router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[OPEN])
 
 #: The first page.
-_FIRST = "/ui/workflows"
+_FIRST = "/ui/overview"
 
 
 class LoginIn(BaseModel):

@@ -85,7 +85,7 @@ def test_no_page_without_a_key(login: Login) -> None:
 @pytest.mark.parametrize("elsewhere", ["https://evil.example", "//evil.example", "/v1/runs", "javascript:x", "/ui/\\"])
 def test_a_login_leads_to_pages_of_the_dashboard_only(login: Login, elsewhere: str) -> None:
     page = login().get("/ui/login", params={"next": elsewhere}).text
-    assert 'data-then="/ui/workflows"' in page
+    assert 'data-then="/ui/overview"' in page
 
 
 def test_the_cookie_is_for_this_site_alone(login: Login) -> None:

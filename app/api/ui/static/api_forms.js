@@ -24,8 +24,8 @@ const READ = {
 export function bodyOf(form) {
   const body = {};
   for (const field of form.elements) {
-    if (!field.name || field.disabled || field.dataset.query !== undefined || field.dataset.path !== undefined) continue;
-    if (field.name === "csrf_token") continue;
+    if (!field.name || (field.disabled && field !== form.pressed) || field.dataset.query !== undefined || field.dataset.path !== undefined) continue;
+    if (field.type === "submit" && field !== form.pressed) continue;
     if ((field.type === "checkbox" || field.type === "radio") && !field.checked && field.dataset.type !== "flag") continue;
     const place = field.dataset.into ? (body[field.dataset.into] ??= {}) : body;
     if (field.dataset.type === "flag") {
@@ -104,6 +104,7 @@ document.addEventListener("submit", (event) => {
   const form = event.target.closest("form[data-api]");
   if (!form) return;
   event.preventDefault();
+  form.pressed = event.submitter;
   if (form.dataset.confirm && !confirm(form.dataset.confirm)) return;
   submit(form);
 });
@@ -153,4 +154,12 @@ document.addEventListener("click", (event) => {
   if (!button) return;
   navigator.clipboard?.writeText(document.getElementById(button.dataset.copy).textContent);
   button.textContent = "Copied";
+});
+
+// A search leaves out what was not filled in.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "get" || event.target.dataset.api) return;
+  const empty = [...event.target.elements].filter((field) => field.name && field.value === "");
+  for (const field of empty) field.disabled = true;
+  addEventListener("pageshow", () => empty.forEach((field) => { field.disabled = false; }), { once: true });
 });

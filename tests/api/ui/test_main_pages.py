@@ -1,0 +1,171 @@
+"""Runs, overview, queues and fleet, without a browser: what they show, to whom, and where things are drawn."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.access import key_store, keys
+from app.access.callers import LOCAL, KeyScope
+from app.access.keys import NewKey
+from app.api.access import sessions
+from app.api.callers import COOKIE, DASHBOARD_HEADER
+from app.api.fleet.hosts import DeviceOut
+from app.api.fleet.pools import PoolOut
+from app.api.main import serve
+from app.api.services import Services
+from app.api.ui import drawing
+from app.api.ui.drawing import SPAN
+from app.api.ui.pages.fleet_pages import map_of
+from app.api.workflows.run_documents import StepOut
+from app.fleet.pool import PoolState
+from app.kernel import ids
+from app.kernel.sections.access import AccessSettings
+
+PROBE = "<script>alert(1)</script>"
+GIB = 1 << 30
+
+
+@pytest.fixture
+def browsers(services: Services) -> Any:
+    """A factory of browsers that have logged in."""
+    services.settings = services.settings.model_copy(update={"access": AccessSettings(keys="required")})
+    app = serve(services)
+
+    def make(*scopes: KeyScope, namespace: str | None = None) -> TestClient:
+        browser = TestClient(app, base_url="http://localhost", follow_redirects=False, headers={"Accept": "text/html"})
+        key_id, secret = ids.new_text(keys.ID_CHARACTERS, lower_case=True), ids.new_text(keys.SECRET_CHARACTERS)
+        with services.database.work() as work:
+            new = NewKey.by(LOCAL, "someone", namespace, list(scopes or KeyScope), None)
+            key_store.create(work, LOCAL, new, key_id, secret)
+        assert browser.post("/ui/login", json={"key": keys.compose(key_id, secret)}).status_code == 200
+        browser.headers[DASHBOARD_HEADER] = sessions.token_of(browser.cookies[COOKIE])
+        return browser
+
+    return make
+
+
+def submitted(browser: TestClient, name: str = "shown", **more: Any) -> str:
+    definition = {
+        "workflow": name,
+        "inputs": {"text": {"type": "string"}},
+        "steps": [
+            {"id": "ask", "kind": "wait", "approval": {"message": "Go? {{ inputs.text }}"}},
+            {"id": "go", "kind": "noop", "needs": ["ask.approved"]},
+        ],
+    }
+    answer = browser.post("/v1/runs", json={"definition": definition, "inputs": {"text": PROBE}, **more})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def test_a_run_is_shown_and_nothing_in_it_is_markup(browsers: Any) -> None:
+    browser = browsers()
+    run = submitted(browser, labels={"shop": PROBE[:20]})
+    page = browser.get(f"/ui/runs/{run}?step=ask").text
+    for text in ("shown", "ask", "Inputs", "Cancel", "&lt;script&gt;alert(1)", f'data-events="/v1/runs/{run}/events"'):
+        assert text in page
+    assert "<script>alert" not in page
+    assert "<script>alert" not in browser.get("/ui/runs").text
+    assert "<script>alert" not in browser.get("/ui/runs", params={"workflow": PROBE, "label": f"a={PROBE}"}).text
+
+
+def test_a_run_is_found_by_id_state_workflow_and_label(browsers: Any) -> None:
+    browser = browsers()
+    name = f"sought-{ids.new_text(8, lower_case=True)}"
+    run = submitted(browser, name, labels={"shop": name})
+    found = browser.get("/ui/runs", params={"q": run})
+    assert (found.status_code, found.headers["Location"]) == (303, f"/ui/runs/{run}")
+    for query in ({"q": name}, {"workflow": name, "state": "open"}, {"q": f"shop={name}"}, {"label": f"shop={name}"}):
+        assert f"/ui/runs/{run}" in browser.get("/ui/runs", params=query).text, query
+    assert "No run is like that" in browser.get("/ui/runs", params={"workflow": name, "state": "failed"}).text
+    assert browser.get("/ui/runs", params={"state": "odd"}).status_code == 422
+
+
+def test_a_run_of_another_namespace_is_as_one_that_does_not_exist(browsers: Any) -> None:
+    mine, other = browsers(namespace="d3-mine"), browsers(namespace="d3-other")
+    run = submitted(mine, "only-mine")
+    assert mine.get(f"/ui/runs/{run}").status_code == 200
+    assert other.get(f"/ui/runs/{run}").status_code == 404
+    assert other.get(f"/ui/runs/{ids.new_id()}").status_code == 404
+    for page in ("/ui/runs", "/ui/overview", "/ui/queues"):
+        assert run not in other.get(page).text
+    assert run in mine.get("/ui/overview").text
+    assert other.get("/ui/fleet").status_code == 403
+    assert "/ui/fleet" not in other.get("/ui/overview").text
+
+
+def test_buttons_are_only_for_those_who_may(browsers: Any) -> None:
+    run = submitted(browsers())
+    reader = browsers(KeyScope.READ)
+    assert "data-api" not in reader.get(f"/ui/runs/{run}").text.partition("<main")[2]
+    assert "data-api" not in reader.get("/ui/fleet?defragment=true").text.partition("<main")[2]
+    assert "Change many" not in reader.get("/ui/runs").text
+    assert reader.post(f"/v1/runs/{run}/cancel").status_code == 403
+
+
+def step(key: str, *needs: str) -> StepOut:
+    return StepOut.model_construct(key=key, needs=list(needs), state="pending")
+
+
+def test_steps_are_drawn_behind_those_that_they_need() -> None:
+    graph = drawing.graph_of([step("d", "b.approved", "c"), step("b", "a"), step("c"), step("a")])
+    x = {box.step.key: box.x for box in graph.boxes}
+    assert x["a"] == x["c"] < x["b"] < x["d"]
+    assert len(graph.edges) == 3
+    assert len({(box.x, box.y) for box in graph.boxes}) == 4
+    assert drawing.graph_of([]).boxes == []
+
+
+def test_a_long_chain_and_a_wide_fan_are_drawn() -> None:
+    chain = drawing.graph_of([step(f"s{n}", *([f"s{n - 1}"] if n else [])) for n in range(1000)][::-1])
+    assert len({box.x for box in chain.boxes}) == 1000
+    fan = drawing.graph_of([step("a"), *(step(f"s{n}", "a") for n in range(1000))])
+    assert len({box.y for box in fan.boxes}) >= 1000
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        (None, "-"),
+        (0.25, "250 ms"),
+        (1.44, "1.4 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (timedelta(days=3, hours=2), "3 d 2 h"),
+    ],
+)
+def test_spans_are_said_in_words(span: Any, said: str) -> None:
+    assert drawing.in_words(span) == said
+
+
+def test_the_parts_of_a_memory_map_fill_the_device_to_scale() -> None:
+    device = DeviceOut.model_construct(
+        id="d", total=40 * GIB, capacity=36 * GIB, reserved=20 * GIB, guaranteed=10 * GIB, unmanaged=8 * GIB
+    )
+    pool = PoolOut.model_construct(
+        id="p",
+        model=PROBE,
+        state=PoolState.SERVING,
+        bytes={"d": 16 * GIB},
+        used={"d": 8 * GIB},
+        created_at=datetime.now(UTC),
+    )
+    shown = map_of(device, [pool], 80 * GIB)
+    assert [part.kind for part in shown.parts] == ["serving", "draining", "unmanaged", "guaranteed", "margin"]
+    assert shown.parts[0].width == SPAN * 16 / 80
+    assert shown.parts[0].measured == SPAN * 8 / 80
+    assert shown.parts[-1].begin + shown.parts[-1].width == SPAN / 2
+    assert shown.lent == 2 * GIB
+
+
+def test_no_script_makes_markup_or_code_of_text() -> None:
+    here = Path(drawing.__file__).parent
+    for script in (here / "static").glob("*.js"):
+        text = script.read_text()
+        assert not any(word in text for word in ("eval(", "new Function", "insertAdjacentHTML", ".outerHTML")), script
+        assert ".innerHTML = " not in text, script
