@@ -38,6 +38,11 @@ def compose(key_id: str, secret: str) -> str:
     return f"{PREFIX}{key_id}_{secret}"
 
 
+def without_secrets(text: str) -> str:
+    """Return a text in which each key has no secret any more."""
+    return _FORM.sub(rf"{PREFIX}\g<1>_***", text)
+
+
 def id_of(key: str) -> str | None:
     """Return the public id in a text that has the form of a key, or None."""
     match = _FORM.fullmatch(key)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from app.access import keys
+
 #: Most characters of a summary, of one text in it, and of an actor.
 MAX_SUMMARY, _MAX_TEXT, MAX_ACTOR = 1_000, 200, 200
 #: Most fields or items at each level of a summary, and most levels.
@@ -39,7 +41,7 @@ def storable(text: str, most: int) -> str:
 
 def _shortened(value: Any, depth: int) -> Any:
     if isinstance(value, str):
-        shown = _PASSWORD.sub(rf"\g<before>:{_HIDDEN}@", value[:_MAX_LOOKED_AT])
+        shown = _PASSWORD.sub(rf"\g<before>:{_HIDDEN}@", keys.without_secrets(value[:_MAX_LOOKED_AT]))
         is_whole = len(shown) <= _MAX_TEXT and len(value) <= _MAX_LOOKED_AT
         return shown if is_whole else f"{shown[:_MAX_TEXT]}… ({len(value)} characters)"
     if isinstance(value, Mapping):

@@ -22,7 +22,8 @@ def is_page(request: Request) -> bool:
 def page(request: Request, status: int, message: str) -> Response:
     """Return the page of an error; without a valid key, the way to the login."""
     if status == 401:
-        return RedirectResponse(f"/ui/login?next={quote(request.url.path)}", 303)
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/ui/login?next={quote(request.url.path + query, safe='/')}", 303)
     caller = getattr(request.state, "caller", ANYBODY)
     answer = render(
         request, caller, "error.html", title=_TITLES.get(status, "It did not work"), message=message, status=status

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Abilities:
     admin: bool
 
 
+@cache
 def _static(name: str) -> str:
     """Return the address of a file, with a mark that changes with its content."""
     mark = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:10]

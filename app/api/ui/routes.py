@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import Any
+
+from fastapi import FastAPI, Response
 from starlette.staticfiles import StaticFiles
 
 from app.api.ui import session
@@ -35,6 +37,15 @@ ROUTERS = (
 )
 
 
+class _Assets(StaticFiles):
+    """Files that a browser keeps, and asks about before it uses them: modules import each other without a mark."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        answer = super().file_response(*args, **options)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
+
+
 def add_files(app: FastAPI) -> None:
     """Serve the scripts and styles of pages."""
-    app.mount(ASSETS, StaticFiles(directory=STATIC))
+    app.mount(ASSETS, _Assets(directory=STATIC))

@@ -46,7 +46,7 @@ def begin() -> Response:
 @router.get("/login")
 def login_page(request: Request, after: Annotated[str, Query(alias="next", max_length=500)] = _FIRST) -> HTMLResponse:
     """The form that asks for an API key. It leads to the page `next`, if that is one of the dashboard."""
-    then = after if re.fullmatch(r"/ui/[\w./:~%-]*", after, re.ASCII) else _FIRST
+    then = after if re.fullmatch(r"/ui/[\w./:~%?=&+,-]*", after, re.ASCII) else _FIRST
     return render(request, ANYBODY, "login.html", title="Log in", then=then)
 
 
@@ -56,7 +56,7 @@ async def login(
 ) -> JSONResponse:
     """Start a session with a key. Raises NotAuthenticated when it is none."""
     keyring: Keyring = request.app.state.keyring
-    caller = await keyring.caller_of(body.key.strip())
+    caller = request.state.caller = await keyring.caller_of(body.key.strip())
     session = await threads.run_for_keys(sessions.start, services.publisher, body.key.strip())
     answer = JSONResponse({"name": caller.name})
     answer.set_cookie(

@@ -140,6 +140,14 @@ def test_a_change_needs_more_than_the_cookie(login: Login) -> None:
     put(browser, "w")
 
 
+def test_the_audit_log_has_who_logged_in_and_not_the_key(login: Login) -> None:
+    browser = login()
+    (entry,) = (one for one in browser.get("/v1/audit").json()["entries"] if one["action"] == "POST /ui/login")
+    assert entry["actor"] == "key of None"
+    assert re.search(r"arr_[0-9a-z]{10}_\*{3}", entry["summary"])
+    assert not re.search(r"arr_[0-9a-z]{10}_[0-9A-Za-z]", entry["summary"])
+
+
 def test_logging_out_forgets_the_key(login: Login) -> None:
     browser = login()
     assert browser.post("/ui/logout", headers=change(browser)).status_code == 204
