@@ -121,7 +121,7 @@ def test_what_an_unprotected_code_starts_ends_with_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(code_tests, "_PROGRAM", program)
     fork = "import os, time\npid = os.fork()\nif not pid:\n    time.sleep(600)\nraise OSError(pid)"
 
-    found = run_tests("", [fork], 10, 128, "unprotected").errors[0]
+    found = run_tests("", [fork], 3, 128, "unprotected").errors[0]
 
     assert found is not None
     with contextlib.suppress(ProcessLookupError):
