@@ -82,7 +82,7 @@ OWN_TREE = ("tests/live/test_access.py", "tests/live/test_fuzz.py")
 #: The file of tests/faults whose tests share an installation.
 SHARING = "tests/faults/test_governance_stories.py"
 #: The parts of the suite that take longest, the longest first. Workers begin with them, so that none ends alone.
-LONGEST = ("live", "faults", "workers", "kernel")
+LONGEST = ("live", "faults", "cli", "workers", "kernel", "workflows")
 #: Seconds for a slow test, on a machine that does much else. Each of its conditions has a deadline of its own.
 SLOW_TIMEOUT = 1200
 #: The tables that have pages, and their bytes.
