@@ -60,8 +60,9 @@ from app.workflows.runs.storage import rows  # noqa: F401 as above
 # Until all is collected there is no garbage, and each look for it takes longer than the one before.
 gc.disable()
 
-# A shell's background job begins with SIGINT ignored, and so would every process that a test interrupts.
+# A shell's background job begins with SIGINT ignored, one of nohup with SIGHUP, and so would every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Requests of tests come from this machine, as those of a user do. The name that Starlette gives is no address.
 TestClient.__init__ = partialmethod(TestClient.__init__, client=("127.0.0.1", 50000))  # type: ignore[method-assign] # the client of all tests has this address
