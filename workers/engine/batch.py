@@ -5,8 +5,7 @@ Every running text gets one token in every decode, except for those of the class
 runs: they stand still, and take part in one decode of `BATCH_EVERY`. Prompts fill the rest: at most `prefill_tokens`
 while a latency-sensitive request is running, so that a long prompt adds a bounded time to each step. Otherwise prompts
 fill the whole batch, because texts that are decoded together from beginning to end are written fastest; those of the
-class `batch` never do, so that an interactive request that arrives waits for a short decode. For the same reason fewer
-texts of the class `batch` are in a decode, taking turns, while interactive requests come and go.
+class `batch` never do, so that an interactive request that arrives waits for a short decode.
 Requests are admitted one at a time, by priority class, then by age. Waiting raises a request's class, so none starves;
 the class `batch`, which is for idle slots, never rises above `standard`.
 No request overtakes one that waits for room. A request whose prefix is being computed is deferred.
@@ -29,10 +28,6 @@ INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 BATCH_EVERY = 64
 #: Seconds that prompts of the class `batch` may add to a step: an interactive request that arrives waits for its end.
 BATCH_LATENCY = 0.02
-#: Seconds that texts of the class `batch` may take of a step while interactive requests come and go.
-BATCH_STEP = 0.05
-#: Seconds after an interactive request in which the next one is expected.
-INTERACTIVE_PAUSE = 10.0
 #: Minimum of prompt tokens in a step, however slow the machine is.
 MIN_PREFILL_TOKENS = 16
 #: The part of `batch_prefill_tokens` that such a decode has.
@@ -71,31 +66,20 @@ class Chunk:
     is_last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StepBudget:
-    """The most that may be in a step."""
-
-    #: Tokens of prompts, while a latency-sensitive request is running.
-    prompts: int
-    #: Tokens of prompts of the class `batch`.
-    batch_prompts: int
-    #: Texts of the class `batch` in their decode phase; None: all.
-    batch_texts: int | None = None
-
-
-def plan_decode(works: Sequence[BatchWork], batch_tokens: int, budget: StepBudget) -> list[Chunk]:
+def plan_decode(
+    works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int, batch_prefill_tokens: int
+) -> list[Chunk]:
     """
     Plan the next decode. The result is ordered by sequence, because llama.cpp computes neighbours together.
 
     `batch_tokens` must be at least the number of works. The oldest prompt of the best class is computed first.
+    `batch_prefill_tokens` is the most tokens of prompts of the class `batch`.
     """
     chunks, prompts, latency_sensitive = [], [], False
-    batch_room = budget.batch_prompts
+    batch_room = batch_prefill_tokens
     if any(work.rank == INTERACTIVE for work in works):
         works = [work for work in works if work.rank != BATCH or work.skipped >= BATCH_EVERY]
         batch_room = max(1, batch_room // _BATCH_SHARE)
-    elif budget.batch_texts is not None:
-        works = _in_turns(works, budget.batch_texts)
     for work in works:
         if work.decoding and work.remaining == 1:
             chunks.append(Chunk(work, 1, is_last=True))
@@ -105,7 +89,7 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, budget: StepBudge
     if prompts:
         room = batch_tokens - len(chunks)
         if latency_sensitive:
-            room = min(room, max(1, budget.prompts))
+            room = min(room, max(1, prefill_tokens))
         prompts.sort(key=lambda work: (work.skipped < STARVED, work.rank, work.order))
         for work in prompts:
             count = min(work.remaining, room, batch_room) if work.rank == BATCH else min(work.remaining, room)
@@ -116,15 +100,6 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, budget: StepBudge
             batch_room -= count if work.rank == BATCH else 0
     chunks.sort(key=lambda chunk: chunk.work.sequence)
     return chunks
-
-
-def _in_turns(works: Sequence[BatchWork], most: int) -> list[BatchWork]:
-    """Return the works without those texts of the class `batch` whose turn it is not."""
-    texts = sorted(
-        (work for work in works if work.rank == BATCH and work.decoding), key=lambda work: (-work.skipped, work.order)
-    )
-    resting = {work.id for work in texts[most:]}
-    return [work for work in works if work.id not in resting]
 
 
 def plan_reproducible(works: Sequence[BatchWork], batch_tokens: int) -> list[Chunk]:
@@ -144,19 +119,15 @@ def count_skips(works: Sequence[BatchWork], chunks: Sequence[Chunk]) -> None:
         chunk.work.skipped = 0
 
 
-def step_budget(rate: float, step_latency: float, most: int, since_interactive: float) -> StepBudget:
+def prefill_budgets(rate: float, step_latency: float, most: int) -> tuple[int, int]:
     """
-    Return what may be in a step of a machine that computes `rate` tokens of prompts per second.
+    Return the numbers of prompt tokens that may be in a step: of all classes, and of the class `batch`.
 
-    Prompts add about `step_latency` seconds to it, and are `most` tokens at most. `since_interactive` are the seconds
-    since an interactive request was running.
+    The first adds about `step_latency` seconds to the step, at `rate` tokens per second.
     """
     batch_latency = min(BATCH_LATENCY, step_latency)
-    prompts, batch_prompts = (
-        max(MIN_PREFILL_TOKENS, min(most, int(rate * seconds))) for seconds in (step_latency, batch_latency)
-    )
-    expected = since_interactive < INTERACTIVE_PAUSE
-    return StepBudget(prompts, batch_prompts, max(1, int(rate * BATCH_STEP)) if expected else None)
+    budgets = (max(MIN_PREFILL_TOKENS, min(most, int(rate * seconds))) for seconds in (step_latency, batch_latency))
+    return next(budgets), next(budgets)
 
 
 @dataclass(frozen=True, slots=True)

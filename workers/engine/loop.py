@@ -60,8 +60,6 @@ class EngineLoop:
         self._next_deadline = float("inf")
         self._faults = 0
         self._progress_at = perf_counter()
-        #: When the last interactive request was seen running.
-        self._interactive_at = float("-inf")
         self._busy = False
         self._paused = 0
         self._adapters: Sequence[tuple[Any, float]] = ()
@@ -307,11 +305,8 @@ class EngineLoop:
             chunks = batch.plan_reproducible(works, self.context.n_batch)
         else:
             rate = self.meter.prefill_rate or 256 / max(options.step_latency, 0.01)
-            if any(work.rank == batch.INTERACTIVE for work in works):
-                self._interactive_at = started_at
-            since = started_at - self._interactive_at
-            budget = batch.step_budget(rate, options.step_latency, self.context.n_batch, since)
-            chunks = batch.plan_decode(works, self.context.n_batch, budget)
+            budget, batch_budget = batch.prefill_budgets(rate, options.step_latency, self.context.n_batch)
+            chunks = batch.plan_decode(works, self.context.n_batch, budget, batch_budget)
         batch.count_skips(works, chunks)
         ready = perf_counter()
         code = self._decode(chunks)

@@ -41,7 +41,7 @@ def test_a_decode_contains_every_running_text_within_its_limits(
     found: list[BatchWork], size: int, budget: int, batch_budget: int
 ) -> None:
     found = numbered(found)
-    chunks = batch.plan_decode(found, size, batch.StepBudget(budget, batch_budget))
+    chunks = batch.plan_decode(found, size, budget, batch_budget)
     assert chunks
     assert sum(chunk.count for chunk in chunks) <= size
     assert [chunk.work.sequence for chunk in chunks] == sorted({chunk.work.sequence for chunk in chunks})
@@ -72,7 +72,7 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
     works = [text, prompt, standard, urgent]
     seen: dict[int, int] = dict.fromkeys([1, 2, 3, 4], 0)
     for _ in range(10 * (batch.BATCH_EVERY + 1)):
-        chunks = batch.plan_decode(works, 512, batch.StepBudget(80, 40))
+        chunks = batch.plan_decode(works, 512, 80, 40)
         batch.count_skips(works, chunks)
         for chunk in chunks:
             seen[chunk.work.id] += chunk.count
@@ -80,7 +80,7 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
     assert seen == {1: 10, 2: 10 * 10, 3: decodes, 4: decodes}
 
     works.remove(urgent)
-    assert [(chunk.work.id, chunk.count) for chunk in batch.plan_decode(works, 512, batch.StepBudget(80, 40))] == [
+    assert [(chunk.work.id, chunk.count) for chunk in batch.plan_decode(works, 512, 80, 40)] == [
         (1, 1),
         (2, 40),
         (3, 1),
@@ -89,9 +89,9 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
 
 def test_prompts_are_limited_only_for_latency_sensitive_texts() -> None:
     text, prompt = BatchWork(1, 0, STANDARD, 1, 1, decoding=True), BatchWork(2, 1, STANDARD, 2, 400)
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, batch.StepBudget(80, 40))] == [1, 400]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80, 40)] == [1, 400]
     text.latency_sensitive = True
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, batch.StepBudget(80, 40))] == [1, 80]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80, 40)] == [1, 80]
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_streamed_and_interactive_requests_are_latency_sensitive(
 
 def test_the_best_class_is_computed_first_unless_another_starves() -> None:
     long, urgent = BatchWork(1, 0, STANDARD, 1, 100), BatchWork(2, 1, INTERACTIVE, 2, 100)
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, batch.StepBudget(64, 64))] == [2]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64, 64)] == [2]
     long.skipped = batch.STARVED
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, batch.StepBudget(64, 64))] == [1]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64, 64)] == [1]
 
 
 @given(works, st.integers(1, 64))
@@ -132,35 +132,12 @@ def test_reproducible_decodes_contain_one_request_and_alternate(found: list[Batc
     assert sorted(served) == [work.id for work in found]
 
 
-@pytest.mark.parametrize(
-    ("rate", "step_latency", "prompts", "batch_prompts", "batch_texts"),
-    [(400, 0.2, 80, 16, 20), (1_000, 0.2, 200, 20, 50), (100_000, 0.2, 512, 512, 5_000), (1_000, 0.01, 16, 16, 50)],
-)
-def test_the_budget_of_a_step_follows_the_speed_of_the_machine(
-    rate: float, step_latency: float, prompts: int, batch_prompts: int, batch_texts: int
-) -> None:
-    budget = batch.step_budget(rate, step_latency, 512, since_interactive=1)
-    assert budget == batch.StepBudget(prompts, batch_prompts, batch_texts)
-    later = batch.step_budget(rate, step_latency, 512, since_interactive=batch.INTERACTIVE_PAUSE)
-    assert later == batch.StepBudget(prompts, batch_prompts, None)
-    assert batch.step_budget(1, step_latency, 512, since_interactive=0) == batch.StepBudget(16, 16, 1)
-
-
-def test_few_texts_of_batches_take_turns_while_an_interactive_request_is_expected() -> None:
-    """Each has its turn, of equal ones the older; texts of other classes are in every decode."""
-    works = [BatchWork(number, number, BATCH, number, 1, decoding=True) for number in range(8)]
-    works.append(BatchWork(8, 8, STANDARD, 8, 1, decoding=True))
-    seen = dict.fromkeys(range(9), 0)
-    for _ in range(30):
-        chunks = batch.plan_decode(works, 512, batch.StepBudget(80, 16, batch_texts=3))
-        assert len(chunks) == 4
-        batch.count_skips(works, chunks)
-        for chunk in chunks:
-            seen[chunk.work.id] += 1
-        assert max(work.skipped for work in works) < 3
-    assert seen.pop(8) == 30
-    assert min(seen.values()) >= 10
-    assert sum(seen.values()) == 90
+def test_the_budget_of_a_step_follows_the_speed_of_the_machine() -> None:
+    assert batch.prefill_budgets(400, 0.2, 512) == (80, 16)
+    assert batch.prefill_budgets(1_000, 0.2, 512) == (200, 20)
+    assert batch.prefill_budgets(100_000, 0.2, 512) == (512, 512)
+    assert batch.prefill_budgets(1_000, 0.01, 512) == (16, 16)
+    assert batch.prefill_budgets(1, 0.2, 512) == (16, 16)
 
 
 def test_no_request_overtakes_one_that_waits_for_room() -> None:
