@@ -22,7 +22,7 @@ GPU := .venv-gpu
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo test test-clients test-gpu test-ui quick fuzz lint format setup clean help
+.PHONY: demo test test-clients test-gpu test-storm test-ui quick fuzz lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -53,7 +53,7 @@ test: $(DEV) ## Run the whole suite, on several workers
 	$(PYTEST)
 
 quick: $(DEV) ## Run the suite without its slow tests: real models, worker programs (tests/faults, tests/live)
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not browser and not storm'
 
 $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
@@ -62,6 +62,9 @@ $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 
 test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
+
+test-storm: $(DEV) ## Run the long random forms: kills, freezes, thousands of requests. Several minutes
+	$(BIN)/python -m pytest -m storm tests/faults tests/workers/engine
 
 test-ui: $(DEV) ## Click through the dashboard in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -c 'from tests.browser import chromium; print("browser:", chromium.find())'

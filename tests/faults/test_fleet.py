@@ -145,6 +145,7 @@ def test_hosts_are_drained_and_removed(fleet: Cluster) -> None:
     assert_consistent(fleet)
 
 
+@pytest.mark.storm
 def test_random_kills_lose_nothing(cluster: Cluster) -> None:
     """Kills of pools, agents, control worker and broker during loads, drains and work; the ledger is watched."""
     fleet_chaos.tolerate_kills(with_models(cluster), lease=20)
@@ -161,6 +162,7 @@ def test_random_kills_lose_nothing(cluster: Cluster) -> None:
     assert any(pool.failed for pool in pools(cluster, ended=True))
 
 
+@pytest.mark.storm
 def test_real_models_alternate_within_a_limit_of_memory(fleet: Cluster) -> None:
     """SmolLM2 and Gemma; the RAM for pools fits one of them at a time."""
     gemma = "gemma3:270m"

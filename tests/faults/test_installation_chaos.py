@@ -18,6 +18,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.storm
 def test_an_installation_survives_kills_and_freezes(directory: Path) -> None:
     """Each part of an installation is killed or frozen during work; all runs end, and each step is recorded once."""
     plan = ChaosPlan(

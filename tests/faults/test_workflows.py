@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from uuid import UUID
 
+import pytest
 from pytest_celery import CeleryBrokerCluster
 from sqlalchemy import text
 
@@ -72,6 +73,7 @@ _ATTEMPTS = text("""
 """)
 
 
+@pytest.mark.storm
 def test_runs_of_every_kind_survive_random_kills_and_a_loss_of_the_broker_s_data(
     cluster: Cluster, celery_broker_cluster: CeleryBrokerCluster
 ) -> None:

@@ -62,6 +62,7 @@ def random_request(random: random.Random) -> GenerateRequest:
     )
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("layout", list(KvLayout))
 def test_thousands_of_requests_leak_nothing(make: MakeEngine, tiny_llama: Path, layout: KvLayout) -> None:
     engine = make(tiny_llama, slots=6, context=6 * 512, layout=layout, kept=5, park_bytes=2**20, park_progress=2)
