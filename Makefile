@@ -17,7 +17,7 @@ CLIENTS := .venv-clients
 # The environment of the tests on software GPUs: that of development, with a llama.cpp that is built for Vulkan.
 GPU := .venv-gpu
 
-# Workers of the suite: a number, or auto for two more than there are cores. One that crashes ends the run: another would
+# Workers of the suite: a number, or auto for one more than there are cores. One that crashes ends the run: another would
 # crash at the same test.
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0

@@ -139,8 +139,8 @@ def _folder(item: pytest.Item) -> str:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One for each core and two more, because tests wait for processes; fewer where memory is short."""
-    return max(1, min((psutil.cpu_count() or 1) + 2, psutil.virtual_memory().available // WORKER_BYTES))
+    """One for each core and one more, because tests wait for processes; fewer where memory is short."""
+    return max(1, min((psutil.cpu_count() or 1) + 1, psutil.virtual_memory().available // WORKER_BYTES))
 
 
 @pytest.hookimpl(trylast=True)
