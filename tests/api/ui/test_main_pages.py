@@ -86,6 +86,12 @@ def test_a_run_is_found_by_id_state_workflow_and_label(browsers: Any) -> None:
     assert browser.get("/ui/runs", params={"state": "odd"}).status_code == 422
 
 
+def test_a_workflow_whose_name_is_hexadecimal_is_found(browsers: Any) -> None:
+    browser = browsers()
+    run = submitted(browser, "deadbeef")
+    assert run in browser.get("/ui/runs", params={"q": "deadbeef"}).text
+
+
 def test_a_run_of_another_namespace_is_as_one_that_does_not_exist(browsers: Any) -> None:
     mine, other = browsers(namespace="d3-mine"), browsers(namespace="d3-other")
     run = submitted(mine, "only-mine")

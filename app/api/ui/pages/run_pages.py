@@ -29,7 +29,8 @@ from app.workflows.state_machine.states import FINAL_RUNS, RunState, StepState
 router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 _Text = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
-_ID = re.compile(r"[0-9a-fA-F-]{8,36}")
+#: The id of a run, which begins with its time. The name of a workflow may be hexadecimal digits too.
+_ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?7[0-9a-f]{3}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
 #: States by what a reader looks for.
 _GROUPS = {
     "open": (RunState.BLOCKED, RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING, RunState.COMPENSATING),
