@@ -93,7 +93,7 @@ def test_a_workflow_whose_name_is_hexadecimal_is_found(browsers: Any) -> None:
 
 
 def test_a_run_of_another_namespace_is_as_one_that_does_not_exist(browsers: Any) -> None:
-    mine, other = browsers(namespace="d3-mine"), browsers(namespace="d3-other")
+    mine, other = browsers(namespace="ui-mine"), browsers(namespace="ui-other")
     run = submitted(mine, "only-mine")
     assert mine.get(f"/ui/runs/{run}").status_code == 200
     assert other.get(f"/ui/runs/{run}").status_code == 404
