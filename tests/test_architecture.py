@@ -11,12 +11,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
     *("access", "catalog", "devices", "files", "fleet", "footprint", "governance", "grammar", "inference", "memory"),
-    *("scheduler", "workflows"),
+    *("handoffs", "scheduler", "workflows"),
 )
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
     "catalog/served.py",
+    "handoffs/advance.py",
+    "handoffs/record.py",
+    "handoffs/rows.py",
+    "handoffs/service.py",
+    "handoffs/store.py",
     "governance/actions/effects/effect.py",
     "governance/actions/effects/kinds.py",
     "governance/actions/effects/memory.py",

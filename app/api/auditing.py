@@ -56,6 +56,10 @@ ORDINARY = frozenset(
         # They change nothing.
         ("POST", "/v1/rules/test"),
         ("POST", "/v1/rules/{name}/test"),
+        ("POST", "/v1/handoffs/{name}/test"),
+        # Messages have a record of their own; their texts must not outlive it here.
+        ("POST", "/v1/handoffs/{name}/messages"),
+        ("POST", "/v1/hooks/{namespace}/{name}"),
         ("POST", "/v1/batches"),
         ("POST", "/v1/blocks"),
         ("PATCH", "/v1/blocks/{block_id}"),

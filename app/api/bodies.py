@@ -45,6 +45,8 @@ def _read(request: Request, raw: Annotated[bytes, Depends(_raw)]) -> SourceDocum
         raise InvalidInput([Problem("", f"the body is not valid UTF-8: {error}")], "body") from None
 
 
+#: The type of an endpoint's argument that receives the body as it came.
+RawBody = Annotated[bytes, Depends(_raw)]
 #: The type of an endpoint's argument that receives the body as plain data.
 RequestBody = Annotated[SourceDocument, Depends(_read)]
 

@@ -43,6 +43,7 @@ from app.api.fleet import devices, explanations, fleet, footprints, hosts, model
 from app.api.governance import actions as action_resource
 from app.api.governance import alerts, channels, consolidations, jobs, probes, rules, signals, silences
 from app.api.guard import GuardMiddleware
+from app.api.handoffs import handoffs, hooks, records
 from app.api.limits import BodyLimit
 from app.api.memory import (
     block_templates,
@@ -79,6 +80,7 @@ from app.api.workflows import events, payloads, run_control, runs, schedules, to
 from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
 from app.governance.rules.rule import Rule
+from app.handoffs.definition import Handoff
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
@@ -183,6 +185,9 @@ ROUTERS = (
     settings_resource.router,
     action_resource.router,
     channels.router,
+    handoffs.router,
+    records.router,
+    hooks.router,
     silences.router,
     alerts.router,
     call_limits.router,
@@ -215,6 +220,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(action_resource.ActionIn, channels.ChannelIn, silences.SilenceIn, alerts.AcknowledgementIn, alerts.SilenceOneIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
     jobs.TriggerIn,
+    *(Handoff, records.MendIn, handoffs.SampleIn),
 )
 
 _DESCRIPTION = """

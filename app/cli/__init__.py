@@ -118,6 +118,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "workflows": LazyCommand("app.cli.workflows.workflows:app", "Workflows: list, show, store, check, compare, begin."),
     "jobs": LazyCommand("app.cli.governance.jobs:app", "Scheduled jobs: when they run, and how they ended."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
+    "handoffs": LazyCommand("app.cli.handoffs.handoffs:app", "Hand-offs: messages from one protocol to another."),
     "signals": LazyCommand("app.cli.governance.signals:app", "Signals: what is measured, now and over time."),
     "rules": LazyCommand("app.cli.governance.rules:app", "Rules over signals: what they watch, when they fire."),
     "files": LazyCommand("app.cli.batches.files:app", "Files: inputs of batches, their results, and data of users."),

@@ -34,6 +34,7 @@ _NAMED = (
     "/v1/users/",
     "/v1/rules",
     "/v1/firings",
+    "/v1/handoffs",
     "/v1/signals",
 )
 #: What follows a refusal for want of a key.

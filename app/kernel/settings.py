@@ -40,6 +40,7 @@ from app.kernel.sections.context import ContextSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.governance import ActionSettings, AlertSettings, ServingSettings
+from app.kernel.sections.handoffs import HandoffSettings
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
@@ -121,6 +122,7 @@ class Settings(BaseSettings):
     actions: ActionSettings = ActionSettings()
     alerts: AlertSettings = AlertSettings()
     serving: ServingSettings = ServingSettings()
+    handoffs: HandoffSettings = HandoffSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

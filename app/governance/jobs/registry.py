@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
 
-from app.governance.tasks import ACTIONS, ALERTS
+from app.governance.tasks import ACTIONS, ALERTS, HANDOFFS
 from app.inference.batches.tasks import BATCHES
 from app.inference.prediction.tasks import PREDICTIONS
 from app.kernel.settings import Settings
@@ -76,6 +76,9 @@ JOBS = (
     ScheduledJob("defragment", DEFRAGMENT, "moves idle pools so that more models fit", "fleet.defragment_every"),
     ScheduledJob("actions", ACTIONS, "carries out the actions of rules, and takes them back", "actions.check_every"),
     ScheduledJob("alerts", ALERTS, "sends notifications of alerts, and removes old ones", "alerts.check_every"),
+    ScheduledJob(
+        "handoffs", HANDOFFS, "sends messages of hand-offs, and confirms them", "handoffs.check_every", is_woken=True
+    ),
     ScheduledJob("batches", BATCHES, "advances batches: checks, starts, ends and expires them", "batches.check_every"),
     ScheduledJob("expire", EXPIRE, "removes runs, files and audit entries after their retention", "runs.expire_every"),
     ScheduledJob(

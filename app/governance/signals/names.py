@@ -150,7 +150,7 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
         _RATIO,
         Unit.RATIO,
         ("namespace",),
-        "called runs that succeeded, by those that ended",
+        "called runs and messages of hand-offs that succeeded, by those that ended",
     ),
     SignalDefinition(
         "cooperation",

@@ -8,10 +8,6 @@ The signature covers id, time and body. The call goes through the egress rules o
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
 import json
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -21,15 +17,15 @@ from app.governance.alerts.channels import WebhookChannel
 from app.governance.alerts.notification import AlertNotification, DeliveryFailed
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.sections.http import HttpSettings
+from app.kernel.security import webhook_signatures
 from app.kernel.security.secrets import Secrets
+from app.kernel.security.webhook_signatures import UnusableSecret
 from app.workflows.http.calls import HttpBody, HttpCall
 from workers import connections, outbound
 from workers.connections import Resolve
 
 #: Most bytes of an answer that are read.
 _MAX_ANSWER = 64 * 1024
-#: The prefix of a secret in base64, and the fewest bytes of a secret.
-_PREFIX, _SHORTEST = "whsec_", 24
 #: Status of a receiver that wants nothing more.
 _GONE = 410
 
@@ -65,16 +61,10 @@ def message_id(notification: UUID) -> str:
 
 def signature(secret: str, id_: str, timestamp: int, body: bytes) -> str:
     """Return the value of `webhook-signature`. Raises DeliveryFailed for a secret that is too short."""
-    key = secret.encode()
-    if secret.startswith(_PREFIX):
-        try:
-            key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-        except (binascii.Error, ValueError):
-            raise DeliveryFailed(f"the secret begins with {_PREFIX} and is not base64 after it") from None
-    if len(key) < _SHORTEST:
-        raise DeliveryFailed(f"the secret has {len(key)} bytes; at least {_SHORTEST} are needed to sign")
-    signed = hmac.new(key, f"{id_}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(signed).decode()}"
+    try:
+        return webhook_signatures.sign(secret, id_, timestamp, body)
+    except UnusableSecret as error:
+        raise DeliveryFailed(str(error)) from None
 
 
 def _call(

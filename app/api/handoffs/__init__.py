@@ -1,0 +1,1 @@
+"""The resources of hand-offs, and the addresses at which messages arrive."""

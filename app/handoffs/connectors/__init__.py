@@ -1,0 +1,1 @@
+"""Connectors: a module for each protocol in which messages arrive or leave."""

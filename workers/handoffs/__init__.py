@@ -1,0 +1,1 @@
+"""What control workers do for hand-offs."""
