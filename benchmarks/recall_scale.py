@@ -118,7 +118,7 @@ def database_in(folder: Path) -> Iterator[Database]:
 def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
     """Write so many passages with their vectors, and return the vectors."""
     with database.work() as work:
-        work.run(text("TRUNCATE passage, passage_vector, passage_pending, recall_model RESTART IDENTITY"))
+        work.run(text("TRUNCATE passage, passage_vector, passage_pending, recall_model RESTART IDENTITY CASCADE"))
         work.run(
             text(
                 "INSERT INTO recall_model (name, state, dimensions, made, ready_at) "
