@@ -126,7 +126,8 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
             ),
             {"name": MODEL, "dimensions": DIMENSIONS, "made": count},
         )
-        work.run(text("DROP INDEX IF EXISTS ix_passage_lexemes"))
+        # Without its indexes: the rows come at once.
+        work.run(text("DROP INDEX IF EXISTS ix_passage_lexemes, ix_passage_vector_1"))
     all_vectors = np.empty((count, DIMENSIONS), np.float16)
     bounds = [(name, int(count * share)) for name, share in USERS.items()]
     with psycopg.connect(database.raw_url(), autocommit=True) as connection:
