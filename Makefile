@@ -63,8 +63,8 @@ $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
 
-test-storm: $(DEV) ## Run the long random forms: kills, freezes, thousands of requests. Several minutes
-	$(BIN)/python -m pytest -m storm tests/faults tests/workers/engine
+test-storm: $(DEV) ## Run the long forms: kills, freezes, thousands of requests. Several minutes
+	$(BIN)/python -m pytest -m storm tests/faults tests/workers
 
 test-ui: $(DEV) ## Click through the dashboard in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -c 'from tests.browser import chromium; print("browser:", chromium.find())'

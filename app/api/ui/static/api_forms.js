@@ -48,7 +48,7 @@ export function bodyOf(form) {
 
 function pathOf(form, path) {
   for (const field of form.querySelectorAll("[data-path]"))
-    path = path.replace(`{${field.name}}`, encodeURIComponent(field.value));
+    if (field.type !== "submit" || field === form.pressed) path = path.replace(`{${field.name}}`, encodeURIComponent(field.value));
   const query = new URLSearchParams();
   for (const field of form.querySelectorAll("[data-query]")) if (field.value !== "") query.append(field.name, field.value);
   return query.size ? `${path}${path.includes("?") ? "&" : "?"}${query}` : path;
@@ -105,6 +105,7 @@ document.addEventListener("submit", (event) => {
   if (!form) return;
   event.preventDefault();
   form.pressed = event.submitter;
+  if (form.dataset.needs && !bodyOf(form)[form.dataset.needs]) return complain(form, new Error("Nothing is chosen."));
   if (form.dataset.confirm && !confirm(form.dataset.confirm)) return;
   submit(form);
 });
