@@ -111,7 +111,7 @@ def rows(path: Path, configuration: LoadConfiguration, devices: int) -> list[dic
                 (("real", load), ("dry", said))}  # fmt: skip
         own = share.weights + share.cache + share.compute
         cells = [
-            f"Vulkan{share.place}",
+            str(load["name"]),
             mark(load["model"], said["model"], share.weights),
             mark(load["context"], said["context"], share.cache),
             f"{load['compute'] / MIB:.2f} MiB",
