@@ -45,7 +45,8 @@ while (($#)); do
     *) usage ;;
   esac
 done
-[[ $minutes =~ ^[0-9]+$ ]] && ((minutes >= 1 && minutes <= 120)) || fail "--minutes is a whole number from 1 to 120"
+[[ $minutes =~ ^[0-9]{1,3}$ ]] || fail "--minutes is a whole number"
+((minutes >= 1 && minutes <= 120)) || fail "--minutes is from 1 to 120"
 [[ -n $carried || -n $python ]] || usage
 began=$SECONDS
 mkdir -p "$work"
