@@ -62,9 +62,11 @@ def listed(devices: Sequence[MeasuredDevice]) -> list[dict[str, Any]]:
 def seen(target: Target, findings: Findings) -> None:
     """The driver's view of each device, and llama.cpp's; pinning by identity, alone and in another order."""
     done = subprocess.run(
-        [sys.executable, "-m", "app", "gpu", "check", "--json"],
+        [sys.executable, "-m", "app", f"--set=fleet.software={json.dumps(target.software)}", "gpu", "check", "--json"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"arriero gpu check: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
     for one in json.loads(done.stdout)["findings"]:
         if not one["ok"]:
             findings.check(f"`arriero gpu check`: {one['what']}", False, one["mend"])

@@ -14,6 +14,7 @@ it found until then is in the report. The report is `verify-BACKEND-DEVICE.md`, 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import platform
@@ -43,6 +44,8 @@ from benchmarks.gpu_report import Findings, Section, Target
 OUT = Path(__file__).parent / "results-gpu"
 #: Seconds for a section to stop what it has started.
 _GRACE = 30.0
+#: Lines of its output that are shown after a failure.
+_SHOWN = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = _target(asked)
     if asked.section:
         return _run_here(asked.section, target, asked.to)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that the section is stopped, too
     devices = gpu_devices.gpus(target)
     if not devices:
         print(f"llama.cpp {llama_build.build()} computes on no GPU here; see: arriero gpu check", file=sys.stderr)
@@ -122,18 +126,23 @@ def _run(key: str, plan: Plan, target: Target, devices: Sequence[MeasuredDevice]
         command += ["--target", json.dumps(asdict(target))]
         with log.open("wb") as out:
             process = psutil.Popen(command, cwd=gpu_devices.ROOT, env=environment, stdout=out, stderr=out)
+            code = None
             try:
                 code = process.wait(seconds)
             except psutil.TimeoutExpired:
-                code = None
-                _stop(process)
+                process.send_signal(signal.SIGUSR1)  # it prints where it is
+            finally:
+                if code is None:
+                    _stop(process)
         section = gpu_report.read(file, key, plan.title)
         section.seconds = time.monotonic() - begun
         if code is not None:
             section.state = "ok" if code == 0 else "failed"
-        if code:
+        if code != 0:
             lines = log.read_text(errors="replace").splitlines()
-            section.failure = "\n".join([f"exit code {code}", *lines[-12:]]).replace(str(gpu_devices.ROOT), ".")
+            section.failure = "\n".join(["" if code is None else f"exit code {code}", *lines[-_SHOWN:]]).replace(
+                str(gpu_devices.ROOT), "."
+            )
     return section
 
 
@@ -151,6 +160,7 @@ def _stop(process: psutil.Popen) -> None:
 def _run_here(key: str, target: Target, file: Path) -> int:
     """Run a section in this process. Returns its exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # what it has started is stopped on the way
+    faulthandler.register(signal.SIGUSR1)
     try:
         SECTIONS[key].run(target, Findings(file))
     except Exception:  # noqa: BLE001 the outermost frame of the section: the failure goes into the report
