@@ -217,12 +217,19 @@ def _lease(chance: random.Random) -> Paper:
     address = f"{chance.randint(1, 99)} {chance.choice(_STREETS)}"
     (start, starts), (end, ends) = _day(chance, 2026), _day(chance, 2027)
     deposit = chance.random() > 0.25
-    first = [
-        "RESIDENTIAL LEASE AGREEMENT",
+    parties = [
         "This lease is made between the parties below.",
         chance.choice([f"Landlord: {landlord}", f"Lessor: {landlord}, an individual"]),
         chance.choice([f"Tenant: {tenant}", f"Lessee: {tenant}"]),
         f"Premises: {address}",
+    ]
+    prose = [
+        f"This lease is made between {landlord}, as the landlord, and {tenant}, as the tenant.",
+        f"The premises at {address} are let for living only.",
+    ]
+    first = [
+        "RESIDENTIAL LEASE AGREEMENT",
+        *(prose if chance.random() < 0.3 else parties),
         "1. Term. " + chance.choice([f"The commencement date is {start}.", f"The lease begins on {start}."]),
         chance.choice([f"Expiration: {end}", f"It ends on {end}."]),
     ]
@@ -240,10 +247,14 @@ def _deed(chance: random.Random) -> Paper:
     price = chance.randrange(150_000, 900_000, 500)
     parcel = f"{chance.randint(100, 999)}-{chance.randint(100, 999)}-{chance.randint(10, 99)}"
     day, plain = _day(chance, 2025)
-    lines = [
-        "WARRANTY DEED",
+    parties = [
         chance.choice([f"Grantor: {grantor}", f"Grantor name: {grantor}, a single person"]),
         chance.choice([f"Grantee: {grantee}", f"Grantee: {grantee}, as sole owner"]),
+    ]
+    prose = [f"{grantor}, the grantor, gives the land below to {grantee}, the grantee, for ever."]
+    lines = [
+        "WARRANTY DEED",
+        *(prose if chance.random() < 0.3 else parties),
         f"The grantor conveys the land for the consideration of ${price:,}.00, the receipt of which is confirmed.",
         chance.choice([f"Parcel number: {parcel}", f"APN: {parcel}"]),
         chance.choice([f"Dated {day}", f"Executed on {day} before the notary."]),

@@ -19,7 +19,8 @@ from app.real_estate.languages import LanguageCode
 
 _CITED = re.compile(r"\[([^\[\]\n]{1,60})\]")
 _NUMBER = re.compile(r"\d+(?:[.,'\u2019\u00a0\u202f ]\d{3})+(?:[.,]\d+)?(?![\d])|\d+(?:[.,]\d+)?")
-_GROUPED = re.compile(r"\d{1,3}(?:[.,'\u2019\u00a0\u202f ]\d{3})+")
+#: Three digits after a mark are thousands, as prices are written: `0.465` is none.
+_GROUPED = re.compile(r"[1-9]\d{0,2}(?:[.,'\u2019\u00a0\u202f ]\d{3})+")
 _SENTENCES = re.compile(r"(?<=[.!?।])\s+|\n+")
 _LINK = re.compile(r"https?://|www\.|[\w.+-]{1,64}@[\w-]{1,64}\.[a-z]{2,}", re.IGNORECASE)
 _UP = frozenset(
@@ -135,7 +136,7 @@ def choose_text(
 
 
 def numbers_in(text: str) -> list[tuple[str, frozenset[float]]]:
-    """Return each number of a text as it stands there, and what it can mean: `568.700` is 568700 or 568.7."""
+    """Return each number of a text as it stands there, and what it means: `568.700` and `568,700.00` are 568700."""
     found = []
     for match in _NUMBER.finditer(_decimal(text)):
         shown = match[0]
@@ -146,7 +147,7 @@ def numbers_in(text: str) -> list[tuple[str, frozenset[float]]]:
             whole = re.fullmatch(r"(.*)[.,](\d{1,2}|\d{4,})", shown)
             if whole and _GROUPED.fullmatch(whole[1]):
                 meanings.add(float(re.sub(r"\D", "", whole[1]) + "." + whole[2]))
-        if re.fullmatch(r"\d+(?:[.,]\d+)?", shown):
+        if not meanings and re.fullmatch(r"\d+(?:[.,]\d+)?", shown):
             meanings.add(float(shown.replace(",", ".")))
         found.append((shown, frozenset(meanings or {float(re.sub(r"\D", "", shown))})))
     return found

@@ -113,10 +113,13 @@ def test_a_lease_is_read_from_its_pdf_and_a_person_decides_its_doubts(pools: Poo
 
     assert (run.state, run.output["status"], run.output["kind"]) == ("succeeded", "approved", "lease")
     lines = [line for page in paper.pages for line in page]
-    for name, field in run.output["fields"].items():
-        assert field["value"] == paper.truth[name], (name, field)
-        assert field["quote"] in lines or field["value"] is None
+    fields = run.output["fields"]
+    for name, field in fields.items():
+        if field["confidence"] >= 0.8:
+            assert field["value"] == paper.truth[name], (name, field)
+        assert field["quote"] in lines if field["value"] is not None else field["confidence"] == 0
         assert name in asked
+    assert (fields["rent"]["value"], fields["deposit"]["value"]) == (1600, None)
 
 
 @pytest.mark.slow
