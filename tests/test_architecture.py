@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
     *("access", "catalog", "devices", "files", "fleet", "footprint", "governance", "grammar", "inference", "memory"),
-    *("scheduler", "workflows"),
+    *("real_estate", "scheduler", "workflows"),
 )
 
 #: Modules of concepts that touch the world. Every other one is pure.
