@@ -78,15 +78,17 @@ def seen(target: Target, findings: Findings) -> None:
         one = own[0] if own else {"total": 0, "free": 0, "pci": "", "name": "nothing"}
         same = len(own) == 1 and (not gpu.pci or not one["pci"] or gpu.parent or one["pci"] == gpu.pci)
         findings.check(f"pinned to {gpu.name}, llama.cpp sees it and no other", bool(same), one["name"])
+        if gpu.software:
+            findings.figure(f"{gpu.name}: declared, by llama.cpp", f"{size(gpu.total)}, {size(one['total'])}")
+            continue
         findings.figure(f"{gpu.name}: total by its driver, by llama.cpp", f"{size(gpu.total)}, {size(one['total'])}")
         findings.figure(f"{gpu.name}: free by its driver, by llama.cpp", f"{size(gpu.free)}, {size(one['free'])}")
-        if not gpu.software:
-            apart = abs(gpu.total - one["total"]) / gpu.total
-            findings.check(f"{gpu.name}: both totals are within 2 %", apart <= 0.02, f"{apart:.2%}")
-    if len(devices) > 1 and not any(gpu.parent for gpu in devices):
+        apart = abs(gpu.total - one["total"]) / gpu.total
+        findings.check(f"{gpu.name}: both totals are within 2 %", apart <= 0.02, f"{apart:.2%}")
+    if len(devices) > 1 and all(gpu.pci and not gpu.parent for gpu in devices):
         addresses = [one["pci"] for one in listed(devices[::-1])]
         expected = [gpu.pci for gpu in reversed(devices)]
-        findings.check("the order of pinning is kept", addresses == expected, ", ".join(addresses) or "no addresses")
+        findings.check("the order of pinning is kept", addresses == expected, ", ".join(addresses))
     findings.check("without a device, llama.cpp sees none", listed([]) == [])
     if not any(gpu.uuid.startswith(("GPU-", "MIG-")) for gpu in devices):
         findings.skip("NVML: no NVIDIA driver measures these devices")

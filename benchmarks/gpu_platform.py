@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -233,13 +234,14 @@ def _filling(target: Target) -> tuple[int, int, int]:
 
     read = header.read(Path(target.model))
     slots, context = 1, 256
-    made = LoadConfiguration(context=context, sequences=slots, gpu_layers=-1)
+    made = LoadConfiguration(context=context, sequences=slots, gpu_layers=-1, batch=32, ubatch=32)
     if not target.software:
         context = min(read.context_length or 4096, 8192)
         one = closed_form.closed_form(read, LoadConfiguration(context=context, sequences=1, gpu_layers=-1), gpus=1)
         slots = min(max(FILLED // max(one.shares[-1].cache, 1), 1), 64)
         made = LoadConfiguration(context=slots * context, sequences=slots, gpu_layers=-1)
-    footprint = closed_form.closed_form(read, made, gpus=1)
+    process = replace(closed_form.DEFAULT_PROCESS, context=0) if target.software else closed_form.DEFAULT_PROCESS
+    footprint = closed_form.closed_form(read, made, gpus=1, process=process)
     return slots, context, footprint.reserved()[0]
 
 

@@ -61,7 +61,7 @@ class Plan:
 
 
 SECTIONS = {
-    "seen": Plan("Devices: as their driver and llama.cpp see them", gpu_devices.seen, 4),
+    "seen": Plan("Devices: as their driver and llama.cpp see them", gpu_devices.seen, 8),
     "footprints": Plan("Dry run against real loads", gpu_devices.footprints, 14, pinned=True),
     "memory": Plan("Memory that comes back: eviction, kill, freeze", gpu_platform.memory, 14),
     "preemption": Plan("Preemption: a cache that is parked and resumed", gpu_devices.preemption, 8, pinned=True),
