@@ -203,7 +203,8 @@ def memory(target: Target, findings: Findings) -> None:
         findings.figure("eviction: from the request of the next model to its answer", f"{whole:.2f} s")
         findings.figure("eviction: from bytes back to the next load", f"{wait:.3f} s")
         findings.check("evicted: the bytes are back before the next load", wait >= 0, f"{wait:.3f} s")
-        findings.figure("most free memory of the devices meanwhile", free())
+        if not target.software:
+            findings.figure("most free memory of the devices meanwhile", free())
         _fault(tree, findings, third, names[-1], "killed", signal.SIGKILL)
         _fault(tree, findings, until(lambda: tree.pool(names[-1])), names[-1], "frozen", signal.SIGSTOP)
 
