@@ -152,9 +152,14 @@ def spec_of(target: Target, streams: int, **more: Any) -> dict[str, Any]:
     """One measurement of the bare engine, of `benchmarks/engine_runs.py`."""
     return {
         "runner": "engine", "workload": "distinct", "model": target.model, "streams": streams,
-        "requests": max(streams, 4), "tokens": target.tokens, "context": streams * CELLS, "threads": target.threads,
+        "requests": _requests(target, streams), "tokens": target.tokens, "context": streams * CELLS, "threads": target.threads,
         "reuse": False, "warm": streams, "options": {"gpu_layers": -1, "vectors": False}, **more,
     }  # fmt: skip
+
+
+def _requests(target: Target, streams: int) -> int:
+    """Requests of a measurement: one for each stream, and some more of a single one where that takes no minutes."""
+    return streams if target.software else max(streams, 4)
 
 
 def started(spec: dict[str, Any], devices: Sequence[MeasuredDevice]) -> subprocess.Popen[str]:
@@ -211,10 +216,11 @@ def _server_rate(target: Target, streams: int, devices: Sequence[MeasuredDevice]
                 answer = client.post("/completion", json=body).raise_for_status()
                 return int(answer.json()["tokens_predicted"])
 
-            with ThreadPoolExecutor(max(streams, 4)) as threads:
+            requests = _requests(target, streams)
+            with ThreadPoolExecutor(requests) as threads:
                 list(threads.map(lambda n: one(f"warm {n}", 2), range(streams)))
                 begun = time.perf_counter()
-                written = sum(threads.map(lambda text: one(text, target.tokens), engine_runs.distinct(max(streams, 4))))
+                written = sum(threads.map(lambda text: one(text, target.tokens), engine_runs.distinct(requests)))
                 return written / (time.perf_counter() - begun)
     finally:
         process.kill()
@@ -255,7 +261,7 @@ def _at_once(spec: dict[str, Any], devices: Sequence[MeasuredDevice]) -> list[fl
     try:
         for process in processes:
             assert process.stdout is not None
-            if process.stdout.readline().strip() != "ready":
+            if not any(line.strip() == "ready" for line in process.stdout):  # after the lines of its log
                 raise RuntimeError("the engine did not start")
         for process in processes:
             assert process.stdin is not None
