@@ -176,7 +176,7 @@ def _target(asked: argparse.Namespace) -> Target:
     chosen = Target(str(asked.model.resolve()), software=software, threads=asked.threads)
     if asked.small:
         chosen = Target(
-            chosen.model, software, streams=(1, 2, 4), tokens=12, documents=24, configurations=5, threads=asked.threads
+            chosen.model, software, streams=(1, 2), tokens=8, documents=16, configurations=5, threads=asked.threads
         )
     values = asdict(chosen) | {"server": str(asked.server.resolve()) if asked.server else ""}
     if asked.documents:
