@@ -153,7 +153,8 @@ def spec_of(target: Target, streams: int, **more: Any) -> dict[str, Any]:
     return {
         "runner": "engine", "workload": "distinct", "model": target.model, "streams": streams,
         "requests": _requests(target, streams), "tokens": target.tokens, "context": streams * CELLS,
-        "threads": target.threads, "reuse": False, "warm": streams, "options": {"gpu_layers": -1, "vectors": False}, **more,
+        "threads": target.threads, "reuse": False, "warm": streams,
+        "options": {"gpu_layers": -1, "vectors": False}, **more,
     }  # fmt: skip
 
 

@@ -275,13 +275,15 @@ def _free_memory(target: Target, devices: Sequence[MeasuredDevice]) -> Iterator[
 def throughput(target: Target, findings: Findings) -> None:
     """The whole platform over HTTP against the bare engine: the same chats, as many at a time."""
     device, ratios = gpus(target)[:1], []
+    rounds = 1 if target.software else _ROUNDS
     many = [one for one in target.streams if one > 1][:3] or list(target.streams)
     with platform(target, [MODEL], device, slots=max(many), context=CELLS) as tree:
         tree.serving(MODEL)
         _measure_chats(lambda prompt: tree.chat(prompt, target.tokens), max(many), 1, seed=1_000)  # warm
-        rates = [_measure_chats(lambda p: tree.chat(p, target.tokens), n, _ROUNDS, seed=2_000) for n in many]
+        rates = [_measure_chats(lambda p: tree.chat(p, target.tokens), n, rounds, seed=2_000) for n in many]
     for streams, own in zip(many, rates, strict=True):
         spec = {"model": target.model, "slots": max(many), "streams": streams, "tokens": target.tokens}
+        spec["rounds"] = rounds
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.gpu_platform", json.dumps({**spec, "threads": target.threads})],
             env=environment(device), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
@@ -326,7 +328,7 @@ def bare_chats(spec: dict[str, Any]) -> float:
 
     try:
         _measure_chats(chat, slots, 1, seed=1_000)
-        return _measure_chats(chat, spec["streams"], _ROUNDS, seed=2_000)
+        return _measure_chats(chat, spec["streams"], spec["rounds"], seed=2_000)
     finally:
         engine.close()
 
