@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -202,7 +203,8 @@ def memory(target: Target, findings: Findings) -> None:
         findings.figure("eviction: from the request of the next model to its answer", f"{whole:.2f} s")
         findings.figure("eviction: from bytes back to the next load", f"{wait:.3f} s")
         findings.check("evicted: the bytes are back before the next load", wait >= 0, f"{wait:.3f} s")
-        findings.figure("most free memory of the devices meanwhile", free())
+        if not target.software:
+            findings.figure("most free memory of the devices meanwhile", free())
         _fault(tree, findings, third, names[-1], "killed", signal.SIGKILL)
         _fault(tree, findings, until(lambda: tree.pool(names[-1])), names[-1], "frozen", signal.SIGSTOP)
 
@@ -233,13 +235,14 @@ def _filling(target: Target) -> tuple[int, int, int]:
 
     read = header.read(Path(target.model))
     slots, context = 1, 256
-    made = LoadConfiguration(context=context, sequences=slots, gpu_layers=-1)
+    made = LoadConfiguration(context=context, sequences=slots, gpu_layers=-1, batch=32, ubatch=32)
     if not target.software:
         context = min(read.context_length or 4096, 8192)
         one = closed_form.closed_form(read, LoadConfiguration(context=context, sequences=1, gpu_layers=-1), gpus=1)
         slots = min(max(FILLED // max(one.shares[-1].cache, 1), 1), 64)
         made = LoadConfiguration(context=slots * context, sequences=slots, gpu_layers=-1)
-    footprint = closed_form.closed_form(read, made, gpus=1)
+    process = replace(closed_form.DEFAULT_PROCESS, context=0) if target.software else closed_form.DEFAULT_PROCESS
+    footprint = closed_form.closed_form(read, made, gpus=1, process=process)
     return slots, context, footprint.reserved()[0]
 
 
@@ -272,13 +275,15 @@ def _free_memory(target: Target, devices: Sequence[MeasuredDevice]) -> Iterator[
 def throughput(target: Target, findings: Findings) -> None:
     """The whole platform over HTTP against the bare engine: the same chats, as many at a time."""
     device, ratios = gpus(target)[:1], []
+    rounds = 1 if target.software else _ROUNDS
     many = [one for one in target.streams if one > 1][:3] or list(target.streams)
     with platform(target, [MODEL], device, slots=max(many), context=CELLS) as tree:
         tree.serving(MODEL)
         _measure_chats(lambda prompt: tree.chat(prompt, target.tokens), max(many), 1, seed=1_000)  # warm
-        rates = [_measure_chats(lambda p: tree.chat(p, target.tokens), n, _ROUNDS, seed=2_000) for n in many]
+        rates = [_measure_chats(lambda p: tree.chat(p, target.tokens), n, rounds, seed=2_000) for n in many]
     for streams, own in zip(many, rates, strict=True):
         spec = {"model": target.model, "slots": max(many), "streams": streams, "tokens": target.tokens}
+        spec["rounds"] = rounds
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.gpu_platform", json.dumps({**spec, "threads": target.threads})],
             env=environment(device), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
@@ -323,7 +328,7 @@ def bare_chats(spec: dict[str, Any]) -> float:
 
     try:
         _measure_chats(chat, slots, 1, seed=1_000)
-        return _measure_chats(chat, spec["streams"], _ROUNDS, seed=2_000)
+        return _measure_chats(chat, spec["streams"], spec["rounds"], seed=2_000)
     finally:
         engine.close()
 

@@ -123,6 +123,8 @@ def markdown(head: Sequence[tuple[str, str]], sections: Sequence[Section]) -> st
 
 def size(bytes_: float) -> str:
     """Bytes for people."""
+    if bytes_ < 2**20:
+        return f"{bytes_ / 2**10:,.1f} KiB"
     return f"{bytes_ / 2**20:,.1f} MiB" if bytes_ < GIB else f"{bytes_ / GIB:,.2f} GiB"
 
 

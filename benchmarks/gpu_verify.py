@@ -61,9 +61,9 @@ class Plan:
 
 
 SECTIONS = {
-    "seen": Plan("Devices: as their driver and llama.cpp see them", gpu_devices.seen, 4),
+    "seen": Plan("Devices: as their driver and llama.cpp see them", gpu_devices.seen, 8),
     "footprints": Plan("Dry run against real loads", gpu_devices.footprints, 14, pinned=True),
-    "memory": Plan("Memory that comes back: eviction, kill, freeze", gpu_platform.memory, 14),
+    "memory": Plan("Memory that comes back: eviction, kill, freeze", gpu_platform.memory, 20),
     "preemption": Plan("Preemption: a cache that is parked and resumed", gpu_devices.preemption, 8, pinned=True),
     "speed": Plan("Tokens a second of the bare engine", gpu_devices.speed, 22),
     "side_by_side": Plan("Two engines side by side", gpu_devices.side_by_side, 10),
@@ -139,10 +139,10 @@ def _run(key: str, plan: Plan, target: Target, devices: Sequence[MeasuredDevice]
         if code is not None:
             section.state = "ok" if code == 0 else "failed"
         if code != 0:
-            lines = log.read_text(errors="replace").splitlines()
-            section.failure = "\n".join(["" if code is None else f"exit code {code}", *lines[-_SHOWN:]]).replace(
-                str(gpu_devices.ROOT), "."
-            )
+            lines = [line for line in log.read_text(errors="replace").splitlines() if "site-packages" not in line]
+            section.failure = "\n".join(
+                [*([f"exit code {code}"] if code is not None else []), *lines[-_SHOWN:]]
+            ).replace(str(gpu_devices.ROOT), ".")
     return section
 
 
@@ -176,7 +176,7 @@ def _target(asked: argparse.Namespace) -> Target:
     chosen = Target(str(asked.model.resolve()), software=software, threads=asked.threads)
     if asked.small:
         chosen = Target(
-            chosen.model, software, streams=(1, 2, 4), tokens=12, documents=24, configurations=5, threads=asked.threads
+            chosen.model, software, streams=(1, 2), tokens=8, documents=16, configurations=5, threads=asked.threads
         )
     values = asdict(chosen) | {"server": str(asked.server.resolve()) if asked.server else ""}
     if asked.documents:

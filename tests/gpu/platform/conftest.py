@@ -122,7 +122,7 @@ def log(tree: Live, pool: dict[str, Any]) -> list[dict[str, Any]]:
 
 def started(tree: Live, pool: dict[str, Any]) -> datetime:
     """When the pool began to load its model."""
-    (line,) = (line for line in log(tree, pool) if line["event"] == "model_loading")
+    (line,) = (line for line in log(tree, pool) if line["event"] == "model_loading" and "device" in line)
     return datetime.fromisoformat(line["timestamp"])
 
 
