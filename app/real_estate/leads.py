@@ -60,7 +60,7 @@ CUES: Mapping[str, re.Pattern[str]] = {
         "cash": "in cash|pay cash|cash buyers?",
         "viewing": "viewing|visit|(?:see|view|tour) (?:it|the|your|this)",
         "wish": "bedrooms?|garden|garage|kitchen|balcony|parking",
-        "soon": r"as soon as possible|immediately|(?:next|this) (?:week|month)|in (?:\w+ )?weeks?|(?:must|need to) move",
+        "soon": r"as soon as possible|immediately|(?:next|this) (?:week|month)|in \w+ weeks?|(?:must|need to) move",
     }.items()
 }
 #: The most points of each factor; together 100.
