@@ -135,7 +135,7 @@ def _work(workflow: str, step: str) -> Any:
 
 def graded(model: Model | None, count: int) -> dict[str, Any]:
     """Grades from the topics of a model beside those from the true ones."""
-    same = near = right = all_ = rejected = 0
+    same = near = right = all_ = rejected = asked = asked_right = 0
     for lead in real_estate_data.leads(LEAD_SEED, count):
         true = [{"quote": text, "topic": topic} for text, topic in lead.topics]
         told: Any = lead.conversation
@@ -143,8 +143,13 @@ def graded(model: Model | None, count: int) -> dict[str, Any]:
         sentences = leads.lead_sentences(told)["sentences"]
         known = dict(lead.topics)
         found = []
-        for sentence in sentences:
-            topic = "other" if model is None else model.output(_work("lead", "topics"), {"item": sentence, "index": 0})
+        for one in sentences:
+            sentence, topic = one["text"], one["cue"]
+            if not topic:
+                data = {"item": sentence, "index": 0}
+                topic = "other" if model is None else model.output(_work("lead", "topics"), data)
+                asked += 1
+                asked_right += topic == known.get(sentence, "other")
             found.append({"quote": sentence, "topic": topic})
             right += topic == known.get(sentence, "other")
             all_ += 1
@@ -158,6 +163,8 @@ def graded(model: Model | None, count: int) -> dict[str, Any]:
         "within_one_grade": round(near / count, 3),
         "topics_right": round(right / all_, 3),
         "sentences": all_,
+        "without_a_cue": asked,
+        "right_without_a_cue": asked_right,
         "rejected_findings": rejected,
     }
 
@@ -199,14 +206,16 @@ def texts(model: Model, count: int) -> dict[str, Any]:
         rows = real_estate_data.sales(seed, 300)
         home = {name: value for name, value in rows[-1].items() if name not in ("id", "date", "price")}
         value = valuation.value(rows[:-1], home)
-        cases["valuation"].append(("", value, {"facts": value["facts"], "cite": value["cite"], "citations": 2}))
+        cases["valuation"].append(
+            ("", value, {"facts": value["facts"], "cite": value["cite"], "citations": 2, "prefix": value["begin"]})
+        )
         series = forecast.forecast(real_estate_data.prices(seed, 96), 12)
         direction = series["trend"]["direction"]
         cases["market"].append(("", series, {"facts": series["facts"], "direction": direction}))
     for code, message in MESSAGES.items():
         facts = replies.reply_facts(message, RECORD)
         assert facts["language"] == code, languages.LANGUAGES
-        options = {"facts": facts["facts"], "language": code, "tone": "formal"}
+        options = {"facts": facts["facts"], "language": code, "tone": "formal", "never": facts["never"]}
         cases["reply"].append((message, facts, options))
     found: dict[str, Any] = {}
     for name, some in cases.items():
@@ -218,7 +227,9 @@ def texts(model: Model, count: int) -> dict[str, Any]:
         for message, figures, options in some:
             steps = {one: {"output": figures} for one in ("figures", "facts")}
             prompt = templates.render(step.template, {"steps": steps, "inputs": {"message": message, "tone": "formal"}})
-            output = model.output(_work("text", "drafts"), {"inputs": {"prompt": prompt}})
+            output = model.output(
+                _work("text", "drafts"), {"inputs": {"prompt": prompt, "prefix": options.get("prefix", "")}}
+            )
             written = [choice["text"] for choice in output["choices"]]
             chosen = statements.choose_text(written, "-", **options)
             passed += chosen["by"] == "model"

@@ -56,6 +56,17 @@ PROMISES: Mapping[LanguageCode, tuple[str, ...]] = {
     "it": ("garantiamo", "garantito", "promettiamo", "senza rischio"),
     "th": ("รับประกัน", "การันตี", "สัญญาว่า"),
 }
+#: Words that say that a home is still to be had, in lower case: a fact only if the record has it.
+AVAILABLE: Mapping[LanguageCode, tuple[str, ...]] = {
+    "en": ("available",),
+    "fr": ("disponible", "libre"),
+    "de": ("verfügbar", "frei"),
+    "es": ("disponible", "libre"),
+    "hi": ("उपलब्ध",),
+    "pt": ("disponível", "livre"),
+    "it": ("disponibile", "libera", "libero"),
+    "th": ("ว่าง",),
+}
 #: Words of familiar address, which a formal reply does not have.
 FAMILIAR: Mapping[LanguageCode, tuple[str, ...]] = {
     "en": ("hey", "hi", "guys", "gonna"),

@@ -1,8 +1,9 @@
 """
 Leads: what a conversation says about a buyer, as a score with its evidence.
 
-A model sorts sentences into TOPICS; code checks that each quote occurs in what the lead wrote, gives the points, and
-finds what needs no model: contact details, and whether the budget covers the price. A topic without a quote has none.
+Code sorts the sentences whose words leave no choice (CUES, in English), a model the others, into TOPICS. Code checks
+that each quote occurs in what the lead wrote, gives the points, and finds contact details and whether the budget covers
+the price. A topic without a quote has no points.
 """
 
 from __future__ import annotations
@@ -48,6 +49,20 @@ TOPICS: Mapping[str, tuple[str, float]] = {
     "curious": ("intent", 0.0),
     "wish": ("need", 1.0),
 }
+#: Words of English that say the topic of a sentence, the first that occurs; a sentence without any is for the model.
+CUES: Mapping[str, re.Pattern[str]] = {
+    topic: re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+    for topic, words in {
+        "curious": "just curious|only browsing|just browsing|only looking|just looking|nothing serious",
+        "later": "no hurry|no rush|next year|(?:in|within) (?:a|one|two|three|a few) years?",
+        "approved": "pre-?approved|approved|approval",
+        "loan": "loan|mortgage|financing",
+        "cash": "in cash|pay cash|cash buyers?",
+        "viewing": "viewing|visit|(?:see|view|tour) (?:it|the|your|this)",
+        "wish": "bedrooms?|garden|garage|kitchen|balcony|parking",
+        "soon": r"as soon as possible|immediately|(?:next|this) (?:week|month)|in \w+ weeks?|(?:must|need to) move",
+    }.items()
+}
 #: The most points of each factor; together 100.
 POINTS: Mapping[str, int] = {"budget": 25, "financing": 20, "timeline": 20, "intent": 20, "need": 5, "contact": 10}
 #: Least points of each grade, and what is done then.
@@ -76,9 +91,13 @@ _ENOUGH, _TOO_LITTLE = 0.95, 0.7
 
 
 def lead_sentences(conversation: Conversation) -> dict[str, Any]:
-    """Return the sentences that the lead wrote, the first MAX_SENTENCES of them, and how many were left out."""
+    """
+    Return the sentences that the lead wrote, up to MAX_SENTENCES, and how many were `left_out`.
+
+    Each has its `text` and a `cue`: its topic, or empty where a model has to say it.
+    """
     found = [
-        sentence.strip()
+        {"text": sentence.strip(), "cue": _cue(sentence)}
         for message in conversation
         if message["sender"] == "lead"
         for sentence in _SENTENCE.split(message["text"])
@@ -135,6 +154,15 @@ def score_lead(
         "action": {"kind": action, "text": what, "ask": [_QUESTIONS[name] for name in missing]},
         "rejected": rejected[:50],
     }
+
+
+def _cue(sentence: str) -> str:
+    """Return the topic that the words of a sentence leave no choice about; else an empty text."""
+    if _amount(sentence) is not None and not _PHONE.search(sentence):
+        return "budget"
+    if _EMAIL.search(sentence):
+        return "other"
+    return next((topic for topic, words in CUES.items() if words.search(sentence)), "")
 
 
 def _factor(name: str, found: tuple[float, str, str] | None) -> dict[str, Any]:

@@ -121,6 +121,27 @@ _CLOSING: Mapping[LanguageCode, str] = {
 }
 
 
+#: What a model is shown, with the facts of `_EXAMPLE`: a reply of its language helps more than any instruction.
+_EXAMPLES: Mapping[LanguageCode, str] = {
+    "en": "Dear Mr Hall, thank you for your message. The price of 4 Mill Lane is 310,000. You can view it on 2026-02-03.",
+    "fr": "Bonjour Monsieur Hall, nous vous remercions de votre message. Le prix du bien, 4 Mill Lane, est "
+    "de 310,000. Une visite est possible le 2026-02-03.",
+    "de": "Guten Tag Herr Hall, wir danken Ihnen für Ihre Nachricht. Der Preis für 4 Mill Lane ist 310,000. Eine "
+    "Besichtigung ist am 2026-02-03 möglich.",
+    "es": "Estimado Sr. Hall, le agradecemos su mensaje. El precio de la casa, 4 Mill Lane, es de 310,000. La visita "
+    "es posible el 2026-02-03.",
+    "hi": "नमस्ते Hall जी, आपके संदेश के लिए हम आपके आभारी हैं। 4 Mill Lane की कीमत 310,000 है। आप इसे 2026-02-03 को देख सकते हैं।",
+    "pt": "Bom dia Sr. Hall, agradecemos a sua mensagem. O preço da casa, 4 Mill Lane, é de 310,000. A visita é "
+    "possível no dia 2026-02-03.",
+    "it": "Buongiorno signor Hall, la ringraziamo per il suo messaggio. Il prezzo della casa, 4 Mill Lane, è di "
+    "310,000. Una visita è possibile il 2026-02-03.",
+    "th": "เรียนคุณ Hall ขอขอบคุณสำหรับข้อความของท่าน ราคาของ 4 Mill Lane คือ 310,000 สามารถนัดชมได้ในวันที่ 2026-02-03",
+}
+_EXAMPLE = {"address": "4 Mill Lane", "price": "310,000", "viewing": "2026-02-03"}
+#: What of the example would be wrong in a reply.
+_EXAMPLE_NAMES = ("Hall", "Mill Lane")
+
+
 def reply_facts(
     message: Annotated[str, Field(min_length=1, max_length=8_000)],
     record: Annotated[dict[str, Any], Field(max_length=60)],
@@ -148,6 +169,11 @@ def reply_facts(
         "language": code,
         "language_name": languages.LANGUAGES[code],
         "detected": found is not None,
+        "example": {
+            "facts": [*(f"{FACTS[name][code]}: {text}" for name, text in _EXAMPLE.items()), "Mr Hall"],
+            "reply": _EXAMPLES[code],
+        },
+        "never": [one for one in _EXAMPLE_NAMES if one.lower() not in "\n".join([*lines, client]).lower()],
         "facts": [*lines, *([client] if client else [])],
         "text": "\n".join(parts),
     }

@@ -79,13 +79,15 @@ def check_text(
     direction: Literal["", "rising", "falling", "flat"] = "",
     language: LanguageCode | Literal[""] = "",
     tone: Literal["", "formal", "friendly", "brief"] = "",
+    never: Texts | None = None,
     least: Annotated[int, Field(ge=0, le=5_000)] = 20,
     most: Annotated[int, Field(ge=1, le=20_000)] = 2_000,
 ) -> dict[str, Any]:
     """
     Return whether a text states only facts (`passed`), and what is wrong with it (`problems`).
 
-    It has to cite at least `citations` of the comparables of `cite`, and no other one.
+    It has to cite at least `citations` of the comparables of `cite`, and no other one; no text of `never` occurs in it.
+    A statement without a number, a link or a name of those is found only if it is about availability.
     """
     text = text.strip()
     problems: list[str] = []
@@ -99,17 +101,21 @@ def check_text(
     problems += _wrong_numbers(text, facts, known)
     if _LINK.search(text) and not all(link.lower() in "\n".join(facts).lower() for link in _links(text)):
         problems.append("it has a link or an address that is no fact")
+    problems += [f"it has {one!r}, which is no fact" for one in never or () if one and one.lower() in text.lower()]
     if direction:
         problems += _wrong_direction(text, direction)
     if language:
         problems += _wrong_language(text, language, formal=tone == "formal")
+        claims = [one for one in languages.AVAILABLE[language] if languages.contains(text, one, language)]
+        known_words = "\n".join(facts).lower()
+        problems += [f"that it is {one} is no fact" for one in claims if one not in known_words]
     if tone == "brief" and len(text) > 400:
         problems.append("it is not brief: more than 400 characters")
     return {"passed": not problems, "problems": problems[:_MOST]}
 
 
 def choose_text(
-    texts: Annotated[list[Annotated[str, Field(max_length=20_000)]], Field(max_length=16)],
+    texts: Annotated[list[Annotated[str, Field(max_length=18_000)]], Field(max_length=16)],
     otherwise: Annotated[str, Field(max_length=20_000)],
     facts: Texts,
     cite: Texts | None = None,
@@ -117,16 +123,19 @@ def choose_text(
     direction: Literal["", "rising", "falling", "flat"] = "",
     language: LanguageCode | Literal[""] = "",
     tone: Literal["", "formal", "friendly", "brief"] = "",
+    never: Texts | None = None,
+    prefix: Annotated[str, Field(max_length=2_000)] = "",
 ) -> dict[str, Any]:
     """
     Return the first text of a model that passes `check_text` (`by: model`), else the one that code wrote (`by: code`).
 
-    `drafts` has the texts of the model with their problems.
+    `drafts` has the texts of the model with their problems; each continues `prefix`.
     """
     drafts = []
     for text in texts:
-        checked = check_text(text, facts, cite, citations, direction, language, tone)
-        drafts.append({"text": text.strip(), **checked})
+        whole = (prefix + text).strip()
+        checked = check_text(whole, facts, cite, citations, direction, language, tone, never)
+        drafts.append({"text": whole, **checked})
     chosen = next((one["text"] for one in drafts if one["passed"]), None)
     return {
         "text": otherwise if chosen is None else chosen,

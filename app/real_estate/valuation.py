@@ -190,7 +190,8 @@ def _told(result: Mapping[str, Any], home: Home) -> dict[str, Any]:
         f"The home is worth about {result['estimate']:,}, with a probability of {percent} % between {result['low']:,} "
         f"and {result['high']:,}. The closest sales, adjusted to this home, are {named}."
     )
-    return {"facts": facts, "text": text, "cite": [one["id"] for one in result["comparables"]]}
+    begin = f"The home is worth about {result['estimate']:,}. [{best[0]['id']}] sold for"
+    return {"facts": facts, "text": text, "begin": begin, "cite": [one["id"] for one in result["comparables"]]}
 
 
 def _quantile(errors: FloatArray, at: float) -> float:

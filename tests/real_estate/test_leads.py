@@ -68,7 +68,7 @@ def test_a_budget_counts_by_its_share_of_the_price(text: str, budget: int, point
 
 def test_sentences_are_those_of_the_lead_and_bounded() -> None:
     found = leads.lead_sentences(said("One here. Two here!\nThree?", *["More text."] * 60))
-    assert found["sentences"][:3] == ["One here.", "Two here!", "Three?"]
+    assert [one["text"] for one in found["sentences"][:3]] == ["One here.", "Two here!", "Three?"]
     assert (len(found["sentences"]), found["left_out"]) == (40, 23)
 
 
@@ -77,7 +77,23 @@ def test_all_sentences_of_seeded_leads_are_found() -> None:
         conversation: Any = lead.conversation
         found = leads.lead_sentences(conversation)["sentences"]
         known = [text for text, _ in lead.topics]
-        assert found == known
+        assert [one["text"] for one in found] == known
+
+
+@pytest.mark.parametrize(
+    ("sentence", "cue"),
+    [
+        ("We pay cash.", "cash"),
+        ("Up to 350k.", "budget"),
+        ("Write to me at 12345@example.com.", "other"),
+        ("The bank approved the loan.", "approved"),
+        ("Three bedrooms at least.", "wish"),
+        ("La semana que viene.", ""),
+        ("We have two children.", ""),
+    ],
+)
+def test_a_cue_is_given_only_where_the_words_leave_no_choice(sentence: str, cue: str) -> None:
+    assert leads.lead_sentences(said(sentence))["sentences"] == [{"text": sentence, "cue": cue}]
 
 
 @given(st.lists(st.text(max_size=80), max_size=6), st.lists(st.tuples(st.text(max_size=40), st.text(max_size=10))))

@@ -107,3 +107,22 @@ def test_promises_and_familiar_words_are_found(code: Any, text: str) -> None:
 def test_no_text_makes_the_check_fail(text: str, facts: list[str]) -> None:
     found = statements.check_text(text, facts, language="hi", direction="flat", tone="formal")
     assert found["passed"] is (not found["problems"])
+
+
+def test_availability_and_names_of_the_example_are_no_facts_unless_the_record_has_them() -> None:
+    text = "Dear Ana Prado, thank you for your message. The house is still available for you."
+    facts = replies.reply_facts(MESSAGES["en"], RECORD)
+    assert "Hall" in facts["never"]
+    found = statements.check_text(text, facts["facts"], language="en", never=facts["never"])
+    assert found["problems"] == ["that it is available is no fact"]
+    facts = replies.reply_facts(MESSAGES["en"], {**RECORD, "available": "2026-12-01"})
+    assert statements.check_text(text, facts["facts"], language="en", never=facts["never"])["passed"]
+    named = statements.check_text(text.replace("Ana Prado", "Mr Hall"), facts["facts"], never=facts["never"])
+    assert named["problems"] == ["it has 'Hall', which is no fact"]
+
+
+@pytest.mark.parametrize("code", sorted(languages.LANGUAGES))
+def test_the_example_of_each_language_passes_as_a_reply_to_its_own_facts(code: Any) -> None:
+    example = replies.reply_facts(MESSAGES[code], RECORD)["example"]
+    checked = statements.check_text(example["reply"], example["facts"], language=code, tone="formal")
+    assert checked["passed"], checked
