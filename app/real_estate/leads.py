@@ -28,14 +28,14 @@ class Message(TypedDict):
     text: _Short
 
 
-class Finding(TypedDict):
+class LeadFinding(TypedDict):
     """What a model says of a sentence."""
 
     quote: _Short
     topic: str
 
 
-Conversation = Annotated[list[Message], Field(max_length=MAX_MESSAGES)]
+LeadConversation = Annotated[list[Message], Field(max_length=MAX_MESSAGES)]
 
 #: The topics: the factor that they speak of, and its share of the factor's points.
 TOPICS: Mapping[str, tuple[str, float]] = {
@@ -90,7 +90,7 @@ _LEAST_AMOUNT = 20_000
 _ENOUGH, _TOO_LITTLE = 0.95, 0.7
 
 
-def lead_sentences(conversation: Conversation) -> dict[str, Any]:
+def lead_sentences(conversation: LeadConversation) -> dict[str, Any]:
     """
     Return the sentences that the lead wrote, up to MAX_SENTENCES, and how many were `left_out`.
 
@@ -107,8 +107,8 @@ def lead_sentences(conversation: Conversation) -> dict[str, Any]:
 
 
 def score_lead(
-    conversation: Conversation,
-    findings: Annotated[list[Finding], Field(max_length=1_000)],
+    conversation: LeadConversation,
+    findings: Annotated[list[LeadFinding], Field(max_length=1_000)],
     asking_price: Annotated[float | None, Field(gt=0, le=1e10)] = None,
 ) -> dict[str, Any]:
     """

@@ -123,7 +123,8 @@ _CLOSING: Mapping[LanguageCode, str] = {
 
 #: What a model is shown, with the facts of `_EXAMPLE`: a reply of its language helps more than any instruction.
 _EXAMPLES: Mapping[LanguageCode, str] = {
-    "en": "Dear Mr Hall, thank you for your message. The price of 4 Mill Lane is 310,000. You can view it on 2026-02-03.",
+    "en": "Dear Mr Hall, thank you for your message. The price of 4 Mill Lane is 310,000. You can view it on "
+    "2026-02-03.",
     "fr": "Bonjour Monsieur Hall, nous vous remercions de votre message. Le prix du bien, 4 Mill Lane, est "
     "de 310,000. Une visite est possible le 2026-02-03.",
     "de": "Guten Tag Herr Hall, wir danken Ihnen für Ihre Nachricht. Der Preis für 4 Mill Lane ist 310,000. Eine "

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.real_estate import table
-from app.real_estate.table import Row, TableSource
+from app.real_estate.table import TableRow, TableSource
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class Home:
 
 def read_sales(source: TableSource, valued_on: date | None) -> Sales:
     """Return the usable sales until a day, the first of those with the same id and day. Raises InvalidInput."""
-    kept: list[tuple[str, date, float, float, Row]] = []
+    kept: list[tuple[str, date, float, float, TableRow]] = []
     dropped: dict[str, int] = {}
     seen: set[tuple[str, date]] = set()
     for index, row in enumerate(table.read(source, "sales")):

@@ -21,7 +21,7 @@ MAX_ROWS, MAX_COLUMNS, MAX_CHARACTERS = 20_000, 60, 4_000_000
 #: Largest magnitude of a number in a table.
 MAX_NUMBER = 1e12
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 #: A table: CSV with a header, or objects.
 TableSource = str | list[dict[str, Any]]
 
@@ -35,7 +35,7 @@ def refused(where: str, message: str, accepted: str = "") -> InvalidInput:
     return InvalidInput([Problem(where, message, accepted)], "argument")
 
 
-def read(source: TableSource, where: str) -> Sequence[Row]:
+def read(source: TableSource, where: str) -> Sequence[TableRow]:
     """Return the rows of a table. Raises InvalidInput."""
     if isinstance(source, str):
         if len(source) > MAX_CHARACTERS:
@@ -87,13 +87,13 @@ def name(value: Any, most: int = 60) -> str:
     return " ".join(str(value).split())[:most]
 
 
-def _of_csv(text: str, where: str) -> Sequence[Row]:
+def _of_csv(text: str, where: str) -> Sequence[TableRow]:
     try:
         reader = csv.reader(io.StringIO(text.replace("\0", "")))
         header = [cell.strip() for cell in next(reader, [])]
         if not header or len(header) > MAX_COLUMNS:
             raise refused(where, f"the header has {len(header)} columns", f"1 to {MAX_COLUMNS}")
-        rows: list[Row] = []
+        rows: list[TableRow] = []
         for cells in reader:
             if len(rows) == MAX_ROWS:
                 raise refused(where, "the table has too many rows", f"at most {MAX_ROWS}")
