@@ -21,7 +21,6 @@ from app.kernel import ids
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem, StepFailure
 from app.workflows.language.steps import AnyStep
-from app.workflows.runs.changes import graphs
 from app.workflows.runs.details import (
     AttemptDetails,
     Elsewhere,
@@ -33,7 +32,7 @@ from app.workflows.runs.details import (
     RunView,
     StepDetails,
 )
-from app.workflows.runs.storage import payloads, store, values
+from app.workflows.runs.storage import graphs, payloads, store, values
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
