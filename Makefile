@@ -75,9 +75,10 @@ $(GPU)/.ready: $(DEV) deploy/vulkan.py
 	$(BIN)/python deploy/vulkan.py $(GPU)
 	@touch $@
 
-test-gpu: $(GPU)/.ready ## Run tests/gpu on two software GPUs (Vulkan), and those of the engine on four too
+test-gpu: $(GPU)/.ready ## Run tests/gpu on two software GPUs (Vulkan), and those of splits on four too
 	GGML_VK_VISIBLE_DEVICES=0,0 $(GPU)/bin/python -m pytest tests/gpu
-	GGML_VK_VISIBLE_DEVICES=0,0,0,0 $(GPU)/bin/python -m pytest tests/gpu/engine
+	GGML_VK_VISIBLE_DEVICES=0,0,0,0 $(GPU)/bin/python -m pytest tests/gpu/engine \
+	  -k 'test_footprints or place_the_layers or answers_on_devices'
 
 fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own; FUZZ_PATHS=REGEX: to some paths
 	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py

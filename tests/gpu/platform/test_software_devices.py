@@ -45,6 +45,30 @@ def test_each_pool_is_on_a_device_of_its_own_and_sees_no_other(tree: Live) -> No
     assert_nothing_is_overcommitted(tree)
 
 
+def test_two_pools_on_two_devices_write_at_the_same_time(tree: Live) -> None:
+    """
+    Both are the same processor, so each is slower; but neither waits for the other, and little is lost together.
+
+    After kills this would not hold: a pool may then be split over both devices.
+    """
+    tokens, names = 24, MODELS[:2]
+    for name in names:
+        serving(tree, name)
+    assert len({on(pool) for pool in pools(tree) if pool["model"] in names and pool["state"] == "serving"}) == 2
+
+    def work(run_id: str) -> tuple[datetime, datetime]:
+        attempt = succeed(tree, run_id)["steps"][0]["attempts"][-1]
+        return datetime.fromisoformat(attempt["started_at"]), datetime.fromisoformat(attempt["finished_at"])
+
+    alone = [end - begin for begin, end in (work(submit(tree, name, tokens)) for name in names)]
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda name: work(submit(tree, name, tokens)), names))
+    together = max(end for _, end in both) - min(begin for begin, _ in both)
+    shared = min(end for _, end in both) - max(begin for begin, _ in both)
+    assert shared > 0.5 * min(end - begin for begin, end in both), "they worked at the same time"
+    assert together < 2 * sum(alone, start=alone[0] * 0), "at least half of the throughput of one after the other"
+
+
 def test_a_third_model_loads_after_the_bytes_of_the_first_are_back(tree: Live) -> None:
     first = [serving(tree, model) for model in MODELS[:2]]
     third = serving(tree, MODELS[2])
@@ -97,23 +121,3 @@ def test_a_model_that_is_larger_than_all_devices_is_refused_before_any_load(tree
     assert tree.until_ended(run_id)["state"] == "cancelled"
     assert [pool for pool in pools(tree, ended=True) if pool["model"] == HUGE] == [], "no process was started for it"
     assert len([pool for pool in pools(tree) if pool["state"] == "serving"]) > 0, "and no pool had to go for it"
-
-
-def test_two_pools_on_two_devices_write_at_the_same_time(tree: Live) -> None:
-    """Both are the same processor, so each is slower; but neither waits for the other, and little is lost together."""
-    tokens, names = 24, MODELS[:2]
-    for name in names:
-        serving(tree, name)
-    assert len({on(pool) for pool in pools(tree) if pool["model"] in names and pool["state"] == "serving"}) == 2
-
-    def work(run_id: str) -> tuple[datetime, datetime]:
-        attempt = succeed(tree, run_id)["steps"][0]["attempts"][-1]
-        return datetime.fromisoformat(attempt["started_at"]), datetime.fromisoformat(attempt["finished_at"])
-
-    alone = [end - begin for begin, end in (work(submit(tree, name, tokens)) for name in names)]
-    with ThreadPoolExecutor(2) as threads:
-        both = list(threads.map(lambda name: work(submit(tree, name, tokens)), names))
-    together = max(end for _, end in both) - min(begin for begin, _ in both)
-    shared = min(end for _, end in both) - max(begin for begin, _ in both)
-    assert shared > 0.5 * min(end - begin for begin, end in both), "they worked at the same time"
-    assert together < 2 * sum(alone, start=alone[0] * 0), "at least half of the throughput of one after the other"
