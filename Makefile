@@ -63,8 +63,8 @@ $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
 
-test-storm: $(DEV) ## Run the long random forms: kills, freezes, thousands of requests. Several minutes
-	$(BIN)/python -m pytest -m storm tests/faults tests/workers/engine
+test-storm: $(DEV) ## Run the long forms: kills, freezes, thousands of requests. Several minutes
+	$(BIN)/python -m pytest -m storm tests/faults tests/workers
 
 test-ui: $(DEV) ## Click through the dashboard in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -c 'from tests.browser import chromium; print("browser:", chromium.find())'
@@ -75,9 +75,10 @@ $(GPU)/.ready: $(DEV) deploy/vulkan.py
 	$(BIN)/python deploy/vulkan.py $(GPU)
 	@touch $@
 
-test-gpu: $(GPU)/.ready ## Run tests/gpu on two software GPUs (Vulkan), and those of the engine on four too
+test-gpu: $(GPU)/.ready ## Run tests/gpu on two software GPUs (Vulkan), and those of splits on four too
 	GGML_VK_VISIBLE_DEVICES=0,0 $(GPU)/bin/python -m pytest tests/gpu
-	GGML_VK_VISIBLE_DEVICES=0,0,0,0 $(GPU)/bin/python -m pytest tests/gpu/engine
+	GGML_VK_VISIBLE_DEVICES=0,0,0,0 $(GPU)/bin/python -m pytest tests/gpu/engine \
+	  -k 'test_footprints or place_the_layers or answers_on_devices'
 
 fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own; FUZZ_PATHS=REGEX: to some paths
 	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py

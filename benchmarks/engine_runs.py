@@ -98,7 +98,8 @@ def engine_of(spec: dict[str, Any], **more: Any) -> Any:
         "kept": spec.get("kept"),
         "reproducible": spec.get("reproducible", False),
     }
-    return LlamaEngine(model_path(), EngineOptions(**options | more))
+    path = Path(spec["model"]) if "model" in spec else model_path()
+    return LlamaEngine(path, EngineOptions(**options | spec.get("options", {}) | more))
 
 
 def greedy(**more: Any) -> Any:
@@ -111,7 +112,13 @@ def run_engine(spec: dict[str, Any]) -> Figures:
     from app.inference.requests import GenerateRequest
 
     engine = engine_of(spec)
-    engine.generate(GenerateRequest(prompt="warm", max_tokens=2, sampling=greedy())).result()
+    # The kernels of a GPU may be compiled for each width of a batch when it is used first.
+    warm = [GenerateRequest(prompt=f"warm {n}", max_tokens=2, sampling=greedy()) for n in range(spec.get("warm", 1))]
+    for ticket in [engine.generate(request) for request in warm]:
+        ticket.result()
+    if spec.get("waits"):  # until others are ready, too
+        print("ready", flush=True)
+        sys.stdin.readline()
     before = engine.metrics()
     begun, cpu = perf_counter(), process_time()
     requests = [

@@ -22,7 +22,6 @@ from typing import Any
 
 from app.catalog import files, header
 from app.devices import llama_build
-from app.devices.inventory import processor
 from app.footprint import closed_form
 from app.footprint.configuration import LoadConfiguration
 from app.footprint.footprint import HOST, MIB
@@ -63,7 +62,7 @@ def main() -> None:
     command = f"GGML_VK_VISIBLE_DEVICES={shlex.quote(visible)} " if visible else ""
     print(f"## {devices} devices\n" if devices > 1 else "## 1 device\n")
     print(f"- {datetime.now(UTC):%Y-%m-%d}, `{command}python -m benchmarks.gpu_footprints`")
-    print(f"- {platform.system()} {platform.machine()}, {os.cpu_count()} cores, {processor()}")
+    print(f"- a {os.cpu_count()}-core {platform.machine().replace('_', '-')} machine, {platform.system()}")
     print(f"- llama-cpp-python {metadata.version('llama-cpp-python')}, build {llama_build.build()}")
     print("- devices: " + ", ".join(f"{name}: {text}" for name, text in named()) + "\n")
     print("| model | configuration | device | weights | cache | compute: load | dry run | closed form |")
@@ -112,7 +111,7 @@ def rows(path: Path, configuration: LoadConfiguration, devices: int) -> list[dic
                 (("real", load), ("dry", said))}  # fmt: skip
         own = share.weights + share.cache + share.compute
         cells = [
-            f"Vulkan{share.place}",
+            str(load["name"]),
             mark(load["model"], said["model"], share.weights),
             mark(load["context"], said["context"], share.cache),
             f"{load['compute'] / MIB:.2f} MiB",

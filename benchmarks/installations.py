@@ -43,6 +43,8 @@ class Up:
 
     url: str
     process: subprocess.Popen[bytes]
+    #: Its data directory.
+    data: Path
 
     def processes(self) -> dict[str, psutil.Process]:
         """Its programs by name: `api`, `pool`, `valkey-server`."""
@@ -57,22 +59,22 @@ class Up:
 
 
 @contextmanager
-def up(*, threads: int, slots: int, context: int, options: Sequence[str] = ()) -> Iterator[Up]:
-    """The platform with one model, which is resident."""
+def up(*, threads: int, slots: int, context: int, options: Sequence[str] = (), catalog: str = "") -> Iterator[Up]:
+    """The platform with one model, which is resident, or with those of another catalogue."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)  # an embedded server that root starts as another user reaches its files
-        catalog = Path(folder, "catalog.toml")
+        file = Path(folder, "catalog.toml")
         values = {"PATH": str(model_path()), "CONTEXT": str(context), "SLOTS": str(slots), "THREADS": str(threads)}
         content = _CATALOG
         for name, value in values.items():
             content = content.replace(name, value)
-        catalog.write_text(content)
+        file.write_text(catalog or content)
         api, flower = free_port(), free_port()
         given = [
             f"--data-dir={folder}/data",
             f"--set=api.port={api}",
             f"--set=flower.port={flower}",
-            f"--set=catalog.files=[{json.dumps(str(catalog))}]",
+            f"--set=catalog.files=[{json.dumps(str(file))}]",
             *(f"--set={option}" for option in options),
         ]
         log = Path(folder, "up.log")
@@ -82,7 +84,7 @@ def up(*, threads: int, slots: int, context: int, options: Sequence[str] = ()) -
             while "arriero is up" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.1)
-            yield Up(f"http://127.0.0.1:{api}", process)
+            yield Up(f"http://127.0.0.1:{api}", process, Path(folder, "data"))
         finally:
             process.terminate()
             process.wait(60)

@@ -118,7 +118,7 @@ def database_in(folder: Path) -> Iterator[Database]:
 def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
     """Write so many passages with their vectors, and return the vectors."""
     with database.work() as work:
-        work.run(text("TRUNCATE passage, passage_vector, passage_pending, recall_model RESTART IDENTITY"))
+        work.run(text("TRUNCATE passage, passage_vector, passage_pending, recall_model RESTART IDENTITY CASCADE"))
         work.run(
             text(
                 "INSERT INTO recall_model (name, state, dimensions, made, ready_at) "
@@ -126,7 +126,8 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
             ),
             {"name": MODEL, "dimensions": DIMENSIONS, "made": count},
         )
-        work.run(text("DROP INDEX IF EXISTS ix_passage_lexemes"))
+        # Without its indexes: the rows come at once.
+        work.run(text("DROP INDEX IF EXISTS ix_passage_lexemes, ix_passage_vector_1"))
     all_vectors = np.empty((count, DIMENSIONS), np.float16)
     bounds = [(name, int(count * share)) for name, share in USERS.items()]
     with psycopg.connect(database.raw_url(), autocommit=True) as connection:

@@ -22,11 +22,14 @@ from typing import Any
 
 from sqlalchemy import text
 
+from app.api.telemetry import governance as telemetry
+from app.fleet import views
 from app.governance.rules import service
 from app.governance.rules.evaluator import RuleEvaluator
 from app.governance.rules.service import RuleService
 from app.governance.signals.readers import Readers
 from app.governance.signals.rollup import roll_up
+from app.inference import backlog
 from app.kernel import embedded
 from app.kernel.database import Database
 from app.workflows.language.source import SourceDocument
@@ -104,6 +107,13 @@ def median_ms(run: Callable[[], object], rounds: int) -> float:
     return round(statistics.median(taken[1:]), 1)
 
 
+def read_metrics(database: Database) -> None:
+    """What `/metrics` of the API reads from Postgres."""
+    views.fleet(database)
+    backlog.read(database)
+    telemetry.read(database)
+
+
 def measure(database: Database, rounds: int) -> dict[str, float]:
     """Evaluate and read."""
     evaluator = RuleEvaluator(database, (), timedelta(minutes=5))
@@ -112,6 +122,7 @@ def measure(database: Database, rounds: int) -> dict[str, float]:
     found = {
         "evaluation, ms": median_ms(evaluator.decide_all, rounds),
         "readers, nothing new, ms": median_ms(readers.attempts, rounds),
+        "/metrics, ms": median_ms(lambda: read_metrics(database), rounds),
     }
     with database.work() as work:
         work.run(_NEW)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
     *("access", "catalog", "devices", "files", "fleet", "footprint", "governance", "grammar", "inference", "memory"),
-    *("handoffs", "scheduler", "workflows"),
+    *("handoffs", "real_estate", "scheduler", "workflows"),
 )
 
 #: Modules of concepts that touch the world. Every other one is pure.
@@ -52,7 +52,6 @@ SHELLS = {
     "workflows/runs/changes/data.py",
     "workflows/runs/changes/decisions.py",
     "workflows/runs/changes/effects.py",
-    "workflows/runs/changes/graphs.py",
     "workflows/runs/changes/transactions.py",
     "workflows/runs/claims.py",
     "workflows/runs/control.py",
@@ -68,6 +67,7 @@ SHELLS = {
     "workflows/runs/recovery/sweep.py",
     "workflows/runs/service.py",
     "workflows/runs/storage/agent_items.py",
+    "workflows/runs/storage/graphs.py",
     "workflows/runs/storage/history.py",
     "workflows/runs/storage/items.py",
     "workflows/runs/storage/pauses.py",

@@ -108,7 +108,7 @@ class GuardedFlower(Flower):  # type: ignore[misc] # Flower has no type hints
         api = self._settings.api
         if api.url:
             return api.url.rstrip("/")
-        name = host if api.host in ("0.0.0.0", "::") or keyless.is_loopback(api.host) else api.host  # noqa: S104
+        name = host if api.host in ("0.0.0.0", "::") or keyless.is_loopback(api.host) else api.host  # noqa: S104 it is compared, nothing listens there
         shown = f"[{name}]" if ":" in name and not name.startswith("[") else name
         return f"{'https' if api.tls_certificate else 'http'}://{shown}:{api.port}"
 

@@ -1,7 +1,7 @@
 """
 The scheduled jobs of control workers, which beat triggers.
 
-One process never runs the sweep, the expiry or the schedules twice at the same time: if they take longer than their
+One process never runs a job twice at the same time (`workers/governance/passes.py`): if one takes longer than its
 interval, the other threads stay free for steps. They do not wait for rows that others have locked.
 Plans are made by one process at a time, which holds an advisory lock. No bad row stops a job.
 """
@@ -17,7 +17,6 @@ from uuid import UUID
 
 from app.access.audit import log as audit_log
 from app.files import storage
-from app.governance.jobs.registry import EXPIRE, SCHEDULES, SWEEP
 from app.inference import demand
 from app.inference.batches import store as batch_store
 from app.inference.model_metrics import store as model_metrics
@@ -34,7 +33,7 @@ from app.workflows.runs.recovery import overdue
 from app.workflows.runs.recovery.sweep import sweep
 from app.workflows.schedules import store
 from app.workflows.schedules.service import Schedules
-from workers.passes import exclusive, in_turn, time_limit
+from workers.passes import in_turn, time_limit
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -51,9 +50,7 @@ _SWEEP_SECONDS = 5.0
 
 def run_sweep(runtime: Runtime) -> Mapping[str, object] | None:
     """Recover lost work: see `app.workflows.runs.recovery.sweep`."""
-    with in_turn(), exclusive(SWEEP) as acquired:
-        if not acquired:
-            return None
+    with in_turn():
         swept = sweep(
             runtime.runs,
             republish_after=runtime.settings.runs.republish_after,
@@ -70,19 +67,16 @@ def run_sweep(runtime: Runtime) -> Mapping[str, object] | None:
 def run_expire(runtime: Runtime) -> Mapping[str, object] | None:
     """Remove runs, files and audit entries whose retention is over, and definitions and payloads without references."""
     database = runtime.runs.database
-    with exclusive(EXPIRE) as acquired:
-        if not acquired:
-            return None
-        removed = {
-            "runs": retention.remove_runs(database, time_limit(_EXPIRE_SECONDS)),
-            "definitions": retention.remove_definitions(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
-            "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
-            "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
-            "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
-            "model_metrics": model_metrics.keep_short(database, clock.now(), time_limit(_EXPIRE_SECONDS)),
-        }
-        if any(removed.values()):
-            _log.info("expired_data_removed", **removed)
+    removed = {
+        "runs": retention.remove_runs(database, time_limit(_EXPIRE_SECONDS)),
+        "definitions": retention.remove_definitions(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
+        "payloads": retention.remove_payloads(database, time_limit(_EXPIRE_SECONDS), ids.chance()),
+        "audit_entries": _remove_audit_entries(runtime, time_limit(_EXPIRE_SECONDS)),
+        "files": storage.remove_expired(database, time_limit(_EXPIRE_SECONDS), _read_files(database)),
+        "model_metrics": model_metrics.keep_short(database, clock.now(), time_limit(_EXPIRE_SECONDS)),
+    }
+    if any(removed.values()):
+        _log.info("expired_data_removed", **removed)
     return {name: count for name, count in removed.items() if count}
 
 
@@ -113,9 +107,7 @@ def note_if(runtime: Runtime, is_near: Callable[[UnitOfWork, timedelta], bool]) 
 
 def run_schedules(runtime: Runtime) -> Mapping[str, object] | None:
     """Fire the due schedules. A schedule that fails does not stop the others."""
-    with in_turn(), exclusive(SCHEDULES) as acquired:
-        if not acquired:
-            return None
+    with in_turn():
         started = Schedules(runtime.runs, runtime.settings.schedules.keep_fires).advance_all()
         note_if(runtime, store.is_near)
     return {"started_runs": started} if started else None

@@ -31,6 +31,7 @@ from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.http_fields import HttpFields
 from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.python_fields import PythonFields
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
 from app.workflows.language.remembering import RememberFields
@@ -66,7 +67,7 @@ from workers.memory.assembly import AssembledPrompt
 from workers.refinement import step as refinement_step
 from workers.runtime import Runtime
 from workers.token_writer import TokenStream
-from workers.tool_loop import agent_step, http_requests, tool_calls
+from workers.tool_loop import agent_step, http_requests, python_tools, tool_calls
 
 #: Most items of one map.
 MAX_ITEMS = 100_000
@@ -124,6 +125,19 @@ def _join(task: StepTask, step: JoinStep) -> Success:
 
 def _transform(task: StepTask, step: TransformFields) -> Success:
     return Success(transforms.evaluate(task.data, cel=step.cel, jmespath=step.jmespath))
+
+
+def _python(task: StepTask, step: PythonFields) -> Success:
+    arguments = {name: conditions.evaluate(value, task.data) for name, value in step.arguments.items()}
+    called = python_tools.value(
+        step.tool,
+        arguments,
+        f"{task.claim.run_id}/{task.claim.key}",
+        on_stop=task.holding.on_stop,
+        timeout=task.timeout,
+        memory_mb=step.memory_mb,
+    )
+    return Success(called)
 
 
 def _generate(task: StepTask, step: GenerateFields) -> Success | Failure:
@@ -389,6 +403,7 @@ _KINDS: Mapping[type[Any], _Kind] = {
     NoopFields: _noop,
     JoinStep: _join,
     TransformFields: _transform,
+    PythonFields: _python,
     GenerateFields: _generate,
     EmbedFields: _embed,
     OpenAIFields: _openai,

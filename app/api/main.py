@@ -76,7 +76,7 @@ from app.api.telemetry.requests import RequestMetricsMiddleware
 from app.api.telemetry.tracing import TracingMiddleware
 from app.api.ui import errors as ui_errors
 from app.api.ui import routes as ui
-from app.api.workflows import events, payloads, run_control, runs, schedules, tokens, workflows
+from app.api.workflows import events, payloads, prompts, run_control, runs, schedules, tokens, workflows
 from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
 from app.governance.rules.rule import Rule
@@ -164,6 +164,7 @@ ROUTERS = (
     runs.router,
     payloads.router,
     events.router,
+    prompts.router,
     tokens.router,
     run_control.router,
     workflows.router,

@@ -80,7 +80,7 @@ class MeasuredDevice:
     bandwidth: int | None = None
     #: For a GPU: what computes on it.
     backend: GpuBackend = GpuBackend.CUDA
-    #: For a GPU on a PCI bus: its address, such as `0000:03:00.0`.
+    #: For a GPU on a PCI bus: its address, such as `0000:03:00.0`; for a MIG instance that of its GPU.
     pci: str = ""
     #: For a Vulkan device: its current number in `GGML_VK_VISIBLE_DEVICES`.
     number: int | None = None

@@ -46,11 +46,12 @@ class Devices:
             memory = ram()
             gpus = self._with_vulkan(gpus, memory.free, problems)
         gpus += metal.gpus(memory.free)
-        if any(gpu.backend not in llama_build.backends() for gpu in gpus):
-            missing = sorted({gpu.backend.label for gpu in gpus if gpu.backend not in llama_build.backends()})
+        for backend in sorted({gpu.backend for gpu in gpus} - llama_build.backends()):
+            names = ", ".join(gpu.name for gpu in gpus if gpu.backend is backend)
             problems.append(
-                f"the installed llama.cpp was built without {' and '.join(missing)}: no model can be loaded on GPUs; "
-                "see: arriero gpu check"
+                f"the installed llama.cpp was built without {backend.label}: no model can be loaded on {names}; "
+                f"this installs such a build, and `arriero gpu check` says what it needs: "
+                f"{llama_build.how_to_build(backend)}"
             )
         return Inventory((memory, *gpus, *(_simulated(device) for device in self._simulated)), tuple(problems))
 
@@ -68,7 +69,7 @@ class Devices:
             own = next((index for index, gpu in enumerate(gpus) if gpu.pci and gpu.pci == device.pci), None)
             if own is None:
                 others.append(device)
-            elif GpuBackend.CUDA not in llama_build.backends():
+            elif GpuBackend.CUDA not in llama_build.backends() and not gpus[own].parent:
                 gpus[own] = replace(gpus[own], backend=GpuBackend.VULKAN, number=device.number)
         made = listing.software(found, self._software, free)
         if self._software and not made and not failures:

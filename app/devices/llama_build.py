@@ -11,6 +11,14 @@ from importlib import metadata
 from app.devices.device import GpuBackend
 
 _PACKAGE = "llama-cpp-python"
+#: What has to be there before a build.
+_NEEDED = {
+    GpuBackend.CUDA: "a C++ compiler, CMake, and the CUDA toolkit with nvcc "
+    "(apt install g++ cmake nvidia-cuda-toolkit)",
+    GpuBackend.VULKAN: "a C++ compiler, CMake, and Vulkan's headers 1.3.272 or later with glslc "
+    "(apt install g++ cmake libvulkan-dev glslc spirv-headers)",
+    GpuBackend.METAL: "the command line tools of Xcode, and CMake (xcode-select --install; brew install cmake)",
+}
 
 
 def build() -> str:
@@ -22,6 +30,11 @@ def build() -> str:
 def backends() -> frozenset[GpuBackend]:
     """Returns the backends for GPUs of the build. The standard package has none: it loads everything into RAM."""
     return frozenset(one for one in GpuBackend if any(f"ggml-{one}" in line for line in _libraries()))
+
+
+def what_to_install(backend: GpuBackend) -> str:
+    """Returns what a build with this backend needs on the machine, with Debian's names where there are any."""
+    return _NEEDED[backend]
 
 
 def how_to_build(backend: GpuBackend) -> str:

@@ -110,7 +110,14 @@ class Gpus:
                 _text(nvml.nvmlDeviceGetName(instance)),
             )
             yield self._device(
-                f"{name}-{number}", instance, instance_model, instance_uuid, driver, temperature, parent=uuid
+                f"{name}-{number}",
+                instance,
+                instance_model,
+                instance_uuid,
+                driver,
+                temperature,
+                parent=uuid,
+                address=address,
             )
         if not instances:
             problems.append(f"{name} ({model}) is left out: MIG is on and it has no instances")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import string
 import time
+from datetime import datetime
 from uuid import UUID
 
 
@@ -20,6 +21,12 @@ def new_id() -> UUID:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return UUID(int=value)
+
+
+def first_of(at: datetime) -> UUID:
+    """Return the least id that can be made at this instant or later, by the same clock."""
+    milliseconds = min(max(int(at.timestamp() * 1000), 0), (1 << 48) - 1)
+    return UUID(int=milliseconds << 80)
 
 
 def new_secret() -> str:

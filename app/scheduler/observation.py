@@ -283,8 +283,12 @@ def _configurations(
 def _with_residencies(
     configurations: Mapping[str, Configuration], pools: Iterable[Pool], residencies: Mapping[str, Residency]
 ) -> dict[str, Configuration]:
-    """The configurations with what clients want of them, as long as one of the pools that it is for exists."""
-    found, ids = dict(configurations), {pool.id for pool in pools}
+    """
+    The configurations with what clients want of them, as long as one of the pools that it is for stays.
+
+    A pool that drains does not count: `keep_alive` 0 unloaded it, and does not hold for the pool that comes after it.
+    """
+    found, ids = dict(configurations), {pool.id for pool in pools if pool.state is not PoolState.DRAINING}
     for model, residency in residencies.items():
         if model in found and not residency.pools.isdisjoint(ids):
             found[model] = replace(found[model], keep_alive=residency.keep)

@@ -148,30 +148,32 @@ def reconcile(
     return Reconciled(plan, pass_.refused, lost, quiet=at_rest and done and not demand.waiting)
 
 
-def explain(database: Database, demand: FleetDemand, model: str) -> Explanation:
+def explain(database: Database, demand: FleetDemand, models: Sequence[str]) -> dict[str, Explanation]:
     """
-    Why a model of the catalogue runs or does not, and what a pass would do for it now. Changes and locks nothing.
+    Why models of the catalogue run or do not, and what a pass would do for each now. Changes and locks nothing.
 
     For a model without demand it explains what would be done for a first step.
     """
     seen = _observe_only(database, demand)
-    configuration = seen.configurations[model]
-    if model in demand.paused:
-        steps = sum(group.steps for group in demand.waiting if group.model == model)
-        condition = Condition.REFUSED if steps else Condition.UNASKED
-        return Explanation(configuration.id, model, condition, _PAUSED, steps, None)
 
-    def explained(waiting: Sequence[WaitingSteps]) -> Explanation:
+    def planned(waiting: Sequence[WaitingSteps]) -> Callable[[str], Explanation]:
         plan = isolated(
             seen.cluster, waiting, lambda cluster, waiting: placement.plan(cluster, waiting, seen.now)
         ).result
-        return explanation.explain(seen.cluster, waiting, plan, seen.now, configuration)
+        return lambda model: explanation.explain(seen.cluster, waiting, plan, seen.now, seen.configurations[model])
 
-    found = explained(demand.served)
-    if found.condition is not Condition.UNASKED:
-        return found
-    first = WaitingSteps(model, Priority.STANDARD, 1, seen.now)
-    return explanation.without_demand(explained([*demand.served, first]))
+    explained, found = planned(demand.served), {}
+    for model in models:
+        if model in demand.paused:
+            steps = sum(group.steps for group in demand.waiting if group.model == model)
+            condition = Condition.REFUSED if steps else Condition.UNASKED
+            found[model] = Explanation(seen.configurations[model].id, model, condition, _PAUSED, steps, None)
+            continue
+        found[model] = explained(model)
+        if found[model].condition is Condition.UNASKED:
+            first = WaitingSteps(model, Priority.STANDARD, 1, seen.now)
+            found[model] = explanation.without_demand(planned([*demand.served, first])(model))
+    return found
 
 
 def preview_defragmentation(database: Database, demand: FleetDemand) -> Defragmentation:

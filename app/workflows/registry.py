@@ -24,7 +24,7 @@ from app.workflows.language.definition import Definition
 from app.workflows.runs.storage import store
 from app.workflows.runs.storage.payloads import as_json
 
-#: The folder of the shipped workflows.
+#: The folder of the shipped workflows; those of a library have a folder in it.
 LIBRARY = Path(__file__).parent / "library"
 #: The version number of a shipped workflow that is not stored.
 SHIPPED = 0
@@ -135,7 +135,7 @@ def versions(database: Database, name: str, *, namespace: str = namespaces.DEFAU
 def shipped() -> dict[str, Version]:
     """Return the shipped workflows by name."""
     if not _SHIPPED:
-        for path in sorted(LIBRARY.glob("*.yaml")):
+        for path in sorted(LIBRARY.rglob("*.yaml")):
             definition = check.parse(path.read_text(encoding="utf-8"))
             _SHIPPED[definition.workflow] = Version(None, definition.workflow, SHIPPED, None, definition)
     return dict(_SHIPPED)

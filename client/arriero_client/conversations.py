@@ -123,7 +123,7 @@ class Conversations:
         return Conversation.model_validate((yield from exchange.send_json(request, self.retries)))
 
     @operation
-    def export_conversation(self, conversation_id: str, *, format: str = "jsonl") -> Operation[bytes]:  # noqa: A002
+    def export_conversation(self, conversation_id: str, *, format: str = "jsonl") -> Operation[bytes]:  # noqa: A002 the name of the parameter of the API
         """Return all messages as JSON Lines, or as `markdown`."""
         request = Request("GET", _of(conversation_id, "export"), {"format": format})
         return (yield from exchange.send(request, self.retries)).content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -70,11 +71,17 @@ class Runs:
         state: str | Sequence[str] | None = None,
         workflow: str | None = None,
         labels: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Operation[RunPage]:
-        """Return a page of runs, the newest first. `cursor` is `next_cursor` of the page before."""
-        return (yield from _page(self, state, workflow, labels, limit, cursor))
+        """
+        Return a page of runs, the newest first. `cursor` is `next_cursor` of the page before.
+
+        Runs that were submitted at `created_after` or later, and before `created_before`; both with a time zone.
+        """
+        return (yield from _page(self, state, workflow, labels, (created_after, created_before), limit, cursor))
 
     @stream
     def list_all(
@@ -83,11 +90,13 @@ class Runs:
         state: str | Sequence[str] | None = None,
         workflow: str | None = None,
         labels: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
     ) -> Operation[type[RunSummary]]:
         """Yield all runs, the newest first, page by page."""
         cursor: str | None = None
         while True:
-            page = yield from _page(self, state, workflow, labels, 200, cursor)
+            page = yield from _page(self, state, workflow, labels, (created_after, created_before), 200, cursor)
             for run in page.runs:
                 yield Emit(run)
             if (cursor := page.next_cursor) is None:
@@ -213,13 +222,17 @@ def _page(
     state: str | Sequence[str] | None,
     workflow: str | None,
     labels: Mapping[str, str] | None,
+    times: tuple[datetime | None, datetime | None],
     limit: int,
     cursor: str | None,
 ) -> Operation[RunPage]:
+    after, before = (None if one is None else one.isoformat() for one in times)
     query = {
         "state": [state] if isinstance(state, str) else state,
         "workflow": workflow,
         "label": [f"{name}={value}" for name, value in labels.items()] if labels else None,
+        "created_after": after,
+        "created_before": before,
         "limit": limit,
         "cursor": cursor,
     }

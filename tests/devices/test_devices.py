@@ -273,6 +273,7 @@ def test_gpus_that_llama_cpp_cannot_use_are_a_problem(
     inventory = Devices(FleetSettings(), Gpus(driver)).measure()
     assert len(inventory.devices) == 4
     assert [("without CUDA" in problem) for problem in inventory.problems] == [True] * (not cuda)
+    assert all(llama_build.how_to_build(GpuBackend.CUDA) in problem for problem in inventory.problems)
 
 
 def test_unmanaged_memory_is_used_memory(driver: Driver) -> None:

@@ -99,10 +99,14 @@ class Listed(VulkanListing):
 
 
 class Cards:
-    """NVML with one GPU."""
+    """NVML with one GPU, or with instances of it."""
+
+    def __init__(self, *parts: str) -> None:
+        whole = MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA L4", 9, 9, uuid="GPU-1", pci="0000:c1:00.0")
+        self._found = [replace(whole, name=f"gpu-0-{part}", uuid=part, parent="GPU-1") for part in parts] or [whole]
 
     def read(self) -> tuple[list[MeasuredDevice], list[str]]:
-        return [MeasuredDevice("gpu-0", HardwareKind.GPU, "NVIDIA L4", 9, 9, uuid="GPU-1", pci="0000:c1:00.0")], []
+        return list(self._found), []
 
     def close(self) -> None:
         pass
@@ -127,6 +131,14 @@ def test_a_gpu_of_nvidia_is_one_device(
     assert [(d.name, d.backend, d.number) for d in found.devices if d.kind is HardwareKind.GPU] == expected
     assert found.devices[1].uuid == "GPU-1"
     assert [("arriero gpu check" in problem) for problem in found.problems] == [True] * (not backends)
+
+
+def test_vulkan_computes_on_no_instance_of_a_partitioned_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vulkan knows the whole GPU only."""
+    monkeypatch.setattr(llama_build, "backends", lambda: {GpuBackend.VULKAN})
+    with closing(Devices(FleetSettings(), Cards("MIG-1", "MIG-2"), Listed(NVIDIA))) as devices:  # type: ignore[arg-type] # stand-ins
+        found = [device for device in devices.measure().devices if device.kind is HardwareKind.GPU]
+    assert [(one.name, one.backend) for one in found] == [("gpu-0-MIG-1", "cuda"), ("gpu-0-MIG-2", "cuda")]
 
 
 @pytest.mark.parametrize(

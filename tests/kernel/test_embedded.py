@@ -259,10 +259,16 @@ import contextlib, signal, sys
 from pathlib import Path
 from app.kernel import clock
 from app.kernel.embedded import DataDirectory, started
+received = []
+def interrupt(*_):
+    received.append(True)
+    raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupt)
 with contextlib.suppress(KeyboardInterrupt):
     with DataDirectory(Path(sys.argv[1]), now=clock.now(), command="the first one") as held, started(held) as servers:
         print("UP", servers.postgres.pid, servers.postgres.url, servers.valkey.pid, servers.valkey.url, flush=True)
-        signal.pause()
+        while not received:  # it may have come in a destructor, where exceptions are lost
+            signal.pause()
 """
 
 

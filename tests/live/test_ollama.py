@@ -8,13 +8,12 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
-from tests.live.conftest import MODEL, PATIENCE, Live, until
+from tests.live.conftest import LETTERS, MODEL, PATIENCE, Live, until
 
 pytestmark = pytest.mark.slow
 
 #: A model that nothing keeps running.
 EMBEDDING = "all-minilm:l6-v2"
-HELLO = [{"role": "user", "content": "Say hello."}]
 SHORT = {"num_predict": 8, "temperature": 0}
 
 
@@ -24,8 +23,8 @@ class Animal(BaseModel):
 
 def test_the_official_client_works_as_with_ollama(live: Live) -> None:
     with ollama.Client(host=live.api, timeout=PATIENCE) as client:
-        whole = client.chat("smollm2", HELLO, options=SHORT)
-        lines = list(client.chat("smollm2", HELLO, options=SHORT, stream=True))
+        whole = client.chat("smollm2", LETTERS, options=SHORT)
+        lines = list(client.chat("smollm2", LETTERS, options=SHORT, stream=True))
         assert "".join(line.message.content or "" for line in lines) == whole.message.content
         assert (whole.done_reason, whole.eval_count) == ("length", 8)
         assert whole.model == "smollm2"
@@ -36,7 +35,7 @@ def test_the_official_client_works_as_with_ollama(live: Live) -> None:
         raw = client.generate(MODEL, "The capital of France is", raw=True, options={"num_predict": 3, "temperature": 0})
         assert "Paris" in (raw.response or "")
         with pytest.raises(ollama.ResponseError, match="does not support tools"):
-            client.chat(MODEL, HELLO, tools=[{"type": "function", "function": {"name": "f"}}])
+            client.chat(MODEL, LETTERS, tools=[{"type": "function", "function": {"name": "f"}}])
         with pytest.raises(ollama.ResponseError, match="exceed"):
             client.generate(MODEL, "word " * 20_000)
         assert MODEL in {model.model for model in client.list().models}
@@ -45,7 +44,7 @@ def test_the_official_client_works_as_with_ollama(live: Live) -> None:
     async def ask() -> str:
         one = ollama.AsyncClient(host=live.api, timeout=PATIENCE)
         text = "".join(
-            [line.message.content or "" async for line in await one.chat(MODEL, HELLO, options=SHORT, stream=True)]
+            [line.message.content or "" async for line in await one.chat(MODEL, LETTERS, options=SHORT, stream=True)]
         )
         await one.close()
         return text

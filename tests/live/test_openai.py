@@ -14,13 +14,12 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.live.conftest import MODEL, PATIENCE, ROOT, Live, generate, until
+from tests.live.conftest import LETTERS, MODEL, PATIENCE, ROOT, Live, generate, until
 
 pytestmark = pytest.mark.slow
 
 #: Slots of the model's pool.
 SLOTS = 4
-HELLO = [{"role": "user", "content": "Say hello."}]
 
 
 class Animal(BaseModel):
@@ -31,7 +30,7 @@ class Animal(BaseModel):
 def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:
     with openai.OpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
         create = client.chat.completions.create
-        options = {"model": MODEL, "messages": HELLO, "max_tokens": 12}
+        options = {"model": MODEL, "messages": LETTERS, "max_tokens": 12}
         new = {"extra_headers": {"Cache-Control": "no-cache"}}
         first, second = (create(**options, temperature=0, **new).choices[0].message.content for _ in range(2))
         assert first == second
@@ -59,7 +58,7 @@ def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:
         with pytest.raises(openai.BadRequestError, match="exceed the context"):
             create(model=MODEL, messages=[{"role": "user", "content": "word " * 20_000}])
         with pytest.raises(openai.NotFoundError):
-            create(model="nothing", messages=HELLO)
+            create(model="nothing", messages=LETTERS)
         assert MODEL in [model.id for model in client.models.list()]
         found = client.models.retrieve(MODEL)
         assert (found.id, getattr(found, "state", None)) == (MODEL, "resident")
@@ -68,9 +67,12 @@ def test_chat_completions_do_what_their_parameters_say(live: Live) -> None:
 def test_responses_do_what_their_parameters_say(live: Live) -> None:
     with openai.OpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
         create = client.responses.create
-        first = create(model=MODEL, input="Say hello.", temperature=0, max_output_tokens=12)
+        question = LETTERS[0]["content"]
+        first = create(model=MODEL, input=question, temperature=0, max_output_tokens=12)
         assert (first.status, bool(first.output_text)) == ("incomplete", True)
-        with client.responses.stream(model=MODEL, input="Say hello.", temperature=0, max_output_tokens=12) as stream:
+        with client.responses.stream(
+            model=MODEL, input=LETTERS[0]["content"], temperature=0, max_output_tokens=12
+        ) as stream:
             text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         assert text == first.output_text
         second = create(model=MODEL, input="And again?", previous_response_id=first.id, max_output_tokens=12)
@@ -113,7 +115,7 @@ def test_many_streams_at_once_have_all_their_tokens(live: Live) -> None:
 
 
 def test_a_client_that_leaves_stops_the_text(live: Live) -> None:
-    body = {"model": MODEL, "messages": HELLO, "max_tokens": 1500, "stream": True, "logit_bias": {"2": -100}}
+    body = {"model": MODEL, "messages": LETTERS, "max_tokens": 1500, "stream": True, "logit_bias": {"2": -100}}
     with (
         httpx2.Client(timeout=PATIENCE) as client,
         client.stream("POST", f"{live.api}/v1/chat/completions", json=body) as answer,
@@ -155,7 +157,7 @@ def test_a_batch_is_done_beside_a_call_and_a_workflow(live: Live, tmp_path: Path
             "custom_id": f"r{n}",
             "method": "POST",
             "url": "/v1/chat/completions",
-            "body": {"model": MODEL, "messages": HELLO, "max_tokens": 300, "logit_bias": {"2": -100}},
+            "body": {"model": MODEL, "messages": LETTERS, "max_tokens": 300, "logit_bias": {"2": -100}},
         }
         for n in range(40)
     ]
@@ -167,7 +169,7 @@ def test_a_batch_is_done_beside_a_call_and_a_workflow(live: Live, tmp_path: Path
         run_id = client.batches.retrieve(batch).model_extra["run_id"]
         held = f"{live.api}/v1/runs/{run_id}/steps/lines_0/items?state=running"
         until(lambda: len(httpx2.get(held, timeout=30).json().get("items", ())) >= SLOTS)
-        answer = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=4)  # type: ignore[arg-type] # literals
+        answer = client.chat.completions.create(model=MODEL, messages=LETTERS, max_tokens=4)  # type: ignore[arg-type] # literals
         assert answer.choices[0].finish_reason == "length"
         asked = live.until_ended(live.submit({**generate("Say hello.", max_tokens=4), "priority": "interactive"}))
         assert asked["state"] == "succeeded"

@@ -15,11 +15,9 @@ import httpx2
 import openai
 import pytest
 
-from tests.live.conftest import MODEL, PATIENCE, Live, free_port, until
+from tests.live.conftest import LETTERS, MODEL, PATIENCE, Live, free_port, until
 
 pytestmark = pytest.mark.slow
-
-HELLO = [{"role": "user", "content": "Say hello."}]
 
 
 @contextmanager
@@ -54,7 +52,7 @@ cost_out = 2
 
 
 def ask(live: Live, model: str) -> httpx2.Response:
-    body = {"model": model, "messages": HELLO, "max_tokens": 8}
+    body = {"model": model, "messages": LETTERS, "max_tokens": 8}
     return httpx2.post(f"{live.api}/v1/chat/completions", json=body, timeout=PATIENCE)
 
 
@@ -94,9 +92,9 @@ def test_this_api_serves_a_model_of_another_name(live: Live) -> None:
     with entries(live, entry("self:smol", f"{live.api}/v1", MODEL, 'aliases = ["gpt-4o-mini"]')):
         with openai.OpenAI(base_url=f"{live.api}/v1", api_key="none", timeout=PATIENCE) as client:
             create = client.chat.completions.create
-            plain = create(model="gpt-4o-mini", messages=HELLO, max_tokens=8, temperature=0)
-            direct = create(model=MODEL, messages=HELLO, max_tokens=8, temperature=0)
-            chunks = list(create(model="self:smol", messages=HELLO, max_tokens=8, temperature=0, stream=True))
+            plain = create(model="gpt-4o-mini", messages=LETTERS, max_tokens=8, temperature=0)
+            direct = create(model=MODEL, messages=LETTERS, max_tokens=8, temperature=0)
+            chunks = list(create(model="self:smol", messages=LETTERS, max_tokens=8, temperature=0, stream=True))
         assert plain.model == "self:smol"
         assert plain.choices[0].message.content == direct.choices[0].message.content
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == plain.choices[0].message.content
@@ -163,7 +161,7 @@ def test_llama_cpps_own_server(live: Live) -> None:
                 assert answer["usage"]["completion_tokens"] == 8
                 schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
                 form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-                body = {"model": "llama:server", "messages": HELLO, "max_tokens": 60, "response_format": form}
+                body = {"model": "llama:server", "messages": LETTERS, "max_tokens": 60, "response_format": form}
                 found = httpx2.post(f"{live.api}/v1/chat/completions", json=body, timeout=PATIENCE).json()
                 assert isinstance(json.loads(found["choices"][0]["message"]["content"])["n"], int)
                 live.arriero("pools", "stop", "llama:server")

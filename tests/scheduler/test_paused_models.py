@@ -22,7 +22,7 @@ def test_the_pools_of_a_paused_model_drain_and_nothing_starts_it(scene: Scene, d
     scene.reconcile()
     assert scene.report(pool, PoolPhase.SERVING) is Desired.DRAIN
     assert scene.refusals() == {A: "the model is paused (the setting serving.paused)"}
-    explained = reconcile.explain(database, scene.demand, A)
+    explained = reconcile.explain(database, scene.demand, [A])[A]
     assert (explained.condition, explained.waiting) == (Condition.REFUSED, 1)
 
     scene.end(pool)

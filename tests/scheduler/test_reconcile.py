@@ -409,7 +409,7 @@ def test_a_namespace_below_its_share_is_served_before_one_above(scene: Scene) ->
 
 def test_an_explanation_changes_nothing_and_says_what_a_pass_would_do(scene: Scene) -> None:
     scene.wait(A)
-    found = reconcile.explain(scene.database, scene.demand, A)
+    found = reconcile.explain(scene.database, scene.demand, [A])[A]
     assert (found.condition, found.waiting) == ("coming", 1)
     assert scene.granted() == []
 
@@ -445,7 +445,7 @@ def test_an_invalid_layout_stops_no_other_model(scene: Scene, bad: str) -> None:
     assert [pool.model for pool in scene.pools()] == [B]
     assert scene.refusals().keys() == {A}
     reconcile.defragment(scene.database, lambda _: scene.demand, TIMES)
-    assert reconcile.explain(scene.database, scene.demand, B)
+    assert reconcile.explain(scene.database, scene.demand, [B])[B]
 
 
 @pytest.mark.parametrize("bad", ["estimate_seconds = 'NaN'", "estimate_seconds = 'Infinity'"])

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from app.fleet.pool import Desired, PoolPhase
 from app.scheduler import residencies
 from app.scheduler.residencies import Residencies, Residency
-from tests.scheduler.test_reconcile import A, B, Scene, scene
+from tests.scheduler.test_reconcile import A, B, Scene, add_host, scene
 
 __all__ = ["scene"]
 
@@ -73,6 +73,21 @@ def test_a_residency_ends_with_the_pools_that_it_was_for(served: Scene) -> None:
     want(served, timedelta(0), "another pool")
     served.reconcile()
     assert desired(served) == [Desired.RUN]
+
+
+def test_a_residency_does_not_unload_the_pool_that_comes_after_its_own(served: Scene) -> None:
+    want(served, timedelta(0))
+    idle = served.demand
+    served.reconcile()
+    assert desired(served) == [Desired.DRAIN]
+    add_host(served, "other")
+    served.wait(A)
+    served.reconcile()
+    served.begin("other")
+    served.demand = idle
+    served.reconcile()
+    assert desired(served) == [Desired.DRAIN], "it drains still"
+    assert [pool.desired for pool in served.granted("other")] == [Desired.RUN]
 
 
 def test_residencies_are_read_as_they_were_stored(redis_url: str, valkey: redis.Redis) -> None:

@@ -35,7 +35,7 @@ OTHER = {"function": {"name": "set_alarm"}}
 @pytest.fixture(scope="module")
 def engine(model_path: Path) -> Iterator[LlamaEngine]:
     made = LlamaEngine(
-        model_path, EngineOptions(slots=3, context=1536, threads=1, profile=PromptProfile(tools="hermes"))
+        model_path, EngineOptions(slots=3, context=768, threads=1, profile=PromptProfile(tools="hermes"))
     )
     yield made
     made.close()
@@ -97,7 +97,7 @@ def test_a_prefill_is_continued(worker: Worker) -> None:
 
 
 def test_truncation_leaves_out_the_oldest_messages(worker: Worker) -> None:
-    messages = [{"role": "user", "content": f"{number}: " + "some words " * 60} for number in range(20)]
+    messages = [{"role": "user", "content": f"{number}: " + "some words " * 30} for number in range(20)]
     asked = {"chat": True, "prompt": None, "messages": messages}
     assert run(worker, **asked).steps[0].error["reason"] == "context_exceeded"
     assert output(worker, **asked, truncation="auto")
@@ -105,7 +105,7 @@ def test_truncation_leaves_out_the_oldest_messages(worker: Worker) -> None:
 
 def test_without_max_tokens_the_context_is_the_limit(worker: Worker) -> None:
     view = run(worker, {"ignore_end": True}, max_tokens=None)
-    assert view.steps[0].tokens_in + view.steps[0].tokens_out == 512, "the share of a slot"
+    assert view.steps[0].tokens_in + view.steps[0].tokens_out == 256, "the share of a slot"
     assert view.steps[0].finish_reason == "length"
 
 

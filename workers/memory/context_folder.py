@@ -1,4 +1,4 @@
-"""The job of the watched folder. One process never runs it twice at the same time."""
+"""The job of the watched folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from app.kernel import log
 from app.memory.personal.importing import FolderImport, import_folder
-from app.memory.personal.tasks import IMPORT_FOLDER
-from workers.passes import exclusive, time_limit
+from workers.passes import time_limit
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -25,10 +24,7 @@ def run_import_folder(runtime: Runtime) -> Mapping[str, object] | None:
     settings = runtime.settings.context
     if settings.folder is None:
         return None
-    with exclusive(IMPORT_FOLDER) as acquired:
-        if not acquired:
-            return None
-        done = import_folder(runtime.runs.database, settings, time_limit(_SECONDS))
+    done = import_folder(runtime.runs.database, settings, time_limit(_SECONDS))
     if done == FolderImport():
         return None
     found = {"stored": done.stored, "removed": done.removed, "refused": done.refused}

@@ -13,12 +13,11 @@ from uuid import UUID
 
 import psycopg
 
-from app.governance.jobs.registry import EXPIRE_CONVERSATIONS
 from app.kernel import log
 from app.kernel.errors import DatabaseUnreachable
 from app.memory.conversations import retention
 from app.memory.deletion import Deletion
-from workers.passes import exclusive, time_limit
+from workers.passes import time_limit
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -31,12 +30,9 @@ _PART = 100
 
 def run_conversation_expiry(runtime: Runtime) -> Mapping[str, object] | None:
     """Delete conversations whose retention is over."""
-    with exclusive(EXPIRE_CONVERSATIONS) as acquired:
-        if not acquired:
-            return None
-        assert runtime.hot is not None, "a worker has it from its start"
-        deletion = Deletion(runtime.runs, runtime.hot)
-        removed = expire(deletion, runtime, runtime.settings.conversations.retention, time_limit(_SECONDS))
+    assert runtime.hot is not None, "a worker has it from its start"
+    deletion = Deletion(runtime.runs, runtime.hot)
+    removed = expire(deletion, runtime, runtime.settings.conversations.retention, time_limit(_SECONDS))
     if not removed:
         return None
     _log.info("conversations_expired", removed=removed)

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 
-from sqlalchemy import text
-
-from app.governance.jobs.registry import RECALL
 from app.kernel import log
 from app.kernel.errors import ArrieroError, DatabaseUnreachable
 from app.memory.recall import vector_index, vectors
@@ -20,7 +17,7 @@ from app.memory.recall.vectors import RecallModel
 from app.workflows.language import definition as definitions
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
-from workers.passes import exclusive, in_turn
+from workers.passes import alone, in_turn
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
@@ -32,21 +29,12 @@ _RETENTION = timedelta(minutes=10)
 #: Vectors of a retired model that one pass removes at most, and those of one transaction.
 _REMOVED, _REMOVED_AT_ONCE = 20_000, 2_000
 _LOCK = 7_205_759_403_801
-_TRY_LOCK, _UNLOCK = text(f"SELECT pg_try_advisory_lock({_LOCK})"), text(f"SELECT pg_advisory_unlock({_LOCK})")
 
 
 def run_recall(runtime: Runtime) -> Mapping[str, object] | None:
     """Do one pass of the job."""
-    with in_turn(), exclusive(RECALL) as acquired:
-        if not acquired:
-            return None
-        with runtime.runs.database.session() as connection:
-            if not connection.execute(_TRY_LOCK).scalar_one():
-                return None
-            try:
-                is_active = advance(runtime)
-            finally:
-                connection.execute(_UNLOCK)
+    with in_turn(), alone(runtime.runs.database, _LOCK) as acquired:
+        is_active = acquired and advance(runtime)
     if not is_active:
         return None
     runtime.activity.note()

@@ -64,7 +64,8 @@ class Measuring:
             if gpu.backend not in llama_build.backends():  # the model would silently be loaded into RAM
                 raise Unavailable(
                     f"the llama.cpp that is installed here ({llama_build.build()}) was built without "
-                    f"{gpu.backend.label}, which {gpu.name} needs; run `arriero gpu check` on {self._host}"
+                    f"{gpu.backend.label}, which {gpu.name} needs; this installs such a build on {self._host}, and "
+                    f"`arriero gpu check` says what it needs: {llama_build.how_to_build(gpu.backend)}"
                 )
         if not any(gpu.knows_processes for gpu in self._gpus):
             self._devices.close()  # it is not asked again

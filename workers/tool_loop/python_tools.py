@@ -1,7 +1,8 @@
 """
-Python tools: entry points of the group `arriero.tools`, each call in a process of its own.
+Python tools: shipped functions and entry points of the group `arriero.tools`, each call in a process of its own.
 
-They are trusted code of the installation. The process is killed at the time limit, and when the step is cancelled.
+Agents call them as tools, `python` steps as functions. They are trusted code of the installation. The process is
+killed at the time limit, and when the step is cancelled.
 """
 
 from __future__ import annotations
@@ -33,18 +34,54 @@ def describe(name: str, *, on_stop: OnStop) -> ToolDescription:
 
 def call(name: str, arguments: Mapping[str, Any], call_id: str, *, on_stop: OnStop, timeout: timedelta) -> str:
     """Return the result of a tool as a text or JSON. Raises StepFailure, CancelledError."""
-    answer = _asked("call", name, arguments, call_id, on_stop, timeout)
+    return str(_called(name, arguments, call_id, on_stop, timeout)["result"])
+
+
+def value(
+    name: str, arguments: Mapping[str, Any], call_id: str, *, on_stop: OnStop, timeout: timedelta, memory_mb: int
+) -> Any:
+    """Return the result of a function as JSON, of a process with bounded memory. Raises StepFailure, CancelledError."""
+    answer = _called(name, arguments, call_id, on_stop, timeout, memory_mb)
+    if answer["is_text"]:
+        return answer["result"]
+    try:
+        return json.loads(answer["result"], parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise StepFailure(FailureReason.INTERNAL, f"the result of {name} is no JSON: {error}") from None
+
+
+def _called(
+    name: str,
+    arguments: Mapping[str, Any],
+    call_id: str,
+    on_stop: OnStop,
+    timeout: timedelta,
+    memory_mb: int | None = None,
+) -> dict[str, Any]:
+    answer = _asked("call", name, arguments, call_id, on_stop, timeout, memory_mb)
     if "invalid" in answer:
         raise StepFailure(FailureReason.INVALID_REQUEST, answer["invalid"])
     if "raised" in answer:
         raise StepFailure(FailureReason.INTERNAL, answer["raised"])
-    return str(answer["result"])
+    return answer
 
 
-def _asked(action: str, name: str, arguments: Any, call_id: str, on_stop: OnStop, timeout: timedelta) -> dict[str, Any]:
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _asked(
+    action: str,
+    name: str,
+    arguments: Any,
+    call_id: str,
+    on_stop: OnStop,
+    timeout: timedelta,
+    memory_mb: int | None = None,
+) -> dict[str, Any]:
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     child = subprocess.Popen(
-        [sys.executable, "-m", _PROGRAM, action, name, call_id],
+        [sys.executable, "-m", _PROGRAM, action, name, call_id, *([] if memory_mb is None else [str(memory_mb)])],
         stdin=pipe,
         stdout=pipe,
         stderr=nothing,

@@ -18,8 +18,10 @@ from sqlalchemy import text
 from app.access.audit.entry import MAX_ACTOR, storable
 from app.kernel import clock, ids
 from app.kernel.database import Database, UnitOfWork
+from app.kernel.postgres.filters import where
 
 _COLUMNS = "id, at, namespace, actor, key_id, action, target, summary, status, address"
+_HAS_TARGET = "jsonb_path_exists(target, '$.* ? (@ == $name)', jsonb_build_object('name', CAST(:target AS text)))"
 _INSERT = text("""
     INSERT INTO audit_entry (id, at, namespace, actor, key_id, action, target, summary, status, address)
     VALUES (:id, :at, :namespace, :actor, :key_id, :action, CAST(:target AS jsonb), :summary, :status, :address)
@@ -111,26 +113,16 @@ def page(work: UnitOfWork, wanted: AuditFilter, *, before: UUID | None, limit: i
     """Return entries from the newest to the oldest, before an entry."""
     given: dict[str, Any] = {"limit": limit}
     conditions = {
-        "namespace = :namespace": ("namespace", wanted.namespace),
-        "actor = :actor": ("actor", wanted.actor),
-        "strpos(action, :action) > 0": ("action", wanted.action),
-        "jsonb_path_exists(target, '$.* ? (@ == $name)', jsonb_build_object('name', CAST(:target AS text)))": (
-            "target",
-            wanted.target,
-        ),
-        "at >= :since": ("since", wanted.since),
-        "at < :until": ("until", wanted.until),
-        "id < :before": ("before", before),
+        "namespace": ("namespace = :namespace", wanted.namespace),
+        "actor": ("actor = :actor", wanted.actor),
+        "action": ("strpos(action, :action) > 0", wanted.action),
+        "target": (_HAS_TARGET, wanted.target),
+        "since": ("at >= :since", wanted.since),
+        "until": ("at < :until", wanted.until),
+        "before": ("id < :before", before),
     }
-    chosen = []
-    for condition, (name, value) in conditions.items():
-        if value is not None:
-            chosen.append(condition)
-            given[name] = value
-    where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
-    return work.rows_of(
-        AuditEntry, text(f"SELECT {_COLUMNS} FROM audit_entry {where} ORDER BY id DESC LIMIT :limit"), given
-    )
+    statement = f"SELECT {_COLUMNS} FROM audit_entry {where(given, conditions)} ORDER BY id DESC LIMIT :limit"
+    return work.rows_of(AuditEntry, text(statement), given)
 
 
 def remove(work: UnitOfWork, retention: timedelta, limit: int) -> int:

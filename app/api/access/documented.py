@@ -43,6 +43,8 @@ def _describe(operation: dict[str, Any], method: str, route: APIRoute) -> None:
     if requirement is not None and requirement.any_of:
         _describe_access(operation, requirement, content)
     refusals = {INVALID[form]: "The request is invalid", 403: _OTHER_SITE, 431: "The request has too many headers"}
+    if "{" in route.path:
+        refusals[404] = "There is nothing of this name, or it has a slash"
     if method != "GET":
         refusals |= {413: "The body is too large", 415: "The media type of the body is not supported"}
     for status, what in refusals.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from app.access.callers import KeyScope
+from app.access.callers import Caller, KeyScope
 from app.api import problems
 from app.api.callers import InjectedCaller, requires
 from app.api.services import InjectedServices, Services
@@ -16,7 +17,7 @@ from app.inference import demand
 from app.inference.demand import ModelStep
 from app.kernel.errors import InvalidInput, Problem
 from app.scheduler import reconcile
-from app.scheduler.planner.explanation import Condition
+from app.scheduler.planner.explanation import Condition, Explanation
 from app.workflows.runs import views
 from app.workflows.state_machine.states import StepState
 
@@ -77,17 +78,35 @@ def explain(
         found = explain_model(services, model_step.model, model_step)
     else:
         found = explain_model(services, str(model))
-    if caller.namespace is None:
-        return found
-    waiting, _ = views.demand(services.database, caller.namespace).get(found.model, (0, 0))
-    return found.model_copy(update={"reason": _OUTLINES[found.condition], "waiting": waiting})
+    return _for(services, caller, {found.model: found})[found.model]
+
+
+def explain_all(services: Services, caller: Caller, models: Sequence[str]) -> dict[str, ExplanationOut]:
+    """Explain the state of models of the catalogue, for a caller."""
+    demanded = demand.observe(services.database, services.catalog, services.always_on)
+    found = reconcile.explain(services.database, demanded, models)
+    return _for(services, caller, {model: _out(one, None) for model, one in found.items()})
 
 
 def explain_model(services: Services, model: str, model_step: ModelStep | None = None) -> ExplanationOut:
     """Explain the state of a model, optionally for a step that needs it. Raises NotFound for an unknown model."""
     name = services.catalog.get(model).name
     demanded = demand.observe(services.database, services.catalog, services.always_on)
-    found = reconcile.explain(services.database, demanded, name)
+    return _out(reconcile.explain(services.database, demanded, [name])[name], model_step)
+
+
+def _for(services: Services, caller: Caller, found: dict[str, ExplanationOut]) -> dict[str, ExplanationOut]:
+    """Explanations as a caller may see them: for one of a namespace without what others do."""
+    if caller.namespace is None:
+        return found
+    needed = views.demand(services.database, caller.namespace)
+    return {
+        model: one.model_copy(update={"reason": _OUTLINES[one.condition], "waiting": needed.get(model, (0, 0))[0]})
+        for model, one in found.items()
+    }
+
+
+def _out(found: Explanation, model_step: ModelStep | None) -> ExplanationOut:
     return ExplanationOut(
         model=found.model,
         step=None if model_step is None else _place(model_step),

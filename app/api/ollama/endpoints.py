@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -34,6 +35,8 @@ _AnyIn = OllamaChatIn | OllamaGenerateIn | OllamaEmbedIn
 
 #: Bytes of a body that is parsed on the event loop.
 _SHORT = 32 * 1024
+#: Most calls that load a model, and the seconds by which the pause between two of them grows.
+_LOADS, _LOAD_PAUSE = 6, 0.1
 _STATUSES = (400, 404, 409, 413, 415, 429, 500, 503, 504)
 _HEADERS = {RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"}}
 
@@ -195,8 +198,13 @@ async def _load(
         shortest: BaseModel = CompletionRequest(model=name, prompt=".", max_tokens=1)
         if not descriptions.writes(model):
             shortest = EmbeddingsRequest(model=name, input=["."])
-        made = ModelCall(services, road, caller, shortest, name, PriorityClass.INTERACTIVE)
-        await OllamaCall(made, body.model, kind, at_end).document()
+        for attempt in range(_LOADS):
+            made = ModelCall(services, road, caller, shortest, name, PriorityClass.INTERACTIVE)
+            await OllamaCall(made, body.model, kind, at_end).document()
+            if await keep_alive.is_coming(services, model):
+                break
+            # A pool that is being unloaded answered; it takes no more calls in a moment.
+            await asyncio.sleep(_LOAD_PAUSE * attempt)
     text = {"response": ""} if kind == "generate" else {"message": {"role": "assistant", "content": ""}}
     return {**calls.heading(body.model), **text, "done": True, "done_reason": "unload" if unloads else "load"}
 

@@ -58,7 +58,7 @@ def store(services: Services, model: Model, keep: timedelta) -> None:
 
     It is a wish: a broker that does not answer is logged, and the model's own value holds.
     """
-    pools = [pool.id for pool in views.pools(services.database, model=model.name) if pool.state in COMING]
+    pools = _coming(services, model)
     if not pools:
         return
     try:
@@ -74,6 +74,16 @@ async def apply(services: Services, model: Model, keep: timedelta | None) -> Non
     """Store what a request says, if it says anything."""
     if keep is not None:
         await threads.run_for_request(store, services, model, keep)
+
+
+def _coming(services: Services, model: Model) -> list[str]:
+    """The ids of the pools of a model that serve or will serve it; one that drains is none of them."""
+    return [pool.id for pool in views.pools(services.database, model=model.name) if pool.state in COMING]
+
+
+async def is_coming(services: Services, model: Model) -> bool:
+    """Whether a pool serves the model or will serve it."""
+    return bool(await threads.run_for_request(_coming, services, model))
 
 
 async def is_loaded(services: Services, model: Model) -> bool:

@@ -43,6 +43,8 @@ class NavigationEntry:
 
     path: str
     title: str
+    #: Pressed after `g`, it leads there.
+    key: str
     #: What a caller needs to see it.
     scope: KeyScope = KeyScope.READ
     #: It concerns all namespaces.
@@ -50,20 +52,20 @@ class NavigationEntry:
 
 
 NAVIGATION = (
-    NavigationEntry("/ui/overview", "Overview"),
-    NavigationEntry("/ui/runs", "Runs"),
-    NavigationEntry("/ui/queues", "Queues"),
-    NavigationEntry("/ui/fleet", "Fleet", all_namespaces=True),
-    NavigationEntry("/ui/workflows", "Workflows"),
-    NavigationEntry("/ui/schedules", "Schedules"),
-    NavigationEntry("/ui/playground", "Playground"),
-    NavigationEntry("/ui/conversations", "Memory"),
-    NavigationEntry("/ui/batches", "Batches"),
-    NavigationEntry("/ui/alerts", "Rules and alerts"),
-    NavigationEntry("/ui/trends", "Trends"),
-    NavigationEntry("/ui/keys", "Keys", KeyScope.ADMIN),
-    NavigationEntry("/ui/settings", "Settings", KeyScope.ADMIN, all_namespaces=True),
-    NavigationEntry("/ui/audit", "Audit log", KeyScope.ADMIN),
+    NavigationEntry("/ui/overview", "Overview", "o"),
+    NavigationEntry("/ui/runs", "Runs", "r"),
+    NavigationEntry("/ui/queues", "Queues", "q"),
+    NavigationEntry("/ui/fleet", "Fleet", "f", all_namespaces=True),
+    NavigationEntry("/ui/workflows", "Workflows", "w"),
+    NavigationEntry("/ui/schedules", "Schedules", "d"),
+    NavigationEntry("/ui/playground", "Playground", "p"),
+    NavigationEntry("/ui/conversations", "Memory", "m"),
+    NavigationEntry("/ui/batches", "Batches", "b"),
+    NavigationEntry("/ui/alerts", "Rules and alerts", "a"),
+    NavigationEntry("/ui/trends", "Trends", "t"),
+    NavigationEntry("/ui/keys", "Keys", "k", KeyScope.ADMIN),
+    NavigationEntry("/ui/settings", "Settings", "s", KeyScope.ADMIN, all_namespaces=True),
+    NavigationEntry("/ui/audit", "Audit log", "l", KeyScope.ADMIN),
 )
 
 

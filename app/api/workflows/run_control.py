@@ -75,6 +75,7 @@ class FilterIn(BaseModel):
     labels: dict[str, str] = {}
     created_after: datetime | None = None
     created_before: datetime | None = None
+    ids: list[UUID] | None = Field(default=None, max_length=control.BULK, description="only runs with these ids")
 
 
 class BulkOut(BaseModel):
@@ -206,7 +207,7 @@ def resume_workflow(name: _Name, namespace: NamedNamespace, services: InjectedSe
 
 def _filter(which: FilterIn, namespace: str | None) -> control.Filter:
     return control.Filter(
-        which.states, which.workflow, which.labels, which.created_after, which.created_before, namespace
+        which.states, which.workflow, which.labels, which.created_after, which.created_before, which.ids, namespace
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems
@@ -153,6 +153,8 @@ def page(
     state: Annotated[list[RunState] | None, Query(description="one or more states")] = None,
     workflow: Annotated[str | None, Query(description="runs of this workflow only")] = None,
     label: Annotated[list[str] | None, Query(description="`key=value`, all of them")] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="submitted at this instant or later")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="submitted before this instant")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[UUID | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> PageOut:
@@ -164,6 +166,8 @@ def page(
         states=state,
         workflow=workflow,
         labels=labels_of(label),
+        created_after=created_after,
+        created_before=created_before,
         namespace=namespace,
     )
     runs = [RunListed.model_validate(row, from_attributes=True) for row in found.runs]

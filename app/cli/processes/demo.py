@@ -70,7 +70,7 @@ def demo(
                 DataDirectory(settings.data_dir, now=clock.now(), command="arriero demo") as held,
                 running_tree(settings, held, signals, report, flower=False) as tree,
             ):
-                tree.wait_until_ready(settings.pools.start_timeout)
+                tree.wait_until_ready(settings.pools.start_timeout, signals)
                 ready = time.monotonic()
                 found = _run_all(tree, messages, report)
                 done = time.monotonic()

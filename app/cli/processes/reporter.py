@@ -85,9 +85,8 @@ class Reporter:
     def block(self, title: str, lines: Sequence[str]) -> None:
         """Print a title and lines with markup below it."""
         self.close()
-        self._print(f"\n[bold green]{title}[/]")
-        for line in lines:
-            self._print(f"  {line}".rstrip())
+        # At once: who waits for the title finds the lines too.
+        self._print("\n".join([f"\n[bold green]{title}[/]", *(f"  {line}".rstrip() for line in lines)]))
 
     def _print(self, markup: str) -> None:
         console = self._console if self._live is None else self._live.console

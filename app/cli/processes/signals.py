@@ -27,6 +27,11 @@ class Signals:
             signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGUSR1, self._on_restart)
 
+    def check(self) -> None:
+        """Raise Interrupted when a signal came where exceptions are lost, such as in a destructor."""
+        if self.received:
+            raise Interrupted
+
     def block_interrupts(self) -> None:
         """Raise no Interrupted from now on: the stop must not be interrupted."""
         self.received = True

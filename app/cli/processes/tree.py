@@ -37,7 +37,7 @@ from app.cli.processes.preload import Preload
 from app.cli.processes.programs import WORKERS
 from app.cli.processes.records import LOG_FILE, RUN, TreeRecord, TreeState
 from app.cli.processes.reporter import Reporter
-from app.cli.processes.signals import Interrupted, Signals
+from app.cli.processes.signals import Signals
 from app.fleet.pool import METRICS_FOLDER
 from app.kernel import embedded, ids
 from app.kernel.database import Database
@@ -83,8 +83,7 @@ class Tree:
         """Check the tree until Interrupted is raised, or until a restart of everything is requested."""
         while True:
             self._wait()
-            if signals.received:
-                raise Interrupted  # it came where exceptions are lost, such as in a destructor
+            signals.check()
             self.check()
             if signals.restart_requested:
                 signals.restart_requested = False
@@ -212,13 +211,18 @@ class Tree:
             if member.child is not None or member.on_demand is None:
                 member.start(self.settings, self.directory)
 
-    def wait_until_ready(self, deadline: timedelta) -> None:
+    def wait_until_ready(self, deadline: timedelta, signals: Signals) -> None:
         """
         Wait until the API and all workers answer, and a pool serves each model of `pools.models`.
 
         Raises ServerNotStarted, with the end of the log, when a program or pool ends before, or at the deadline.
         """
-        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance, self._spawn_meanwhile)
+
+        def meanwhile(seconds: float) -> None:
+            self._spawn_meanwhile(seconds)
+            signals.check()
+
+        readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance, meanwhile)
         self.record.ready_after = round(self.report.seconds, 1)
         self.set_state(TreeState.READY)
 

@@ -61,7 +61,7 @@ def up(
             running_tree = importlib.import_module("app.cli.processes.tree").running_tree
             report.done("programs", "loaded")
             with running_tree(settings, held, signals, report, flower=flower) as tree:
-                tree.wait_until_ready(settings.pools.start_timeout)
+                tree.wait_until_ready(settings.pools.start_timeout, signals)
                 _announce(tree, report, in_background=in_background)
                 tree.watch(signals)
                 again = True

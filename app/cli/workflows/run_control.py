@@ -11,7 +11,7 @@ import typer
 from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, shortened, state, table
 from app.cli.workflows import progress
-from app.cli.workflows.runs import CONTROL, SHOW, RunId, inputs_of, labels_of
+from app.cli.workflows.runs import CONTROL, SHOW, After, Before, RunId, inputs_of, instant_of, labels_of
 from app.cli.workflows.runs import app as runs_app
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.state_machine.states import RunState, StepState
@@ -26,8 +26,6 @@ LabelFilter = Annotated[
 ]
 Workflow = Annotated[str | None, typer.Option(help="Only runs of this workflow.")]
 States = Annotated[list[RunState] | None, typer.Option("--state", help="Only runs in this state. May be repeated.")]
-After = Annotated[datetime | None, typer.Option(help="Only runs submitted at this time or later (UTC).")]
-Before = Annotated[datetime | None, typer.Option(help="Only runs submitted before this time (UTC).")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
@@ -231,8 +229,8 @@ def _filter(
         "workflow": workflow,
         "states": states,
         "labels": labels_of(labels),
-        "created_after": after and f"{after.isoformat()}Z",
-        "created_before": before and f"{before.isoformat()}Z",
+        "created_after": instant_of(after),
+        "created_before": instant_of(before),
     }
 
 

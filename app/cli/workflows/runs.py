@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -74,6 +75,8 @@ Models = Annotated[
         "--model", metavar="[STEP=]NAME", help="A model for every step that uses one, or for one step. May be repeated."
     ),
 ]
+After = Annotated[datetime | None, typer.Option(help="Only runs submitted at this time or later (UTC).")]
+Before = Annotated[datetime | None, typer.Option(help="Only runs submitted before this time (UTC).")]
 RunId = Annotated[
     str, typer.Argument(metavar="RUN", help="The id of a run, or enough of its first or last characters.")
 ]
@@ -141,13 +144,24 @@ def list_runs(
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label.")
     ] = None,
+    after: After = None,
+    before: Before = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Most runs to list.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Continue where an earlier page ended.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
     with connected(settings_of(context)) as client:
-        page = client.get("/v1/runs", state=states, workflow=workflow, label=labels, limit=limit, cursor=cursor)
+        page = client.get(
+            "/v1/runs",
+            state=states,
+            workflow=workflow,
+            label=labels,
+            created_after=instant_of(after),
+            created_before=instant_of(before),
+            limit=limit,
+            cursor=cursor,
+        )
     if as_json:
         print_json(page)
         return
@@ -159,6 +173,11 @@ def list_runs(
     console().print(printed)
     if page["next_cursor"]:
         notes().print(f"more: arriero runs list --cursor {page['next_cursor']}", style="dim")
+
+
+def instant_of(given: datetime | None) -> str | None:
+    """Return a time of an option, which is in UTC, as the API takes it."""
+    return None if given is None else f"{given.isoformat()}Z"
 
 
 @app.command(rich_help_panel=SHOW)

@@ -18,6 +18,7 @@ from app.governance.actions.outcome import ExecutionState
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import shortened
+from app.kernel.postgres.filters import where
 
 #: Most characters of a detail.
 _SENTENCE = 1_000
@@ -226,16 +227,11 @@ def page(
 ) -> list[ActionExecution]:
     """Return executions from the newest to the oldest."""
     given: dict[str, Any] = {"limit": limit}
-    chosen = []
-    for condition, name, value in (
-        ("namespace = :namespace", "namespace", namespace),
-        ("rule = :rule", "rule", rule),
-        ("state = :state", "state", state),
-        ("id < :before", "before", before),
-    ):
-        if value is not None:
-            chosen.append(condition)
-            given[name] = value
-    where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
-    statement = f"SELECT {COLUMNS} FROM action_execution {where} ORDER BY id DESC LIMIT :limit"
+    conditions = {
+        "namespace": ("namespace = :namespace", namespace),
+        "rule": ("rule = :rule", rule),
+        "state": ("state = :state", state),
+        "before": ("id < :before", before),
+    }
+    statement = f"SELECT {COLUMNS} FROM action_execution {where(given, conditions)} ORDER BY id DESC LIMIT :limit"
     return work.rows_of(ActionExecution, text(statement), given)

@@ -19,6 +19,7 @@ from app.governance.alerts.notification import AlertNotification
 from app.governance.alerts.store import COLUMNS, NOTIFICATION_COLUMNS
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import NotFound
+from app.kernel.postgres.filters import where
 
 #: Most events and notifications of one alert that are shown.
 MOST = 200
@@ -57,20 +58,15 @@ class AlertFilter:
 def page(work: UnitOfWork, wanted: AlertFilter, *, before: UUID | None, limit: int) -> list[Alert]:
     """Return alerts from the newest to the oldest, before one."""
     given: dict[str, Any] = {"limit": limit}
-    chosen = []
-    states = None if wanted.states is None else list(wanted.states)
-    for condition, name, value in (
-        ("namespace = :namespace", "namespace", wanted.namespace),
-        ("state = ANY(:states)", "states", states),
-        ("severity = :severity", "severity", wanted.severity),
-        ("rule = :rule", "rule", wanted.rule),
-        ("id < :before", "before", before),
-    ):
-        if value is not None:
-            chosen.append(condition)
-            given[name] = value
-    where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
-    return work.rows_of(Alert, text(f"SELECT {COLUMNS} FROM alert {where} ORDER BY id DESC LIMIT :limit"), given)
+    conditions = {
+        "namespace": ("namespace = :namespace", wanted.namespace),
+        "states": ("state = ANY(:states)", None if wanted.states is None else list(wanted.states)),
+        "severity": ("severity = :severity", wanted.severity),
+        "rule": ("rule = :rule", wanted.rule),
+        "before": ("id < :before", before),
+    }
+    statement = f"SELECT {COLUMNS} FROM alert {where(given, conditions)} ORDER BY id DESC LIMIT :limit"
+    return work.rows_of(Alert, text(statement), given)
 
 
 def get(work: UnitOfWork, id_: UUID, namespace: str | None) -> Alert:
@@ -96,17 +92,13 @@ def notifications(
 ) -> list[AlertNotification]:
     """Return notifications from the newest to the oldest, before one."""
     given: dict[str, Any] = {"limit": limit}
-    chosen = []
-    for condition, name, value in (
-        ("namespace = :namespace", "namespace", namespace),
-        ("state = :state", "state", state),
-        ("id < :before", "before", before),
-    ):
-        if value is not None:
-            chosen.append(condition)
-            given[name] = value
-    where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
-    statement = f"SELECT {NOTIFICATION_COLUMNS} FROM alert_notification {where} ORDER BY id DESC LIMIT :limit"
+    conditions = {
+        "namespace": ("namespace = :namespace", namespace),
+        "state": ("state = :state", state),
+        "before": ("id < :before", before),
+    }
+    chosen = where(given, conditions)
+    statement = f"SELECT {NOTIFICATION_COLUMNS} FROM alert_notification {chosen} ORDER BY id DESC LIMIT :limit"
     return work.rows_of(AlertNotification, text(statement), given)
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.kernel.database import UnitOfWork
+from app.kernel.postgres.filters import where
 from app.memory.conversations.conversation import StoredConversation
 from app.memory.conversations.store import CONVERSATION_COLUMNS
 
@@ -46,22 +47,16 @@ def page(
     given: dict[str, Any] = {"limit": limit + 1}
     metadata = json.dumps(dict(wanted.metadata)) if wanted.metadata else None
     conditions = {
-        "namespace = :namespace": ("namespace", wanted.namespace),
-        "user_id = :user": ("user", wanted.user),
-        "metadata @> CAST(:metadata AS jsonb)": ("metadata", metadata),
-        "strpos(lower(title), lower(:title)) > 0": ("title", wanted.title),
-        "created_at >= :since": ("since", wanted.since),
-        "created_at < :until": ("until", wanted.until),
-        f"id {'<' if newest_first else '>'} :after": ("after", after),
+        "namespace": ("namespace = :namespace", wanted.namespace),
+        "user": ("user_id = :user", wanted.user),
+        "metadata": ("metadata @> CAST(:metadata AS jsonb)", metadata),
+        "title": ("strpos(lower(title), lower(:title)) > 0", wanted.title),
+        "since": ("created_at >= :since", wanted.since),
+        "until": ("created_at < :until", wanted.until),
+        "after": (f"id {'<' if newest_first else '>'} :after", after),
     }
-    chosen = []
-    for condition, (name, value) in conditions.items():
-        if value is not None:
-            chosen.append(condition)
-            given[name] = value
-    where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
     statement = text(
-        f"SELECT {CONVERSATION_COLUMNS} FROM conversation {where} "
+        f"SELECT {CONVERSATION_COLUMNS} FROM conversation {where(given, conditions)} "
         f"ORDER BY id {'DESC' if newest_first else 'ASC'} LIMIT :limit"
     )
     found = work.rows_of(StoredConversation, statement, given)

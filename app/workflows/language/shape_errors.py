@@ -66,6 +66,7 @@ REQUIRED: Mapping[str, str] = {
     "role": "system | user | assistant | tool",
     "function": "a function: {name: …, description: …, parameters: …}",
     "name": "a name",
+    "tool": "a function of the installation, such as real_estate_value",
     "tools": "a list of tools, each with one of http, workflow, python, mcp and memory",
     "input": "an expression that returns a text or a list of messages, such as inputs.messages",
     "model": "the name of a model, such as smollm2:135m",

@@ -19,6 +19,7 @@ from app.workflows.language.compression import CompressFields
 from app.workflows.language.ensemble import EnsembleFields
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.language.http_fields import HttpFields
+from app.workflows.language.python_fields import PythonFields
 from app.workflows.language.recall import EmbedPassagesFields, RecallFields
 from app.workflows.language.refine import RefineFields
 from app.workflows.language.remembering import RememberFields
@@ -132,6 +133,7 @@ MapBody = Annotated[
     | VerifyFields
     | RememberFields
     | TransformFields
+    | PythonFields
     | HttpFields
     | CallFields
     | NoopFields,
@@ -201,6 +203,10 @@ class RememberStep(StepPart, RememberFields):
 
 class TransformStep(StepPart, TransformFields):
     """A transform step."""
+
+
+class PythonStep(StepPart, PythonFields):
+    """A python step."""
 
 
 class HttpStep(StepPart, HttpFields):
@@ -360,6 +366,7 @@ AnyStep = (
     | VerifyStep
     | RememberStep
     | TransformStep
+    | PythonStep
     | HttpStep
     | CallStep
     | AgentStep
@@ -373,7 +380,7 @@ DiscriminatedStep = Annotated[AnyStep, Field(discriminator="kind")]
 #: The kinds of steps, in the order in which messages list them.
 KINDS = (
     *("generate", "embed", "openai", "agent", "compress", "summarize", "remember", "recall", "embed_passages"),
-    *("refine", "ensemble", "verify", "transform", "http", "workflow"),
+    *("refine", "ensemble", "verify", "transform", "python", "http", "workflow"),
     *("map", "switch", "wait", "join", "noop"),
 )
 #: The kinds of work that use a model.

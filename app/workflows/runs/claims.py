@@ -16,9 +16,8 @@ from app.workflows.language import agent
 from app.workflows.language.agent import AgentCall, AgentTurn
 from app.workflows.language.graph import Reads
 from app.workflows.language.steps import AgentStep, AnyStep, MapBody, MapStep
-from app.workflows.runs.changes import graphs
 from app.workflows.runs.changes.change import RunChange
-from app.workflows.runs.storage import payloads, store, values
+from app.workflows.runs.storage import graphs, payloads, store, values
 from app.workflows.runs.storage.payloads import PayloadLimits
 from app.workflows.runs.storage.selected import ClaimedStep
 from app.workflows.state_machine.outcomes import TokenUsage

@@ -56,6 +56,7 @@ _MATCHING = """
       AND labels @> CAST(:labels AS jsonb)
       AND (CAST(:after AS timestamptz) IS NULL OR created_at >= :after)
       AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)
+      AND (CAST(:ids AS uuid[]) IS NULL OR id = ANY(:ids))
     ORDER BY id LIMIT :limit
 """
 #: With and without a condition on the namespace, so that each has a plan of its own.
@@ -82,6 +83,7 @@ class Filter:
     labels: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
     created_before: datetime | None = None
+    ids: Sequence[UUID] | None = None
     #: Only runs of this namespace.
     namespace: str | None = None
 
@@ -250,6 +252,7 @@ def _for_all(runs: Runs, filter_: Filter, states: Sequence[RunState], act: Calla
         "labels": as_json(dict(filter_.labels)),
         "after": filter_.created_after,
         "before": filter_.created_before,
+        "ids": None if filter_.ids is None else list(filter_.ids),
         "limit": BULK + 1,
         "namespace": filter_.namespace,
     }

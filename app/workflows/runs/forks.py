@@ -13,9 +13,8 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import InvalidTransition, NotFound
 from app.workflows.language import definition as definitions
 from app.workflows.runs import submission
-from app.workflows.runs.changes import graphs
 from app.workflows.runs.service import Runs
-from app.workflows.runs.storage import payloads
+from app.workflows.runs.storage import graphs, payloads
 from app.workflows.runs.submission import Accepted, Submission
 from app.workflows.state_machine.states import FINAL_RUNS
 

@@ -36,11 +36,10 @@ from app.workflows.language.definition import Definition, RoutedDefinition, Rout
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import FANNED_KINDS
 from app.workflows.runs import admission
-from app.workflows.runs.changes import graphs
 from app.workflows.runs.changes.change import RunChange, queue_of
 from app.workflows.runs.changes.effects import AdmitRuns, CancelRun
 from app.workflows.runs.changes.transactions import RunPolicy, RunTransaction
-from app.workflows.runs.storage import history, pauses, payloads, store
+from app.workflows.runs.storage import graphs, history, pauses, payloads, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import as_json
 from app.workflows.state_machine import events

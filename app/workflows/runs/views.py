@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
 
+from app.kernel import ids
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import Conflict, NotFound
+from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem, StepFailure
+from app.workflows.language.steps import AnyStep
 from app.workflows.runs.details import (
     AttemptDetails,
     Elsewhere,
@@ -29,7 +32,7 @@ from app.workflows.runs.details import (
     RunView,
     StepDetails,
 )
-from app.workflows.runs.storage import payloads, store
+from app.workflows.runs.storage import graphs, payloads, store, values
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -109,6 +112,8 @@ _ATTEMPTS = text("""
 _COST = text("""
     SELECT sum(cost) AS cost FROM step JOIN attempt ON step_id = step.id AND cost IS NOT NULL WHERE run_id = :id
 """)
+#: By so much may the clock of who submitted a run differ from that of the database.
+_CLOCKS = timedelta(minutes=5)
 _LIST = """
     SELECT run.id, namespace, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels,
            created_at, started_at, finished_at, counted.*
@@ -123,6 +128,8 @@ _LIST = """
       AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
       AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
       AND labels @> CAST(:labels AS jsonb)
+      AND (CAST(:first_id AS uuid) IS NULL OR (run.id >= :first_id AND created_at >= :created_after))
+      AND (CAST(:end_id AS uuid) IS NULL OR (run.id < :end_id AND created_at < :created_before))
     ORDER BY run.id DESC LIMIT :limit
 """
 _LIST_ALL, _LIST_OF = (text(_LIST.format(of=of)) for of in _OF)
@@ -159,6 +166,7 @@ _KEYS = text("""
 """)
 _ENDED = text("SELECT id FROM run WHERE id = ANY(:ids) AND finished_at IS NOT NULL")
 _STEP_STATE = text("SELECT state FROM step WHERE run_id = :id AND key = :key")
+_WORK = text("SELECT sha256, workflow, state FROM run WHERE id = :id")
 _EXISTS = text("SELECT state FROM run WHERE id = :id")
 _IN_NAMESPACE = text("SELECT 1 FROM run WHERE id = :id AND namespace = :namespace")
 _HISTORY = text("""
@@ -249,20 +257,39 @@ def page(
     states: Sequence[str] | None = None,
     workflow: str | None = None,
     labels: Mapping[str, str] | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
     namespace: str | None = None,
 ) -> Page:
     """
     At most `limit` runs, older than `before`, in one of `states`, of one workflow, with all of these labels.
 
+    They were submitted at `created_after` or later, and before `created_before`; each with a time zone.
     They are of one namespace; None: of all of them.
     """
-    values = {"limit": limit + 1, "before": before, "states": list(states) if states else None, "workflow": workflow}
-    values["labels"] = json.dumps(dict(labels or {}))
+    given: dict[str, object] = {
+        "limit": limit + 1,
+        "before": before,
+        "states": list(states) if states else None,
+        "workflow": workflow,
+    }
+    given["labels"] = json.dumps(dict(labels or {}))
+    # Ids begin with the time, by the clock of whoever submitted: they bound what is read.
+    given |= {"created_after": created_after, "first_id": _first_id(created_after, -_CLOCKS)}
+    given |= {"created_before": created_before, "end_id": _first_id(created_before, _CLOCKS)}
     statement = _LIST_ALL if namespace is None else _LIST_OF
     with database.work() as work:
-        rows = work.rows_of(ListedRun, statement, {**values, "namespace": namespace})
+        rows = work.rows_of(ListedRun, statement, {**given, "namespace": namespace})
     more = len(rows) > limit
     return Page(rows[:limit], rows[limit - 1].id if more else None)
+
+
+def _first_id(at: datetime | None, moved: timedelta) -> UUID | None:
+    """The least id of runs that were submitted then; None for no instant, and for one beyond all times."""
+    try:
+        return None if at is None else ids.first_of(at + moved)
+    except OverflowError:
+        return None
 
 
 def demand(database: Database, namespace: str | None = None) -> dict[str, tuple[int, int]]:
@@ -276,6 +303,30 @@ def running(database: Database, run_id: UUID, keys: Sequence[str]) -> dict[str, 
     """The attempts of those of these steps and items that run now, by key."""
     with database.work() as work:
         return {row.key: row.attempt for row in work.rows(_RUNNING, {"id": run_id, "keys": list(keys)})}
+
+
+def work_of(database: Database, run_id: UUID, key: str, most: int) -> tuple[AnyStep, Mapping[str, Any]]:
+    """
+    A step of a run's definition, and the data of its templates and expressions as they are now, as a claim has them.
+
+    Raises NotFound, and InvalidInput when the values that it reads have more than `most` bytes.
+    """
+    with database.work() as work:
+        work.run(_SNAPSHOT)
+        row = work.row(_WORK, {"id": run_id})
+        if row is None:
+            raise NotFound("run", str(run_id))
+        graph = graphs.of(work, row.sha256)
+        if key not in graph.steps:
+            raise NotFound("step", key, list(graph.steps))
+        reads = graph.work_reads[key]
+        try:
+            steps = values.outputs(work, run_id, reads.steps, most)
+        except StepFailure as failure:
+            raise InvalidInput([Problem("key", str(failure), "a step that reads less")], "request") from None
+        inputs = values.inputs(work, run_id) if reads.inputs else {}
+    about = {"id": str(run_id), "workflow": row.workflow, "state": row.state}
+    return graph.steps[key], {"inputs": inputs, "steps": steps, "run": about}
 
 
 def items(
@@ -300,8 +351,8 @@ def items(
         found = work.row(_STEP_ID, {"id": run_id, "key": key})
         if found is None:
             raise NotFound("map", key, [row.key for row in work.rows(_KEYS, {"id": run_id})])
-        values = {"id": found.id, "first": first, "limit": limit, "states": list(states) if states else None}
-        return _shown(work, work.rows_of(ItemDetails, _ITEMS, values | {"most": most}), "input", "output")
+        given = {"id": found.id, "first": first, "limit": limit, "states": list(states) if states else None}
+        return _shown(work, work.rows_of(ItemDetails, _ITEMS, given | {"most": most}), "input", "output")
 
 
 def text_of(database: Database, run_id: UUID, name: str, key: str | None = None) -> Iterator[str]:

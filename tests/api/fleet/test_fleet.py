@@ -141,7 +141,7 @@ def test_a_host_that_is_removed_while_it_is_cordoned_is_not_found(services: Serv
         ("POST", "/v1/pools", {"model": MODEL, "pin": True}, 422, "keep, model, pinned; did you mean 'pinned'?"),
         ("POST", "/v1/pools/stop", {"model": MODEL, "now": True}, 422, '"accepted":"model"'),
         ("POST", "/v1/bulk/cancel", {"state": []}, 422, "did you mean 'states'?"),
-        ("POST", "/v1/bulk/retry", {"x": 1}, 422, "created_after, created_before, labels, states, workflow"),
+        ("POST", "/v1/bulk/retry", {"x": 1}, 422, "created_after, created_before, ids, labels, states, workflow"),
         ("PUT", "/v1/hosts/h", {"status": "cordoned"}, 422, "state; did you mean 'state'?"),
         ("POST", "/v1/pools/stop", {"model": "nothing:1"}, 404, "no model 'nothing:1'"),
         ("PUT", "/v1/namespaces/team", {"max_bytes": "much"}, 422, "'much' is not a size"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from app.api.ui.drawing import SPAN
 from app.api.ui.pages.fleet_pages import map_of
 from app.api.workflows.run_documents import StepOut
 from app.fleet.pool import PoolState
+from app.governance.rules import service as rule_service
+from app.governance.signals import store as signal_store
+from app.governance.signals.sample import Sample, SignalLabels
 from app.kernel import ids
 from app.kernel.sections.access import AccessSettings
 
@@ -162,6 +167,8 @@ def test_the_parts_of_a_memory_map_fill_the_device_to_scale() -> None:
         created_at=datetime.now(UTC),
     )
     shown = map_of(device, [pool], 80 * GIB)
+    # The guarantee of 10 GiB has 8 left: 2 are lent, drawn at the end of the 20 that pools have.
+    assert (shown.lent, shown.lent_begin, shown.lent_width) == (2 * GIB, 18 / 80 * SPAN, 2 / 80 * SPAN)
     assert [part.kind for part in shown.parts] == ["serving", "draining", "unmanaged", "guaranteed", "margin"]
     assert shown.parts[0].width == SPAN * 16 / 80
     assert shown.parts[0].measured == SPAN * 8 / 80
@@ -176,3 +183,45 @@ def test_no_script_makes_markup_or_code_of_text() -> None:
         assert not any(word in text for word in ("eval(", "new Function", "insertAdjacentHTML", ".outerHTML")), script
         # Only what the server has rendered, and escaped, is markup.
         assert ".innerHTML = " not in text.replace(".innerHTML = await answer.text()", ""), script
+
+
+def test_targets_show_what_is_so_now_and_where_it_is_worst(browsers: Any, services: Services) -> None:
+    rule_service.ensure_builtin(services.database)
+    with services.database.work() as work:
+        for host, used in (("near", 0.5), ("far", 0.9)):
+            signal_store.write(work, [Sample("memory_utilisation", used, SignalLabels(host=host, device="gpu-0"))])
+    page = browsers().get("/ui/overview").text
+    assert "memory-high" in page
+    assert "at most 80.0 %" in page
+    assert 'state-failed">90.0 %</span> <span class="soft">far' in page
+
+
+def test_a_queue_of_a_model_that_is_not_in_the_catalogue_is_shown(browsers: Any) -> None:
+    browser = browsers()
+    steps = [{"id": "a", "kind": "generate", "model": "gone:1b", "prompt": "x"}]
+    browser.post("/v1/runs", json={"definition": {"workflow": "w", "steps": steps}})
+    page = browser.get("/ui/queues").text
+    assert "gone:1b" not in page or "no model of this name is in the catalogue" in page
+
+
+def test_documents_are_stored_by_those_who_may(browsers: Any) -> None:
+    writer, reader = browsers(), browsers(KeyScope.READ)
+    for path, form in (("alerts", "new-rule"), ("alerts", "new-channel"), ("schedules", "new-schedule")):
+        assert f'id="{form}"' in writer.get(f"/ui/{path}").text
+        assert f'id="{form}"' not in reader.get(f"/ui/{path}").text
+    text = writer.get("/ui/alerts").text
+    example = text[text.index("rule: first-tokens-late") : text.index("</textarea>")].replace("&#34;", '"')
+    answer = writer.put(
+        "/v1/rules/first-tokens-late",
+        content=html.unescape(example),
+        headers={"Content-Type": "application/yaml", "Accept": "application/json"},
+    )
+    assert answer.status_code == 201, answer.text
+
+
+def test_keys_lead_to_the_pages_that_a_reader_sees(browsers: Any) -> None:
+    page = browsers(KeyScope.READ).get("/ui/overview").text
+    keys_ = re.findall(r'<a href="([^"]+)" data-key="(.)"', page)
+    assert ("/ui/runs", "r") in keys_
+    assert "/ui/settings" not in dict(keys_)
+    assert len({key for _, key in keys_}) == len(keys_)

@@ -165,3 +165,13 @@ def test_a_state_that_does_not_allow_an_action_is_named_in_words(client: TestCli
         409,
         f"run {run_id} is queued; that state does not allow: retry requested",
     )
+
+
+def test_only_the_chosen_runs_are_changed(client: TestClient, worker: StepWorker) -> None:
+    definition = {"workflow": "w", "steps": [{"id": "a", "kind": "noop"}]}
+    first, second = (client.post("/v1/runs", json={"definition": definition}).json()["id"] for _ in range(2))
+    answer = client.post("/v1/bulk/cancel", json={"ids": [first]}).json()
+    assert (answer["done"], answer["more"]) == ([first], False)
+    assert client.get(f"/v1/runs/{second}").json()["state"] == "queued"
+    assert client.post("/v1/bulk/cancel", json={"ids": []}).json()["done"] == []
+    assert client.post("/v1/bulk/cancel", json={"ids": [first] * 1001}).status_code == 422

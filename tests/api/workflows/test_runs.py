@@ -246,3 +246,33 @@ def test_another_model_is_checked_as_in_the_file(client: TestClient) -> None:
     assert found["errors"][0]["line"] == 6
     assert submit(client, definition=text, models={"*": "qwen3:4b"}).status_code == 202, "the file names no model"
     assert problems(submit(client, definition=GREET, inputs={"name": "A"}, models={"other": "x:1"})) == ["models.other"]
+
+
+def test_lists_are_bounded_by_the_time_of_submission(client: TestClient) -> None:
+    made = submit(client, definition=NOOP).json()
+    before, after = "2020-01-01T00:00:00Z", made["created_at"]
+
+    def listed(**times: str) -> list[str]:
+        answer = client.get("/v1/runs", params=times)
+        assert answer.status_code == 200, answer.text
+        return [run["id"] for run in answer.json()["runs"]]
+
+    assert listed(created_after=before) == listed(created_after=after) == [made["id"]]
+    assert listed(created_before=before) == listed(created_before=after) == []
+    assert listed(created_after="0001-01-01T00:00:00+14:00", created_before="9999-12-31T23:59:59Z") == [made["id"]]
+    assert listed(created_after="9999-12-31T23:59:59Z") == listed(created_before="0001-01-01T00:00:00Z") == []
+    assert client.get("/v1/runs", params={"created_after": "2026-01-01T00:00:00"}).status_code == 422, "no time zone"
+
+
+def test_a_prompt_is_that_of_its_step(client: TestClient) -> None:
+    steps = [
+        {"id": "ask", "kind": "generate", "model": "m:1", "system": "Be short.", "prompt": "Hi {{ inputs.a }}"},
+        {"id": "end", "kind": "noop", "needs": ["ask"]},
+    ]
+    body = {"definition": {"workflow": "w", "inputs": {"a": {"type": "string"}}, "steps": steps}, "inputs": {"a": "Al"}}
+    run = submit(client, **body).json()["id"]
+    found = client.get(f"/v1/runs/{run}/steps/ask/prompt").json()
+    assert [(one["role"], one["content"]) for one in found["messages"]] == [("system", "Be short."), ("user", "Hi Al")]
+    assert found["prompt"] is None
+    for key, status in (("end", 404), ("nothing", 404), ("x" * 81, 422)):
+        assert client.get(f"/v1/runs/{run}/steps/{key}/prompt").status_code == status

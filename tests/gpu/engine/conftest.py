@@ -29,8 +29,8 @@ class Ended:
     err: str
 
 
-#: Set in the process of a test that has one of its own.
-_OWN = "ARRIERO_TESTS_OWN_PROCESS"
+#: Set in the process of a test that has one of its own. The suite removes variables of the form ARRIERO_*.
+_OWN = "GPU_TEST_OWN_PROCESS"
 #: Runs a Python program that sees these devices.
 RunProgram = Callable[..., Ended]
 

@@ -1,133 +1,34 @@
-"""
-The whole platform on two software GPUs: `arriero up`, its planner, its ledger, its agent and its pools.
-
-They run where llama.cpp is built for Vulkan and Mesa's software driver is installed (`make test-gpu`). Each device has
-room for one of three models.
-"""
+"""Memory of two software GPUs under the whole platform: pinned, evicted, killed, frozen, refused, used at once."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
-from app.catalog import files
-from app.devices import llama_build
-from app.devices.device import GpuBackend
-from app.devices.vulkan.loader import VulkanFailed, VulkanLoader
-from tests.live.conftest import Live, running, until
-
-MODELS = ("alpha:1", "beta:1", "gamma:1")
-DEVICES = ("software-0", "software-1")
-PATH = files.locate(files.read_catalog().get("smollm2:135m"), Path("/nowhere"))
-#: One of the models fits, two do not, and neither does a third one that is split over what two leave.
-SIZE = 200 * 2**20
-_ENTRY = """
-[[models]]
-name = "{name}"
-use_cases = ["complete"]
-source = {{ path = "{path}" }}
-slots = 1
-context = 256
-engine = {{ batch = 32, ubatch = 32 }}
-pools = {{ only = {only} }}
-"""
-
-
-def why_not() -> str:
-    """Return why there are no software devices here; empty when there are."""
-    if GpuBackend.VULKAN not in llama_build.backends():
-        return "llama.cpp is built without Vulkan: make test-gpu"
-    try:
-        kinds = {device["kind"] for device in VulkanLoader().devices()}
-    except VulkanFailed as error:
-        return str(error)
-    return "" if "software" in kinds else "Vulkan has no software device: apt install mesa-vulkan-drivers"
-
+from tests.gpu.platform.conftest import (
+    DEVICES,
+    HUGE,
+    MODELS,
+    SIZE,
+    assert_nothing_is_overcommitted,
+    ended,
+    log,
+    on,
+    pools,
+    serving,
+    started,
+    submit,
+    succeed,
+    why_not,
+)
+from tests.live.conftest import Live, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder = tmp_path_factory.mktemp("gpu")
-    only = json.dumps([f"{socket.gethostname()}/{name}" for name in DEVICES])
-    catalog = folder / "catalog.toml"
-    catalog.write_text("".join(_ENTRY.format(name=name, path=PATH, only=only) for name in MODELS))
-    settings = {
-        "catalog.files": [str(catalog)],
-        "pools.models": [],
-        "fleet.software": [SIZE, SIZE],
-    }
-    given = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
-    with running(folder, *given) as found:
-        yield found
-
-
-def pools(tree: Live, *, ended: bool = False) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = httpx2.get(f"{tree.api}/v1/pools", params={"ended": ended}, timeout=30).json()[
-        "pools"
-    ]
-    return found
-
-
-def submit(tree: Live, model: str, tokens: int = 2) -> str:
-    step = {"id": "write", "kind": "generate", "model": model, "prompt": "The sea", "chat": False, "max_tokens": tokens}
-    return tree.submit({"workflow": "ask", "steps": [{**step, "retry": {"max_attempts": 20, "delay": "100ms"}}]})
-
-
-def succeed(tree: Live, run_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = tree.until_ended(run_id)
-    assert found["state"] == "succeeded", found
-    return found
-
-
-def serving(tree: Live, model: str) -> dict[str, Any]:
-    """The pool of a model, after a run on it."""
-    succeed(tree, submit(tree, model))
-    found: dict[str, Any] = until(
-        lambda: next((p for p in pools(tree) if p["model"] == model and p["state"] == "serving"), None)
-    )
-    return found
-
-
-def ended(tree: Live, id_: str) -> dict[str, Any]:
-    found: dict[str, Any] = until(
-        lambda: next((p for p in pools(tree, ended=True) if p["id"] == id_ and p["ended_at"]), None)
-    )
-    return found
-
-
-def on(pool: dict[str, Any]) -> str:
-    (device,) = (name for name in pool["devices"] if name != "cpu")
-    return str(device)
-
-
-def log(tree: Live, pool: dict[str, Any]) -> list[dict[str, Any]]:
-    lines = (tree.folder / "logs" / f"pool.{pool['id']}.log").read_text().splitlines()
-    return [json.loads(line) for line in lines if line.startswith("{")]
-
-
-def started(tree: Live, pool: dict[str, Any]) -> datetime:
-    """When the pool began to load its model."""
-    (line,) = (line for line in log(tree, pool) if line["event"] == "model_loading")
-    return datetime.fromisoformat(line["timestamp"])
-
-
-def assert_nothing_is_overcommitted(tree: Live) -> None:
-    held: dict[str, int] = {}
-    for pool in pools(tree):
-        for id_, size in pool["bytes"].items():
-            held[id_] = held.get(id_, 0) + size
-    assert all(size <= SIZE for id_, size in held.items() if "software" in id_), held
 
 
 def test_each_pool_is_on_a_device_of_its_own_and_sees_no_other(tree: Live) -> None:
@@ -142,6 +43,30 @@ def test_each_pool_is_on_a_device_of_its_own_and_sees_no_other(tree: Live) -> No
         reserved = sum(size for id_, size in pool["bytes"].items() if on(pool) in id_)
         assert SIZE // 2 < reserved <= SIZE
     assert_nothing_is_overcommitted(tree)
+
+
+def test_two_pools_on_two_devices_write_at_the_same_time(tree: Live) -> None:
+    """
+    Both are the same processor, so each is slower; but neither waits for the other, and little is lost together.
+
+    After kills this would not hold: a pool may then be split over both devices.
+    """
+    tokens, names = 24, MODELS[:2]
+    for name in names:
+        serving(tree, name)
+    assert len({on(pool) for pool in pools(tree) if pool["model"] in names and pool["state"] == "serving"}) == 2
+
+    def work(run_id: str) -> tuple[datetime, datetime]:
+        attempt = succeed(tree, run_id)["steps"][0]["attempts"][-1]
+        return datetime.fromisoformat(attempt["started_at"]), datetime.fromisoformat(attempt["finished_at"])
+
+    alone = [end - begin for begin, end in (work(submit(tree, name, tokens)) for name in names)]
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda name: work(submit(tree, name, tokens)), names))
+    together = max(end for _, end in both) - min(begin for begin, _ in both)
+    shared = min(end for _, end in both) - max(begin for begin, _ in both)
+    assert shared > 0.5 * min(end - begin for begin, end in both), "they worked at the same time"
+    assert together < 2 * sum(alone, start=alone[0] * 0), "at least half of the throughput of one after the other"
 
 
 def test_a_third_model_loads_after_the_bytes_of_the_first_are_back(tree: Live) -> None:
@@ -167,3 +92,32 @@ def test_the_bytes_of_a_killed_pool_are_back_before_the_next_load(tree: Live) ->
     assert "SIGKILL" in gone["ending"]
     assert after["id"] != before["id"]
     assert datetime.fromisoformat(gone["ended_at"]) <= started(tree, after)
+
+
+def test_a_frozen_pool_is_killed_and_its_bytes_are_back_before_the_next_load(tree: Live) -> None:
+    before = serving(tree, MODELS[1])
+    run_id = submit(tree, MODELS[1], tokens=6)
+    os.kill(before["pid"], signal.SIGSTOP)
+
+    succeed(tree, run_id)
+    after = serving(tree, MODELS[1])
+    gone = ended(tree, before["id"])
+    assert gone["failed"]
+    assert after["id"] != before["id"]
+    assert datetime.fromisoformat(gone["ended_at"]) <= started(tree, after)
+    assert_nothing_is_overcommitted(tree)
+
+
+def test_a_model_that_is_larger_than_all_devices_is_refused_before_any_load(tree: Live) -> None:
+    run_id = submit(tree, HUGE)
+
+    def refused() -> bool:
+        found = httpx2.get(f"{tree.api}/v1/fleet/explain", params={"model": HUGE}, timeout=30).json()
+        assert found["condition"] != "served", found
+        return found["condition"] == "refused" and "needs" in found["reason"]
+
+    until(refused)
+    httpx2.post(f"{tree.api}/v1/runs/{run_id}/cancel", json={}, timeout=30).raise_for_status()
+    assert tree.until_ended(run_id)["state"] == "cancelled"
+    assert [pool for pool in pools(tree, ended=True) if pool["model"] == HUGE] == [], "no process was started for it"
+    assert len([pool for pool in pools(tree) if pool["state"] == "serving"]) > 0, "and no pool had to go for it"

@@ -135,7 +135,7 @@ def test_concurrent_texts_differ_by_kernel_noise_only(
         gaps.llama.close()
 
 
-@pytest.mark.parametrize("swa_full", [True, False])
+@pytest.mark.parametrize("swa_full", [True, pytest.param(False, marks=pytest.mark.storm)])
 def test_prefixes_longer_than_a_sliding_window_are_shared_correctly(
     make: MakeEngine, gemma_path: Path, swa_full: bool
 ) -> None:

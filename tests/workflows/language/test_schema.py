@@ -16,7 +16,7 @@ from app.workflows.language import schema, source
 from app.workflows.language.steps import KINDS
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted([*registry.LIBRARY.glob("*.yaml"), *shipped.folder("examples").glob("*.yaml")])
+FILES = sorted([*registry.LIBRARY.rglob("*.yaml"), *shipped.folder("examples").glob("*.yaml")])
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,8 @@ def difference(wanted: Sequence[MeasuredDevice], seen: Sequence[VisibleGpu]) -> 
     for gpu, own in zip(wanted, seen, strict=True):
         if not own.name.lower().startswith(gpu.backend):
             return f"llama.cpp sees {own.name} in the place of {gpu.name}, on which {gpu.backend.label} computes"
-        if gpu.pci and own.pci and gpu.pci != own.pci:
+        # What CUDA says of the address of a MIG instance was never seen; its UUID has pinned it.
+        if gpu.pci and own.pci and gpu.pci != own.pci and not gpu.parent:
             return f"llama.cpp sees the GPU at {own.pci} in the place of {gpu.name}, which is at {gpu.pci}"
     return ""
 

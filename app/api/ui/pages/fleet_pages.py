@@ -47,8 +47,10 @@ class MemoryMap:
 
     device: DeviceOut
     parts: Sequence[MapPart]
-    #: Of the guaranteed capacity, what is lent to others.
+    #: Of the guaranteed capacity, the bytes that are lent to others, and where they are drawn: at the end of the pools.
     lent: int
+    lent_begin: float
+    lent_width: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +116,15 @@ def map_of(device: DeviceOut, pools: Sequence[PoolOut], largest: int) -> MemoryM
         add(str(one.state), one.bytes[device.id], f"{one.model}, {one.state}{measured}", used, one.id)
     pooled = sum(one.bytes[device.id] for one in here)
     add("draining", device.reserved - pooled, "reserved, and not yet released")
+    pools_end = begin
     add("unmanaged", device.unmanaged, "used by others, unmanaged")
     rest = max(device.capacity - begin, 0)
     guaranteed = min(device.guaranteed, rest)
     add("guaranteed", guaranteed, "guaranteed to models that are not loaded")
     add("free", rest - guaranteed, "free")
     add("margin", device.total - begin, "kept back")
-    return MemoryMap(device, parts, device.guaranteed - guaranteed)
+    lent = min(max(device.guaranteed - guaranteed, 0), pools_end)
+    return MemoryMap(device, parts, lent, round((pools_end - lent) * unit, 2), round(lent * unit, 2))
 
 
 def _times(pools: Sequence[PoolOut], now: datetime, back: timedelta) -> Sequence[PoolTimes]:

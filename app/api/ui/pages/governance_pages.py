@@ -57,6 +57,7 @@ def listed(
         caller,
         "rules.html",
         title="Rules and alerts",
+        namespace=namespace,
         shown=shown,
         alerts=found.alerts,
         next_alerts=found.next_cursor,

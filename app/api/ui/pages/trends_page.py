@@ -163,7 +163,7 @@ def chart_of(definition: SignalDefinition, found: SignalHistory, whole: SignalHi
         in_words(shown, definition.unit),
         groups if instants else [],
         # It stands in an element of the page: `<` would end that.
-        Markup(json.dumps(data).replace("<", "\\u003c")),  # noqa: S704
+        Markup(json.dumps(data).replace("<", "\\u003c")),  # noqa: S704 JSON without an opening bracket of markup
         list(definition.statistics),
         [
             TrendRow(

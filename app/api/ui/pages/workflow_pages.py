@@ -183,7 +183,7 @@ def schedules(
     """All schedules, with their next and last fires."""
     service = Schedules(services.runs, services.settings.schedules.keep_fires, listed or "default")
     found = schedules_resource.page(service, listed).schedules
-    return render(request, caller, "schedules.html", title="Schedules", schedules=found)
+    return render(request, caller, "schedules.html", title="Schedules", schedules=found, namespace=listed)
 
 
 @router.get("/schedules/{name}")

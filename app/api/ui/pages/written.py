@@ -22,7 +22,7 @@ class DiffLine:
 class _Dumper(yaml.SafeDumper):
     """Writes texts of several lines as blocks."""
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 it overrides
         """Indent lists below their key."""
         super().increase_indent(flow, indentless=False)
 

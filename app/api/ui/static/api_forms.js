@@ -48,7 +48,7 @@ export function bodyOf(form) {
 
 function pathOf(form, path) {
   for (const field of form.querySelectorAll("[data-path]"))
-    path = path.replace(`{${field.name}}`, encodeURIComponent(field.value));
+    if (field.type !== "submit" || field === form.pressed) path = path.replace(`{${field.name}}`, encodeURIComponent(field.value));
   const query = new URLSearchParams();
   for (const field of form.querySelectorAll("[data-query]")) if (field.value !== "") query.append(field.name, field.value);
   return query.size ? `${path}${path.includes("?") ? "&" : "?"}${query}` : path;
@@ -105,18 +105,31 @@ document.addEventListener("submit", (event) => {
   if (!form) return;
   event.preventDefault();
   form.pressed = event.submitter;
+  if (form.dataset.needs && !bodyOf(form)[form.dataset.needs]) return complain(form, new Error("Nothing is chosen."));
   if (form.dataset.confirm && !confirm(form.dataset.confirm)) return;
   submit(form);
 });
-// A document in YAML: <form data-api-text="PUT /v1/…"> with a field `text`.
+// A document in YAML: <form data-api-text="PUT /v1/…"> with a field `text`. `{rule}` in the path is the value of the line
+// `rule: …` of the document, or of the field with that name and `data-path`.
+function namedIn(form, path) {
+  const text = form.elements.text.value;
+  return pathOf(form, path).replace(/\{(\w+)\}/g, (_, key) => {
+    const found = new RegExp(`^${key}:[ \\t]*["']?([^"'#\\n]+)`, "m").exec(text);
+    if (!found) throw new Error(`the document has no line "${key}: NAME"`);
+    return encodeURIComponent(found[1].trim());
+  });
+}
+
 document.addEventListener("submit", async (event) => {
   const form = event.target.closest("form[data-api-text]");
   if (!form) return;
   event.preventDefault();
   const [method, path] = form.dataset.apiText.split(" ");
   try {
-    await call(method, path, form.elements.text.value, { type: "application/yaml" });
-    location.reload();
+    const answer = await call(method, namedIn(form, path), form.elements.text.value, { type: "application/yaml" });
+    const then = form.dataset.then ?? "reload";
+    if (then === "reload") location.reload();
+    else location.assign(then.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(answer[name])));
   } catch (error) {
     complain(form, error);
   }

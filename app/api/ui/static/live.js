@@ -1,11 +1,11 @@
 // Parts of a page that move: <div id="x" data-live="5"> is read again every 5 s; with data-events="/v1/runs/…/events",
-// after each server-sent event. Nothing is asked while nobody looks, nor while the reader writes in that part.
+// after each server-sent event. Nothing is asked while nobody looks, nor while the reader writes or chooses in that part.
 const parts = () => [...document.querySelectorAll("[data-live]")];
 const timers = new Map();
 let streams = [];
 
 async function refresh(part) {
-  if (document.hidden || !part.isConnected || part.contains(document.activeElement?.closest("input, textarea, select"))) return;
+  if (document.hidden || !part.isConnected || part.contains(document.activeElement?.closest("input, textarea, select")) || part.querySelector("input[type=checkbox]:checked")) return;
   const response = await fetch(location.href, { credentials: "same-origin", headers: { Accept: "text/html" } }).catch(() => null);
   if (!response?.ok || response.redirected) return;
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById(part.id);

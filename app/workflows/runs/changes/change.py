@@ -23,12 +23,12 @@ from app.workflows.language.agent import CALL
 from app.workflows.language.graph import Graph, Reads
 from app.workflows.language.rule import StepRule
 from app.workflows.language.steps import FANNED_KINDS, AgentStep, SwitchStep
-from app.workflows.runs.changes import decisions, effects, explanations, graphs
+from app.workflows.runs.changes import decisions, effects, explanations
 from app.workflows.runs.changes.data import RunData
 from app.workflows.runs.changes.effects import CancelCalledRuns
 from app.workflows.runs.changes.transactions import RunTransaction
 from app.workflows.runs.messages import StepMessage
-from app.workflows.runs.storage import history, items, payloads, store
+from app.workflows.runs.storage import graphs, history, items, payloads, store
 from app.workflows.runs.storage.history import HistoryEntry
 from app.workflows.runs.storage.payloads import Kept, as_json
 from app.workflows.runs.storage.selected import LockedItem, LockedRun, LockedStep

@@ -68,13 +68,11 @@ def ask(schema: dict[str, Any], tokens: int = 220, **sampling: Any) -> GenerateR
     return GenerateRequest(messages=(message,), max_tokens=tokens, schema=schema, sampling=chosen)
 
 
-def test_24_schemas_produce_only_valid_documents(shared: LlamaEngine) -> None:
+@pytest.mark.parametrize("temperature", [0.9, pytest.param(0.0, marks=pytest.mark.storm)])
+def test_24_schemas_produce_only_valid_documents(shared: LlamaEngine, temperature: float) -> None:
     assert len(SCHEMAS) == 24
-    runs = [(name, {"temperature": 0.0}) for name in SCHEMAS] + [
-        (name, {"temperature": 0.9, "seed": 3}) for name in SCHEMAS
-    ]
-    tickets = [(name, shared.generate(ask(SCHEMAS[name], **sampling))) for name, sampling in runs]
-    for name, ticket in tickets:
+    asked = {name: ask(schema, temperature=temperature, seed=3) for name, schema in SCHEMAS.items()}
+    for name, ticket in [(name, shared.generate(request)) for name, request in asked.items()]:
         result = ticket.result(170)
         assert result.finish is FinishReason.STOP, (name, result.text)
         jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(result.text))
