@@ -20,6 +20,8 @@ from app.workflows.state_machine.states import RunState
 ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
 #: Seconds between two looks at a run: the first, and the most.
 _FIRST_PAUSE, _MOST_PAUSE = 0.1, 2.0
+#: Most steps that a task shows.
+_MAX_STEPS = 200
 #: How long the cancellation of a run may take when its caller has gone.
 _CANCEL_SECONDS = 5.0
 
@@ -83,6 +85,7 @@ async def output_of(api: Api, found: dict[str, Any]) -> Any:
 def task(run: dict[str, Any]) -> dict[str, Any]:
     """Return a run as a task."""
     state, run_id = str(run["state"]), str(run["id"])
+    steps = run["steps"] if isinstance(run["steps"], list) else []  # lists of runs have their number only
     error = run.get("error") or None
     found = {
         "task_id": run_id,
@@ -93,7 +96,7 @@ def task(run: dict[str, Any]) -> dict[str, Any]:
         "steps": [
             {"id": step["key"], "kind": step["kind"], "state": step["state"]}
             | ({"error": step["error"].get("message")} if isinstance(step.get("error"), dict) else {})
-            for step in run.get("steps", [])[:200]
+            for step in steps[:_MAX_STEPS]
         ],
         "tokens": {"in": run.get("tokens_in"), "out": run.get("tokens_out")},
     }
