@@ -114,7 +114,7 @@ def metadata_url(request: Request) -> str:
     return f"{str(request.base_url).rstrip('/')}{METADATA_PATH}"
 
 
-@router.api_route(PATH, methods=["GET", "POST", "DELETE"], dependencies=[requires(*KeyScope)])
+@router.api_route(PATH, methods=["GET", "POST", "DELETE"], dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)])
 async def mcp(request: Request, caller: InjectedCaller) -> Response:
     """The MCP server."""
     if find_spec("mcp") is None:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from app.mcp_server import tasks
 from app.mcp_server.api import Refused
-from app.mcp_server.tool import NameText, ServedTool, ToolArguments, ToolCall, WaitSeconds, object_of
+from app.mcp_server.tool import McpCall, NameText, ServedTool, ToolArguments, WaitSeconds, object_of
 
 _MAX_JSON = 1_000_000
 
@@ -53,7 +53,7 @@ class AutomationArguments(ToolArguments):
         return self
 
 
-async def automate(call: ToolCall[AutomationArguments]) -> dict[str, Any]:
+async def automate(call: McpCall[AutomationArguments]) -> dict[str, Any]:
     """Start a workflow, or look after a task."""
     asked, api, path = call.arguments, call.api, f"/v1/runs/{call.arguments.task_id}"
     match asked.action:
@@ -101,7 +101,7 @@ class HandoffArguments(ToolArguments):
         return self
 
 
-async def hand_on(call: ToolCall[HandoffArguments]) -> dict[str, Any]:
+async def hand_on(call: McpCall[HandoffArguments]) -> dict[str, Any]:
     """Give a message to a hand-off."""
     asked = call.arguments
     body: dict[str, Any] = {"message": asked.message} | ({"key": asked.key} if asked.key else {})

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from app.mcp_server import tasks
 from app.mcp_server.api import Api, Refused
-from app.mcp_server.tool import NameText, PromptText, ServedTool, ToolArguments, ToolCall, WaitSeconds, object_of
+from app.mcp_server.tool import McpCall, NameText, PromptText, ServedTool, ToolArguments, WaitSeconds, object_of
 
 #: The code of an answer that has it in a fence.
 _FENCE = re.compile(r"```[A-Za-z0-9_+-]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -111,7 +111,7 @@ def text_workflow(asked: TextArguments) -> dict[str, Any]:
     }
 
 
-async def write_text(call: ToolCall[TextArguments]) -> dict[str, Any]:
+async def write_text(call: McpCall[TextArguments]) -> dict[str, Any]:
     """Let one model, or several together, write a text."""
     asked = call.arguments
     inputs = {"prompt": asked.prompt, "system": asked.system, "conversation": asked.conversation_id or ""}
@@ -199,7 +199,7 @@ def code_workflow(asked: CodeArguments) -> dict[str, Any]:
     }
 
 
-async def write_code(call: ToolCall[CodeArguments]) -> dict[str, Any]:
+async def write_code(call: McpCall[CodeArguments]) -> dict[str, Any]:
     """Let models write code, test it in a confined process, and review it."""
     asked = call.arguments
     submission = {"definition": code_workflow(asked), "inputs": {"task": asked.task}, "priority": "interactive"}
@@ -223,7 +223,7 @@ class MediaArguments(ToolArguments):
     model: NameText | None = Field(default=None, description=_MODEL)
 
 
-async def analyse_media(call: ToolCall[MediaArguments]) -> dict[str, Any]:
+async def analyse_media(call: McpCall[MediaArguments]) -> dict[str, Any]:
     """Refuse: no engine of this version reads anything but text."""
     models = ", ".join(await _names(call.api))
     raise Refused(

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from pydantic import Field, model_validator
 
-from app.mcp_server.tool import NameText, ServedTool, ToolArguments, ToolCall, object_of
+from app.mcp_server.tool import McpCall, NameText, ServedTool, ToolArguments, object_of
 
 #: What each action needs.
 _NEEDS = {
@@ -77,7 +77,7 @@ class MemoryArguments(ToolArguments):
         return self
 
 
-async def manage(call: ToolCall[MemoryArguments]) -> dict[str, Any]:
+async def manage(call: McpCall[MemoryArguments]) -> dict[str, Any]:
     """Do one thing with a conversation or with memories."""
     asked, api = call.arguments, call.api
     here = f"/v1/conversations/{quote(asked.conversation_id or '', safe='')}"

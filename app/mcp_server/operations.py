@@ -9,9 +9,9 @@ import anyio
 from pydantic import Field, model_validator
 
 from app.mcp_server.api import Api, Refused
-from app.mcp_server.tool import NameText, ReportProgress, ServedTool, ToolArguments, ToolCall, WaitSeconds, object_of
+from app.mcp_server.tool import McpCall, NameText, ReportProgress, ServedTool, ToolArguments, WaitSeconds, object_of
 
-Window = Annotated[Literal["15m", "1h", "6h", "24h", "7d", "31d"], Field(description="of the figures, until now")]
+FigureWindow = Annotated[Literal["15m", "1h", "6h", "24h", "7d", "31d"], Field(description="of the figures, until now")]
 
 #: Signals that say how models work together, with what a low value means.
 _COLLABORATION = ("collaboration_score", "steps_per_load", "prefix_hit_rate", "cooperation", "handoff_success")
@@ -38,7 +38,7 @@ class ReservesArguments(ToolArguments):
         return self
 
 
-async def manage_reserves(call: ToolCall[ReservesArguments]) -> dict[str, Any]:
+async def manage_reserves(call: McpCall[ReservesArguments]) -> dict[str, Any]:
     """Show or change what the memory of devices is reserved for."""
     asked, api = call.arguments, call.api
     match asked.action:
@@ -80,7 +80,7 @@ class GovernanceArguments(ToolArguments):
     limit: int = Field(default=20, ge=1, le=100, description="of each list")
 
 
-async def governance(call: ToolCall[GovernanceArguments]) -> dict[str, Any]:
+async def governance(call: McpCall[GovernanceArguments]) -> dict[str, Any]:
     """Show what watches the installation, and what it has seen and done."""
     asked, api, found = call.arguments, call.api, dict[str, Any]()
     for part in dict.fromkeys(asked.include):
@@ -127,7 +127,7 @@ class OptimizationArguments(ToolArguments):
         return self
 
 
-async def optimize(call: ToolCall[OptimizationArguments]) -> dict[str, Any]:
+async def optimize(call: McpCall[OptimizationArguments]) -> dict[str, Any]:
     """Propose improvements, or carry out an action with the limits that hold for rules."""
     asked, api = call.arguments, call.api
     match asked.action:
@@ -183,14 +183,14 @@ def recommendations(
 class AnalyticsArguments(ToolArguments):
     """Which figures, of which time."""
 
-    window: Window = "1h"
+    window: FigureWindow = "1h"
     by: Literal["model", "pool", "host", "namespace", "priority"] | None = Field(
         default=None, description="one line for each, instead of one for all"
     )
     signals: list[NameText] = Field(default=list(_PERFORMANCE), min_length=1, max_length=12)
 
 
-async def analyse(call: ToolCall[AnalyticsArguments]) -> dict[str, Any]:
+async def analyse(call: McpCall[AnalyticsArguments]) -> dict[str, Any]:
     """Show how fast models work, how much, and at what cost."""
     asked, api = call.arguments, call.api
     histories = await _histories(api, asked.signals, asked.window, asked.by)
@@ -200,10 +200,10 @@ async def analyse(call: ToolCall[AnalyticsArguments]) -> dict[str, Any]:
 class CollaborationArguments(ToolArguments):
     """Of which time."""
 
-    window: Window = "24h"
+    window: FigureWindow = "24h"
 
 
-async def collaboration(call: ToolCall[CollaborationArguments]) -> dict[str, Any]:
+async def collaboration(call: McpCall[CollaborationArguments]) -> dict[str, Any]:
     """Show how models and workflows share and build on each other."""
     api, window = call.api, call.arguments.window
     histories = await _histories(api, _COLLABORATION, window, None)
@@ -224,7 +224,7 @@ class HealthArguments(ToolArguments):
     probes: bool = Field(default=True, description="also the last real token of each pool")
 
 
-async def health(call: ToolCall[HealthArguments]) -> dict[str, Any]:
+async def health(call: McpCall[HealthArguments]) -> dict[str, Any]:
     """Say of each component whether it works, and what is wrong."""
     api = call.api
     readiness = await api.readiness()

@@ -33,7 +33,7 @@ A = TypeVar("A", bound=ToolArguments)
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall(Generic[A]):
+class McpCall(Generic[A]):
     """A call of a tool by a client."""
 
     api: Api
@@ -52,7 +52,7 @@ class ServedTool(Generic[A]):
     arguments: type[A]
     #: The JSON Schema of its structured result.
     output: Mapping[str, Any]
-    run: Callable[[ToolCall[A]], Awaitable[dict[str, Any]]]
+    run: Callable[[McpCall[A]], Awaitable[dict[str, Any]]]
     #: It changes nothing.
     reads_only: bool = False
     #: It may remove what cannot be restored.
@@ -62,7 +62,7 @@ class ServedTool(Generic[A]):
 
     async def call(self, api: Api, given: Mapping[str, Any], progress: ReportProgress) -> dict[str, Any]:
         """Check the arguments and do it. Raises Refused."""
-        return await self.run(ToolCall(api, checked(self.arguments, given), progress))
+        return await self.run(McpCall(api, checked(self.arguments, given), progress))
 
 
 def checked(kind: type[A], given: Mapping[str, Any]) -> A:
