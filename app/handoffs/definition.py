@@ -16,7 +16,9 @@ from typing import Annotated, Any
 from pydantic import Field, StrictBool, StringConstraints, model_validator
 
 from app.handoffs.connectors.connector import ExpressionText, HandoffPart
+from app.handoffs.connectors.email import EmailSource
 from app.handoffs.connectors.http_target import HttpTarget
+from app.handoffs.connectors.routes_target import RoutesTarget
 from app.handoffs.connectors.submission import SubmissionSource
 from app.handoffs.connectors.webhook import WebhookSource
 from app.handoffs.connectors.workflow_target import WorkflowTarget
@@ -26,8 +28,8 @@ from app.workflows.language.step_work import Retry
 #: The pattern of names, which are part of URLs.
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 
-AnySource = Annotated[WebhookSource | SubmissionSource, Field(discriminator="kind")]
-AnyTarget = Annotated[HttpTarget | WorkflowTarget, Field(discriminator="kind")]
+AnySource = Annotated[WebhookSource | SubmissionSource | EmailSource, Field(discriminator="kind")]
+AnyTarget = Annotated[HttpTarget | WorkflowTarget | RoutesTarget, Field(discriminator="kind")]
 
 _FieldName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 

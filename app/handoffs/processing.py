@@ -7,7 +7,7 @@ A message that is refused keeps its problems, each with its field and what is ac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -74,7 +74,7 @@ def identified(handoff: Handoff, found: InboundMessage) -> InboundMessage:
         values[name] = str(value)
     if len(values["key"]) > MAX_KEY:
         raise InvalidInput([Problem("source.key", "the key is too long", f"at most {MAX_KEY} characters")], "message")
-    return InboundMessage(values["key"], values["sender"][:MAX_SENDER], found.message, found.skipped)
+    return replace(found, key=values["key"], sender=values["sender"][:MAX_SENDER])
 
 
 def _deviations(schema: Mapping[str, Any], value: Any, where: str) -> list[Problem]:

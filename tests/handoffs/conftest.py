@@ -156,7 +156,7 @@ class HandoffWorld:
 
     def waits(self) -> int:
         """Let the delays of retries pass. Returns how many steps waited."""
-        count = self.run("UPDATE step SET due_at = now() WHERE state = 'waiting'")
+        count = self.run("UPDATE step SET not_before = now() WHERE state = 'waiting'")
         if count:
             sweep(self.runtime.runs, republish_after=timedelta(minutes=5), cursor=SweepCursor(), in_time=lambda: True)
         return count

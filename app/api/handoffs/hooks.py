@@ -50,7 +50,8 @@ def receive(
     """Authenticate a message as the source of the hand-off says, and store it; 202 means that it is not lost."""
     received = ReceivedRequest(dict(request.headers), raw)
     try:
-        handoffs = HandoffService(services.database, namespace)
+        files, keep = services.settings.files, services.settings.mail.keep_files
+        handoffs = HandoffService(services.database, namespace, files, keep)
         accepted = handoffs.receive(name, received, _reveal(services, namespace, name), clock.now())
     except NotGenuine as error:
         _log.warning("handoff_message_refused", namespace=namespace, handoff=name, reason=str(error))
