@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -80,14 +80,21 @@ class HandoffService:
         _require_bytes(handoff, request)
         return self._accept(version, handoff, handoff.source.receive(request, reveal, now))
 
-    def receive_mail(self, name: str, raw: bytes, envelope: MailEnvelope) -> AcceptedMessage:
-        """Store a mail of a mailbox or of the SMTP receiver. Raises NotFound, PayloadTooLarge, FileTooLarge."""
+    def receive_mail(self, name: str, raw: bytes, envelope: MailEnvelope, refused: str = "") -> AcceptedMessage:
+        """
+        Store a mail of a mailbox or of the SMTP receiver. With `refused`, a reason, it is stored as skipped.
+
+        Raises NotFound, InvalidInput, PayloadTooLarge, FileTooLarge.
+        """
         version = self.get(name)
         handoff = check.stored(version.document)
         if not isinstance(handoff.source, EmailSource):
             raise NotFound("hand-off with mail", name)
         _require_bytes(handoff, ReceivedRequest({}, raw))
-        return self._accept(version, handoff, [handoff.source.read(raw, envelope)])[0]
+        found = handoff.source.read(raw, envelope)
+        if refused:
+            found = replace(found, skipped=refused, files=())
+        return self._accept(version, handoff, [found])[0]
 
     def challenge(self, name: str, question: AddressQuestion, reveal: RevealSecret) -> str:
         """Answer the verification of an address. Raises NotFound, NotGenuine."""

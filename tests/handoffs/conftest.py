@@ -78,7 +78,9 @@ class Crm:
 def crm(tmp_path: Path) -> Iterator[Crm]:
     made = Crm("", tmp_path / "crm.sqlite")
     with made.connect() as connection:
-        connection.execute("CREATE TABLE lead (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, body TEXT, writes INT)")
+        connection.execute(
+            "CREATE TABLE lead (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, body TEXT, writes INT)"
+        )
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -95,7 +97,9 @@ def crm(tmp_path: Path) -> Iterator[Crm]:
 
         def do_GET(self) -> None:
             with made.lock, made.connect() as connection:
-                rows = connection.execute("SELECT body FROM lead WHERE id = ?", (self.path.rpartition("/")[2],)).fetchall()
+                rows = connection.execute(
+                    "SELECT body FROM lead WHERE id = ?", (self.path.rpartition("/")[2],)
+                ).fetchall()
             self.answer(200 if rows else 404, json.loads(rows[0][0]) if rows else {})
 
         def answer(self, status: int, body: Any) -> None:

@@ -21,7 +21,10 @@ source:
   http: {secret: mail}
   proof: {server: mx.example.com}
   reply: {sender: support@arriero.example, text: 'output.answer'}
-mapping: {cel: message}
+mapping:
+  cel: >-
+    {"subject": message.subject, "text": message.text, "thread": message.thread,
+    "attachments": message.attachments.map(one, one.text)}
 target: {kind: workflow, workflow: sort-mail}
 """
 WORKFLOW = """
@@ -41,9 +44,7 @@ def mailing(world: HandoffWorld, secrets_dir: Path) -> HandoffWorld:
 
 
 def put_workflow(world: HandoffWorld, source: str, name: str) -> None:
-    answer = world.client.put(
-        f"/v1/workflows/{name}", content=source, headers={"content-type": "application/yaml"}
-    )
+    answer = world.client.put(f"/v1/workflows/{name}", content=source, headers={"content-type": "application/yaml"})
     assert answer.status_code in (200, 201), answer.text
 
 
