@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.handoffs.conftest import SECRETS, HandoffWorld
+from tests.handoffs.conftest import HandoffWorld
 
 SECRET = "a-secret-of-more-than-24-characters"
 PATH = "/v1/hooks/default/mail"

@@ -22,6 +22,15 @@ _KNOWN = frozenset(
         *("iso2022_jp", "iso2022_jp_1", "iso2022_jp_2", "iso2022_kr", "mac-roman", "utf-32"),
     }
 )
+#: Names that programs write and Python does not know.
+_ALIASES = {
+    "windows-874": "cp874",
+    "iso-8859-8-i": "iso8859-8",
+    "iso-8859-8-e": "iso8859-8",
+    "x-sjis": "cp932",
+    "x-gbk": "gbk",
+    "utf8mb4": "utf-8",
+}
 
 
 def decoded(data: bytes, charset: str) -> tuple[str, bool]:
@@ -47,7 +56,8 @@ def _known(charset: str) -> str | None:
     if not charset.isascii() or len(charset) > _MAX_NAME or "\0" in charset:
         return None
     try:
-        name = codecs.lookup(charset.strip().lower()).name
+        name = charset.strip().lower()
+        name = codecs.lookup(_ALIASES.get(name, name)).name
     except (LookupError, ValueError):
         return None
     if name not in _KNOWN:

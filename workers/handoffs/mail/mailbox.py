@@ -7,6 +7,9 @@ repeats nor loses a mail. A mail that cannot be stored is tried again later, and
 
 from __future__ import annotations
 
+import math
+import select
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -39,6 +42,8 @@ _MAX_FAILED = 1_000
 _PAUSE, _LONGEST = 30.0, 3_600.0
 #: How far the clocks of servers may differ.
 _SKEW = timedelta(hours=1)
+#: Seconds after which a watch that waits sees that it is to end.
+_SLICE = 0.5
 #: The lease of a mailbox, beyond the time in which it is renewed.
 _LEASE = timedelta(minutes=1)
 
@@ -99,8 +104,8 @@ class MailboxSession:
         with self._lock:
             client = self._client
         if client is not None:
-            with suppress(OSError, IMAPClientError):
-                client.shutdown()
+            with suppress(OSError, IMAPClientError):  # the thread of the watch closes it
+                client.socket().shutdown(socket.SHUT_RDWR)
 
     def _connected(self, password: str) -> IMAPClient:
         mailbox, context = self._mailbox, ssl.create_default_context()
@@ -210,9 +215,13 @@ class MailboxSession:
                 client.noop()
             return
         client.idle()
-        client.idle_check(timeout=seconds)
-        if not self._closed.is_set():
-            client.idle_done()
+        # The library would parse the lines of an announcement as they arrive, and fails on half a one.
+        for _ in range(math.ceil(seconds / _SLICE)):
+            if self._closed.is_set():
+                return
+            if select.select([client.socket()], [], [], min(_SLICE, seconds))[0]:
+                break
+        client.idle_done()
 
     def _moved(self, position: MailboxPosition, *, seen: bool) -> None:
         with self._database.work() as work:
