@@ -58,7 +58,8 @@ class ImapServer:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        program = [str(Path(sys.executable).with_name("pymap")), "--host", "127.0.0.1", "--port", str(self.port)]
+        program = [sys.executable, "-c", "from pymap.main import main; main()"]
+        program += ["--host", "127.0.0.1", "--port", str(self.port)]
         services = ["--no-tls", "--no-service", "managesieve", "--no-service", "admin"]
         self.process = subprocess.Popen(
             [*program, *services, "dict", "--demo-user", "ana", "--demo-password", PASSWORD]
@@ -117,7 +118,9 @@ def boxed(world: HandoffWorld, secrets_dir: Path) -> HandoffWorld:
 @contextmanager
 def watching(world: HandoffWorld, **settings: Any) -> Iterator[MailWatch]:
     """As a control worker does."""
-    given = {"imap_hosts": ("127.0.0.1",), "imap_check": timedelta(milliseconds=500), **settings}
+    sources = [one["handoff"]["source"] for one in world.client.get("/v1/handoffs").json()["handoffs"]]
+    hosts = tuple(f"127.0.0.1:{one['imap']['port']}" for one in sources if "imap" in one)
+    given = {"imap_hosts": hosts, "imap_check": timedelta(milliseconds=500), **settings}
     world.runtime.base = world.runtime.base.model_copy(update={"mail": MailSettings(**given)})
     watch = MailWatch(world.runtime)
     watch._wake = lambda: None  # type: ignore[method-assign]  # there is no broker here

@@ -23,12 +23,15 @@ from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE
 from app.kernel.errors import ArrieroError, StepFailure, Unavailable
 from app.kernel.security import egress
+from app.kernel.security.egress import EgressRule
 from workers.handoffs.mail.mailbox import MailboxLost, MailboxSession
 from workers.handoffs.mail.receiver import SmtpReceiver
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
 
+#: The ports of IMAP, without and with TLS from the beginning.
+_PORTS = (143, 993)
 #: Seconds between two readings of the hand-offs.
 _EVERY = 5.0
 #: Seconds after a failure of a mailbox; each further one waits twice as long, up to the last value.
@@ -139,12 +142,8 @@ class MailWatch:
         return found
 
     def _is_watched(self, one: MailSource) -> bool:
-        if one.source.imap is None:
-            return False
-        return any(
-            egress.rule(text).matches("imap", one.source.imap.host.lower(), one.source.imap.server_port)
-            for text in self._settings.imap_hosts
-        )
+        mailbox = one.source.imap
+        return mailbox is not None and any(_lists(egress.rule(text), mailbox) for text in self._settings.imap_hosts)
 
     def _watch(self, wanted: Mapping[tuple[str, str], MailSource]) -> None:
         for key, watch in list(self._watches.items()):
@@ -241,3 +240,10 @@ class MailWatch:
         self._runtime.activity.note()
         if self._runtime.broker is not None:
             self._runtime.broker.publish(HANDOFFS, (), queue=CONTROL_QUEUE, description="wake-up", expires=_EXPIRES)
+
+
+def _lists(rule: EgressRule, mailbox: ImapMailbox) -> bool:
+    """Whether a rule lists the server of a mailbox; without a port, it lists those of IMAP."""
+    host, port = mailbox.host.lower(), mailbox.server_port
+    listed = host.endswith(f".{rule.host}") if rule.subdomains else host == rule.host
+    return listed and port in (_PORTS if rule.port is None else (rule.port,))
