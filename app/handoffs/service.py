@@ -90,7 +90,8 @@ class HandoffService:
         handoff = check.stored(version.document)
         if not isinstance(handoff.source, EmailSource):
             raise NotFound("hand-off with mail", name)
-        _require_bytes(handoff, ReceivedRequest({}, raw))
+        if not refused:
+            _require_bytes(handoff, ReceivedRequest({}, raw))
         found = handoff.source.read(raw, envelope)
         if refused:
             found = replace(found, skipped=refused, files=())

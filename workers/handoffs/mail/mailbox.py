@@ -169,7 +169,6 @@ class MailboxSession:
         taken = new[:_PASS]
         for at in range(0, len(taken), _BATCH):
             position = self._stored(client, position, taken[at : at + _BATCH], now)
-            self._moved(position, seen=False)
             if self._closed.is_set():
                 return position, True
         return position, len(new) > len(taken)
@@ -192,7 +191,8 @@ class MailboxSession:
                 failed[str(uid)] = [tries + 1, now + pause]
                 where = {"handoff": position.handoff, "namespace": position.namespace, "uid": uid}
                 _log.warning("mail_not_stored", tries=tries + 1, error=f"{type(error).__name__}: {error}", **where)
-            position = replace(position, next_uid=max(position.next_uid, uid + 1), failed=failed)
+            position = replace(position, next_uid=max(position.next_uid, uid + 1), failed=dict(failed))
+            self._moved(position, seen=False)
         return position
 
     def _store(self, client: IMAPClient, name: str, uid: int, size: int) -> None:

@@ -139,7 +139,8 @@ class SmtpReceiver(Controller):
         targets = dict.fromkeys(target for address in envelope.rcpt_tos for target in self._targets(address))
         if not targets:
             return "550 5.1.1 no hand-off takes mail for these addresses"
-        came = MailEnvelope("smtp", envelope.mail_from or "", tuple(envelope.rcpt_tos))
+        sender = "" if envelope.mail_from in (None, "<>") else envelope.mail_from  # aiosmtpd keeps the brackets
+        came = MailEnvelope("smtp", sender, tuple(envelope.rcpt_tos))
         refused: list[str] = []
         for namespace, name in targets:
             try:
