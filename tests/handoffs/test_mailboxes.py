@@ -184,6 +184,7 @@ def test_a_restart_in_the_middle_loses_and_repeats_nothing(boxed: HandoffWorld, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HandoffService, "receive_mail", receive)
+        patch.setattr("workers.handoffs.mail.watching._FIRST_PAUSE", 0.1)
         for part in range(3):
             imap.put(*raws[part * 20 : part * 20 + 20])
             with watching(boxed):
@@ -241,6 +242,7 @@ def test_a_bad_mail_holds_up_no_other_and_is_tried_again(boxed: HandoffWorld, im
         patch.setattr("workers.handoffs.mail.mailbox._PAUSE", 0.1)
         with watching(boxed):
             until(lambda: len(boxed.messages("box")) == 4)
+            until(lambda: boxed.client.get("/v1/handoffs/box/mailbox").json()["failed"] == [103])
             until(lambda: (found := position(boxed)) is not None and found.failed)
             failing = False
             until(lambda: len(boxed.messages("box")) == 5)
