@@ -45,7 +45,7 @@ _SKEW = timedelta(hours=1)
 #: Seconds after which a watch that waits sees that it is to end.
 _SLICE = 0.5
 #: The lease of a mailbox, beyond the time in which it is renewed.
-_LEASE = timedelta(minutes=1)
+_LEASE = timedelta(seconds=15)
 
 
 class MailboxLost(Exception):
