@@ -31,7 +31,7 @@ from app.governance.signals.readers import Readers
 from app.governance.signals.rollup import roll_up
 from app.inference import backlog
 from app.kernel import embedded
-from app.kernel.database import Database
+from app.kernel.database import Database, UnitOfWork
 from app.workflows.language.source import SourceDocument
 
 #: Series of each signal with points: so many models, pools and namespaces.
@@ -75,6 +75,12 @@ _POINTS = text("""
     ON CONFLICT DO NOTHING
 """)
 _NEW = text("UPDATE attempt SET finished_at = now() WHERE step_id IN (SELECT step_id FROM attempt LIMIT 5000)")
+
+
+def fill_points(work: UnitOfWork, minutes: int) -> None:
+    """Series of four signals, with a point for each of the last minutes."""
+    work.run(_SERIES, {"models": MODELS, "pools": POOLS, "namespaces": NAMESPACES})
+    work.run(_POINTS, {"minutes": minutes})
 
 
 def rules(database: Database) -> None:
@@ -168,8 +174,7 @@ def main() -> None:
         rules(database)
         with database.work() as work:
             work.run(text("INSERT INTO definition (sha256, document) VALUES ('sha', '{}')"))
-            work.run(_SERIES, {"models": MODELS, "pools": POOLS, "namespaces": NAMESPACES})
-            work.run(_POINTS, {"minutes": minutes[-1]})
+            fill_points(work, minutes[-1])
         roll_up(database, lambda: True)
         made = 0
         for steps in (int(one) for one in asked.steps.split(",")):

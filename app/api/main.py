@@ -26,7 +26,7 @@ from app import __version__
 from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
-from app.api import callers, compression, dead_letters, documentation, health, problems, queries, schemas, threads
+from app.api import callers, compression, dead_letters, documentation, health, mcp, problems, queries, schemas, threads
 from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
@@ -45,6 +45,7 @@ from app.api.governance import alerts, channels, consolidations, jobs, probes, r
 from app.api.guard import GuardMiddleware
 from app.api.handoffs import handoffs, hooks, mailbox, records
 from app.api.limits import BodyLimit
+from app.api.mcp import McpEndpoint
 from app.api.memory import (
     block_templates,
     blocks,
@@ -183,6 +184,7 @@ ROUTERS = (
     pools.router,
     hosts.router,
     namespaces.router,
+    mcp.router,
     settings_resource.router,
     action_resource.router,
     channels.router,
@@ -281,6 +283,7 @@ def serve(services: Services) -> FastAPI:
         app.state.road = Road(services.runs, client, reader, estimates, gate)
         app.state.answers = Answers(client, app.state.road, services.settings, lambda name: services.catalog.find(name))
         yield
+        await app.state.mcp.close()
         await app.state.answers.close()
         await app.state.road.close()
         await app.state.keyring.close()
@@ -304,6 +307,7 @@ def serve(services: Services) -> FastAPI:
     app.state.services = services
     app.state.keyring = Keyring(services.database, operator_key.read(services.settings.data_dir))
     app.state.compressions = compression.WaitingCalls()
+    app.state.mcp = McpEndpoint(app)
     documentation.add(app)
     ui.add_files(app)
     for router in ROUTERS:
@@ -351,7 +355,11 @@ def _on_error(request: Request, error: Exception) -> Response:
         answer.headers.update({**policy_headers(error.standings), **refusal_headers(error)})
     if isinstance(error, LoadShed):
         answer.headers["Retry-After"] = str(error.retry_after)
-    return callers.challenged(answer, error) if isinstance(error, NotAuthenticated | NotAllowed) else answer
+    if isinstance(error, NotAuthenticated | NotAllowed):
+        callers.challenged(answer, error)
+        if request.url.path == mcp.PATH:
+            answer.headers["WWW-Authenticate"] += f', resource_metadata="{mcp.metadata_url(request)}"'
+    return answer
 
 
 def _on_invalid_request(request: Request, error: Exception) -> Response:

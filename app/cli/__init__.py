@@ -158,6 +158,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),
+    "mcp": LazyCommand("app.cli.mcp:mcp", "Serve one MCP client over standard input and output, until it closes them."),
     "metrics": LazyCommand(
         "app.cli.telemetry.metrics:metrics",
         "Print what models did: operations, success rate, latency, tokens and speed.",

@@ -172,7 +172,7 @@ def test_unknown_query_parameters_are_refused(client: TestClient) -> None:
         {
             "where": "query.stat",
             "message": "unknown query parameter",
-            "accepted": "one of cursor, label, limit, namespace, state, workflow",
+            "accepted": "one of created_after, created_before, cursor, label, limit, namespace, state, workflow",
             "line": None,
         }
     ]

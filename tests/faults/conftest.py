@@ -509,7 +509,11 @@ def is_pool(process: psutil.Process) -> bool:
 
 def pool_of(process: psutil.Process) -> str | None:
     """The id of the pool whose process it is, by its command line; None for other processes."""
-    found = re.search(r"\bpool ([0-9a-f-]{36}) ", " ".join(process.cmdline()))
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return None
+    found = re.search(r"\bpool ([0-9a-f-]{36}) ", command)
     return None if found is None else found[1]
 
 

@@ -78,9 +78,9 @@ class Live:
         return httpx2.get(f"{self.api}/v1/runs/{run_id}", timeout=30).json()
 
     def until_ended(self, run_id: str, seconds: float = PATIENCE) -> Any:
-        """Wait until a run has ended, and return it."""
+        """Wait until a run has ended, and return it. The run of a direct call is recorded a moment after its answer."""
         final = {"succeeded", "failed", "cancelled"}
-        return until(lambda: found if (found := self.run(run_id))["state"] in final else None, seconds)
+        return until(lambda: found if (found := self.run(run_id)).get("state") in final else None, seconds)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ class WorkflowSummary(BaseModel):
     inputs: dict[str, Any]
     steps: int
     models: list[str]
+    tool: bool = Field(description="clients of the MCP server see it as a tool of its own")
 
 
 class VersionOut(BaseModel):
@@ -160,4 +161,5 @@ def _summary(entry: Version) -> dict[str, Any]:
         "inputs": {name: dict(schema) for name, schema in definition.inputs.items()},
         "steps": len(definition.steps),
         "models": list(definition.models()),
+        "tool": definition.tool,
     }

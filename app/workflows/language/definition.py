@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, StrictBool, Tag
 
 from app.kernel.units.durations import Duration
 from app.workflows.language import ancestry
@@ -86,6 +86,8 @@ class Definition(DocumentPart):
 
     workflow: str = Field(pattern=NAME, max_length=100, description="lower-case words joined by hyphens")
     description: str = ""
+    #: Clients of the MCP server see it as a tool of its own, with these inputs and this description.
+    tool: StrictBool = False
     #: Name to JSON Schema. An input with a `default` may be left out by the client.
     inputs: Mapping[str, Mapping[str, Any]] = {}
     defaults: Defaults = Defaults()

@@ -42,7 +42,10 @@ from app.memory.recall.passages import NewPassage, SourceKind
 #: What FastAPI serves without a route of its own kind: the document, and the files of its page.
 PLAIN = {"/openapi.json", "/docs/assets", "/ui/assets"}
 #: Paths that anybody may call.
-OPEN = {"/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow", "/ui", "/ui/login", "/ui/logout"}
+OPEN = {
+    *("/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow", "/ui", "/ui/login", "/ui/logout"),
+    "/.well-known/oauth-protected-resource/mcp",
+}
 #: Paths that name or call what all namespaces share: models.
 SHARED = {
     *("/v1/signals/{name}", "/v1/catalog/{name}", "/v1/catalog/select", "/v1/models/{name}"),
@@ -56,6 +59,7 @@ ELSEWHERE = {
     "/v1/cache": "openai/test_cache.py",
     "/v1/conversations": "memory/test_conversations.py",
     "/v1/users": "memory/test_deletion.py",
+    "/mcp": "../mcp_server/test_http.py",
     "/ui/": "ui/test_dashboard.py",
     "/api/": "ollama/test_ollama.py, which has no paths of namespaces",
 }

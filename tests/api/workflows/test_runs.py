@@ -266,7 +266,13 @@ def test_lists_are_bounded_by_the_time_of_submission(client: TestClient) -> None
 
 def test_a_prompt_is_that_of_its_step(client: TestClient) -> None:
     steps = [
-        {"id": "ask", "kind": "generate", "model": "m:1", "system": "Be short.", "prompt": "Hi {{ inputs.a }}"},
+        {
+            "id": "ask",
+            "kind": "generate",
+            "model": "smollm2:135m",
+            "system": "Be short.",
+            "prompt": "Hi {{ inputs.a }}",
+        },
         {"id": "end", "kind": "noop", "needs": ["ask"]},
     ]
     body = {"definition": {"workflow": "w", "inputs": {"a": {"type": "string"}}, "steps": steps}, "inputs": {"a": "Al"}}

@@ -371,7 +371,7 @@ WRONG = {
         (
             "'map' is not supported here "
             "kind: generate | embed | openai | compress | summarize | recall | refine | ensemble | verify | "
-            "remember | transform | http | workflow | noop; for more than one step"
+            "remember | transform | python | http | workflow | noop; for more than one step"
         ),
     ),
     "a wait in a map": (mapped("kind: wait, for: 1h"), 3, "steps[0].step", "call a workflow"),

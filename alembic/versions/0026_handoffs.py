@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql
 
 from alembic import op
 
-revision = "0029"
+revision = "0026"
 down_revision = "0025"
 branch_labels = None
 depends_on = None
