@@ -526,6 +526,7 @@ def test_a_model_is_asked_only_where_no_rule_holds_and_can_only_name_a_route() -
     [
         (("http: {secret: mail}, ", ""), "at least one of 'imap', 'smtp' and 'http'"),
         (("sender: support@arriero.example", "sender: nobody"), "is no address"),
+        (("http: {secret: mail}", 'imap: {host: x, password: mail, user: "a\\r\\nb"}'), "imap.user"),
         (("text: 'output.answer'", "text: 'outputs.answer'"), "outputs"),
         (("otherwise: others", "otherwise: others\n  x: 1"), "unknown field"),
         (("when: 'inputs.payload.subject.contains(\"visit\")'", "version: 1"), "is never taken"),

@@ -27,6 +27,9 @@ from tests.handoffs.conftest import HandoffWorld
 from tests.handoffs.test_mail import WORKFLOW, free_port, mail, put_workflow
 from workers.handoffs.mail.watching import MailWatch
 
+#: Each test runs an IMAP server or worker threads.
+pytestmark = pytest.mark.slow
+
 PASSWORD = "the-word-of-the-mailbox"
 #: Most seconds for which a test waits for an event.
 PATIENCE = 60.0

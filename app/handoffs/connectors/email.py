@@ -30,6 +30,8 @@ from app.kernel.errors import InvalidInput, Problem
 
 #: Fewest characters of the secret of the HTTP way.
 _MIN_SECRET = 24
+#: Without control characters, which would end a command of IMAP.
+_Printable = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
 _HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]{1,253}$")]
 
 
@@ -48,9 +50,9 @@ class ImapMailbox(HandoffPart):
     port: int | None = Field(default=None, ge=1, le=65_535, description="by default 993, or 143 without `tls`")
     #: `none` sends the password in clear text.
     security: Literal["tls", "starttls", "none"] = "tls"
-    user: str = Field(min_length=1, max_length=254)
+    user: _Printable = Field(max_length=254)
     password: SecretName
-    folder: str = Field(default="INBOX", min_length=1, max_length=200)
+    folder: _Printable = Field(default="INBOX", max_length=200)
     #: Which mails of a mailbox that is new here are handed on: those that come from now on, or all.
     begin: Literal["now", "all"] = "now"
 
