@@ -59,11 +59,12 @@ class ImapServer:
 
     port: int
     process: subprocess.Popen[bytes] | None = None
+    security: tuple[str, ...] = ("--no-tls",)
 
     def start(self) -> None:
         program = [sys.executable, "-c", "from pymap.main import main; main()"]
         program += ["--host", "127.0.0.1", "--port", str(self.port)]
-        services = ["--no-tls", "--no-service", "managesieve", "--no-service", "admin"]
+        services = [*self.security, "--no-service", "managesieve", "--no-service", "admin"]
         self.process = subprocess.Popen(
             [*program, *services, "dict", "--demo-user", "ana", "--demo-password", PASSWORD]
         )
@@ -307,6 +308,27 @@ def test_a_wrong_password_and_a_server_that_is_gone_are_said_and_tried_again(
     assert found is not None
     assert "a-wrong-password" not in found.error
     assert subjects(boxed) == ["Question 2"]
+
+
+def test_a_server_is_trusted_by_its_certificate_before_it_gets_the_password(
+    boxed: HandoffWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = Path(__file__).parents[1] / "workers/tls"
+    secure = ImapServer(free_port(), security=("--cert", str(tls / "server.pem"), "--key", str(tls / "server.pem")))
+    secure.start()
+    genuine = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *more, **named: genuine("127.0.0.1", *more, **named))
+    document = BOX.format(port=secure.port, begin="all") + MAPPING
+    document = document.replace("host: 127.0.0.1", "host: api.example.test")
+    boxed.put(document.replace("security: none", "security: starttls"))
+    hosts = (f"api.example.test:{secure.port}",)
+    try:
+        with watching(boxed, imap_hosts=hosts):
+            until(lambda: (found := position(boxed)) is not None and "certificate verify failed" in found.error)
+        with watching(boxed, imap_hosts=hosts, imap_ca_file=tls / "authority.pem"):
+            until(lambda: (found := position(boxed)) is not None and found.uid_validity is not None)
+    finally:
+        secure.stop()
 
 
 def test_only_listed_servers_are_watched(boxed: HandoffWorld, imap: ImapServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -30,6 +31,8 @@ class MailSettings(Section):
     smtp_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=1)
     #: IMAP servers that hand-offs may name: `imap.example.com`, or with a port. While it is empty, none is watched.
     imap_hosts: tuple[str, ...] = ()
+    #: Certificates (PEM) that are trusted for IMAP in addition to those of the system.
+    imap_ca_file: Path | None = None
     #: How often a mailbox is asked anew while its server announces nothing; also the longest time to a new mailbox.
     imap_check: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=30)
     #: Time for one answer of an IMAP server.

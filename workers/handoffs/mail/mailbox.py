@@ -109,6 +109,8 @@ class MailboxSession:
 
     def _connected(self, password: str) -> IMAPClient:
         mailbox, context = self._mailbox, ssl.create_default_context()
+        if self._settings.imap_ca_file is not None:
+            context.load_verify_locations(self._settings.imap_ca_file)
         client = IMAPClient(
             mailbox.host,
             port=mailbox.server_port,
