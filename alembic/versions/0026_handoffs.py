@@ -1,6 +1,6 @@
 """hand-offs
 
-Revision 0029, after 0025. Versions of hand-offs, and their messages.
+Revision 0026, after 0025. Versions of hand-offs, and their messages.
 """
 
 import sqlalchemy as sa
@@ -59,6 +59,13 @@ def upgrade() -> None:
             name=op.f("ck_handoff_message_state_is_known"),
         ),
     )
+    op.create_table(
+        "handoff_opt_out",
+        sa.Column("namespace", sa.String(63), nullable=False),
+        sa.Column("recipient", sa.Text(), nullable=False),
+        _instant("at", nullable=False),
+        sa.PrimaryKeyConstraint("namespace", "recipient", name=op.f("pk_handoff_opt_out")),
+    )
     columns = ["namespace", "handoff"]
     op.create_index("uq_handoff_message_key", "handoff_message", [*columns, "key"], unique=True)
     received, delivering = sa.text("state = 'received'"), sa.text("state = 'delivering'")
@@ -76,4 +83,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("handoff_message")
+    op.drop_table("handoff_opt_out")
     op.drop_table("handoff")

@@ -16,7 +16,7 @@ from typing import Any
 
 from app.governance.signals import store as signals
 from app.governance.signals.sample import Sample, SignalLabels
-from app.handoffs import check, delivery, processing, scoring, store, tool_access
+from app.handoffs import check, delivery, following, processing, scoring, store, tool_access
 from app.handoffs.connectors.workflow_target import WorkflowTarget
 from app.handoffs.definition import Handoff
 from app.handoffs.mail import answers
@@ -26,7 +26,7 @@ from app.handoffs.scoring import MessageScores
 from app.handoffs.store import MessageChange
 from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import ArrieroError, InvalidInput, NotFound, Problem, Unavailable
+from app.kernel.errors import ArrieroError, InvalidInput, NotFound, Problem, StepFailure, Unavailable
 from app.workflows import registry
 from app.workflows.language.definition import Definition
 from app.workflows.runs.service import Runs
@@ -115,6 +115,11 @@ def _sent(runs: Runs, known: _Known, message: HandoffMessage) -> MessageChange:
     processed = processing.process(handoff, message.message)
     if not processed.is_valid:
         return _invalid(handoff, processed)
+    recipient = handoff.target.recipient(processed.payload)
+    if recipient is not None:
+        with runs.database.work() as work:
+            if store.has_opted_out(work, message.namespace, recipient):
+                return MessageChange(MessageState.SKIPPED, HandoffStage.DELIVER, f"{recipient} wants no replies")
     try:
         accepted = runs.submit(_submission(runs.database, handoff, workflow, message, processed))
     except InvalidInput as error:  # the inputs of a workflow have schemas, too
@@ -175,12 +180,16 @@ def _confirmed(work: UnitOfWork, known: _Known, message: HandoffMessage, row: An
         error = row.error or {}
         reason = f"run {message.run_id} {row.run_state}: {error.get('message', 'without a reason')}"
         return _failed(reason[:_MAX_REASON], HandoffStage.CONFIRM)
-    payload = message.payload or {}
+    payload, output = message.payload or {}, _output(work, row)
     try:
         handoff, workflow = known.get(message)
     except ArrieroError:  # it was deleted since: what was delivered stays delivered
         return MessageChange(MessageState.DELIVERED, HandoffStage.CONFIRM, "the hand-off was deleted")
-    read = None if workflow is None or "read" not in workflow.outputs else _output(work, row).get("read", {})
+    try:
+        following.pass_on(work, handoff, message, output)
+    except (StepFailure, InvalidInput, NotFound) as error:  # a person sees it, and can send the message again
+        return _failed(str(error), HandoffStage.CONFIRM)
+    read = None if workflow is None or "read" not in workflow.outputs else output.get("read", {})
     scores = MessageScores(
         scoring.accuracy(len(payload), len(payload), payload, read),
         scoring.completeness(handoff.expected, payload),

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from app import json_schema
 from app.handoffs import delivery, processing
-from app.handoffs.connectors.connector import MESSAGE_SCOPE
+from app.handoffs.connectors.connector import DELIVERED_SCOPE, MESSAGE_SCOPE
 from app.handoffs.connectors.email import EmailSource
 from app.handoffs.definition import Handoff
 from app.kernel.errors import InvalidInput, Problem
@@ -91,6 +91,11 @@ def _problems(handoff: Handoff) -> Iterator[Problem]:
         yield from conditions.check(handoff.mapping.cel, "mapping.cel", MESSAGE_SCOPE, result_type="any")
     if handoff.mapping.jmespath is not None:
         yield from transforms.check_jmespath(handoff.mapping.jmespath, "mapping.jmespath", MESSAGE_SCOPE)
+
+    for i, following in enumerate(handoff.then):
+        yield from conditions.check(following.cel, f"then[{i}].cel", DELIVERED_SCOPE, result_type="any")
+        if following.when is not None:
+            yield from conditions.check(following.when, f"then[{i}].when", DELIVERED_SCOPE, result_type="bool")
 
 
 def _delivery_problems(handoff: Handoff) -> Iterator[Problem]:

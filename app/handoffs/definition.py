@@ -16,11 +16,14 @@ from typing import Annotated, Any
 from pydantic import Field, StrictBool, StringConstraints, model_validator
 
 from app.handoffs.connectors.connector import ExpressionText, HandoffPart
+from app.handoffs.connectors.crm_targets import HubSpotTarget, TwentyTarget
 from app.handoffs.connectors.email import EmailSource
 from app.handoffs.connectors.http_target import HttpTarget
 from app.handoffs.connectors.routes_target import RoutesTarget
 from app.handoffs.connectors.submission import SubmissionSource
 from app.handoffs.connectors.webhook import WebhookSource
+from app.handoffs.connectors.whatsapp import WhatsAppSource
+from app.handoffs.connectors.whatsapp_target import WhatsAppTarget
 from app.handoffs.connectors.workflow_target import WorkflowTarget
 from app.kernel.units.durations import Duration
 from app.workflows.language.step_work import Retry
@@ -28,8 +31,11 @@ from app.workflows.language.step_work import Retry
 #: The pattern of names, which are part of URLs.
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 
-AnySource = Annotated[WebhookSource | SubmissionSource | EmailSource, Field(discriminator="kind")]
-AnyTarget = Annotated[HttpTarget | WorkflowTarget | RoutesTarget, Field(discriminator="kind")]
+AnySource = Annotated[WebhookSource | WhatsAppSource | SubmissionSource | EmailSource, Field(discriminator="kind")]
+AnyTarget = Annotated[
+    HttpTarget | HubSpotTarget | TwentyTarget | WhatsAppTarget | WorkflowTarget | RoutesTarget,
+    Field(discriminator="kind"),
+]
 
 _FieldName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
@@ -74,6 +80,16 @@ class MappingTest(HandoffPart):
         return self
 
 
+class NextHandoff(HandoffPart):
+    """Where a delivered message goes on: another hand-off of the namespace, with a source of the kind `api`."""
+
+    handoff: str = Field(pattern=NAME, max_length=100)
+    #: Its message: an object, over `message`, `payload`, `key` and `output` (of the run that has delivered).
+    cel: ExpressionText
+    #: A condition over the same; without it, always.
+    when: ExpressionText | None = None
+
+
 class Handoff(HandoffPart):
     """A hand-off document."""
 
@@ -89,6 +105,8 @@ class Handoff(HandoffPart):
     #: Fields of the payload that a complete message has.
     expected: tuple[_FieldName, ...] = Field(default=(), max_length=100)
     success: SuccessCriteria = SuccessCriteria()
+    #: What follows a delivery.
+    then: tuple[NextHandoff, ...] = Field(default=(), max_length=10)
     #: What is checked by `arriero handoffs check`, and whenever the document is stored.
     tests: tuple[MappingTest, ...] = Field(default=(), max_length=100)
 

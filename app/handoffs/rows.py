@@ -3,6 +3,7 @@ The tables of hand-offs.
 
     handoff           the versions of each hand-off
     handoff_message   the messages, each with what came of it
+    handoff_opt_out   who wants no replies
 
 A message is known again by its key: an index makes sure that a hand-off has it once.
 """
@@ -75,3 +76,14 @@ class HandoffMessageRow(SQLModel, table=True):
     timeliness: float | None = None
     received_at: datetime = Field(sa_column=_instant(nullable=False))
     finished_at: datetime | None = Field(default=None, sa_column=_instant())
+
+
+class HandoffOptOutRow(SQLModel, table=True):
+    """Somebody who wants no replies."""
+
+    __tablename__ = "handoff_opt_out"
+
+    namespace: str = Field(max_length=63, primary_key=True)
+    #: In the form of senders: the number of WhatsApp with its +.
+    recipient: str = Field(sa_column=Column(Text, primary_key=True))
+    at: datetime = Field(sa_column=_instant(nullable=False))

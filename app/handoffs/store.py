@@ -64,6 +64,14 @@ _RECEIVE = text("""
     ON CONFLICT (namespace, handoff, key) DO UPDATE SET duplicates = m.duplicates + 1
     RETURNING id, (xmax = 0) AS created
 """)
+_OPT = {
+    "out": text("""
+        INSERT INTO handoff_opt_out (namespace, recipient, at) VALUES (:namespace, :recipient, now())
+        ON CONFLICT (namespace, recipient) DO NOTHING
+    """),
+    "in": text("DELETE FROM handoff_opt_out WHERE namespace = :namespace AND recipient = :recipient"),
+}
+_HAS_OPTED_OUT = text("SELECT 1 FROM handoff_opt_out WHERE namespace = :namespace AND recipient = :recipient")
 _TAKE = text(f"""
     UPDATE handoff_message m SET due_at = now() + CAST(:lease AS interval), takes = takes + 1
     WHERE id IN (
@@ -223,7 +231,14 @@ def receive(work: UnitOfWork, of: HandoffVersion, found: InboundMessage) -> tupl
     values = {"id": ids.new_id(), "namespace": of.namespace, "handoff": of.name, "version": of.version}
     values |= {"key": found.key, "sender": found.sender, "state": state.value, "detail": found.skipped}
     row = work.rows(_RECEIVE, {**values, "message": json.dumps(found.message)})[0]
+    if found.consent and row.created:
+        work.run(_OPT[found.consent], {"namespace": of.namespace, "recipient": found.sender})
     return row.id, bool(row.created)
+
+
+def has_opted_out(work: UnitOfWork, namespace: str, recipient: str) -> bool:
+    """Whether somebody wants no replies."""
+    return work.row(_HAS_OPTED_OUT, {"namespace": namespace, "recipient": recipient}) is not None
 
 
 def take(work: UnitOfWork, lease: timedelta, most: int) -> list[HandoffMessage]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from app.handoffs import check, store
 from app.handoffs.connectors.email import EmailSource
 from app.handoffs.connectors.routes_target import RoutesTarget
 from app.handoffs.connectors.workflow_target import WorkflowTarget
@@ -31,14 +32,9 @@ def problems(database: Database, namespace: str, handoff: Handoff) -> list[Probl
     """Return a problem for each step that would offer tools to a model that reads mail."""
     if not isinstance(handoff.source, EmailSource) or handoff.source.allow_tools:
         return []
-    target = handoff.target
-    if isinstance(target, WorkflowTarget):
-        waiting = [(target.workflow, target.version)]
-    elif isinstance(target, RoutesTarget):
-        waiting = list(target.workflows)
-    else:
-        return []
-    found, seen = [], set(waiting)
+    waiting = [one for each in _with_followers(database, namespace, handoff) for one in _workflows(each)]
+    found: list[Problem] = []
+    seen = set(waiting)
     while waiting and len(seen) <= _MOST:
         name, version = waiting.pop()
         try:
@@ -55,6 +51,28 @@ def problems(database: Database, namespace: str, handoff: Handoff) -> list[Probl
     if len(seen) > _MOST:
         found.append(Problem("target", f"more than {_MOST} workflows would read mail", _ALLOW))
     return found
+
+
+def _with_followers(database: Database, namespace: str, handoff: Handoff) -> list[Handoff]:
+    """Return a hand-off with those that get what was made of its mail. One that does not exist yet is left out."""
+    found, names = [handoff], {handoff.handoff}
+    for each in found:  # it grows meanwhile
+        for one in each.then:
+            if one.handoff in names or len(found) > _MOST:
+                continue
+            names.add(one.handoff)
+            with database.work() as work:
+                version = store.find_version(work, namespace, one.handoff)
+            if version is not None:
+                found.append(check.stored(version.document))
+    return found
+
+
+def _workflows(handoff: Handoff) -> list[tuple[str, int | None]]:
+    target = handoff.target
+    if isinstance(target, WorkflowTarget):
+        return [(target.workflow, target.version)]
+    return list(target.workflows) if isinstance(target, RoutesTarget) else []
 
 
 def _work(definition: Definition) -> Iterator[tuple[str, object]]:

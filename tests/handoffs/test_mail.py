@@ -452,6 +452,18 @@ def test_mail_reaches_no_step_with_tools_unless_the_definition_says_so(mailing: 
     mailing.put(document.replace("kind: email", "kind: email\n  allow_tools: true"))
 
 
+def test_what_follows_a_mail_reaches_no_tools_either(mailing: HandoffWorld) -> None:
+    put_workflow(mailing, WORKFLOW, "sort-mail")
+    put_workflow(mailing, TOOLS, "with-tools")
+    mailing.put(
+        "handoff: after\nsource: {kind: api}\nmapping: {cel: message}\ntarget: {kind: workflow, workflow: with-tools}"
+    )
+    document = DOCUMENT + "then: [{handoff: after, cel: '{\"text\": message.text}'}]\n"
+    refused = mailing.client.put("/v1/handoffs/mail", content=document, headers={"content-type": "application/yaml"})
+    assert refused.status_code == 422
+    assert "'act' of the workflow 'with-tools'" in refused.text
+
+
 def test_a_workflow_that_gets_tools_later_gets_no_mail(mailing: HandoffWorld) -> None:
     put_workflow(mailing, WORKFLOW, "sort-mail")
     mailing.put(DOCUMENT)

@@ -1,4 +1,4 @@
-"""Web hooks to a CRM: authenticated, de-duplicated, mapped, delivered over failures, scored; nothing lost or doubled."""
+"""Web hooks to a CRM: authenticated, de-duplicated, mapped, delivered over failures, scored; none lost or doubled."""
 
 from __future__ import annotations
 

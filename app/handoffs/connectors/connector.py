@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -24,6 +24,8 @@ from app.workflows.language import source
 
 #: The names that expressions over a message may use.
 MESSAGE_SCOPE = Scope(inputs=(), steps=(), extra=("message",), roots=())
+#: Those that expressions over a delivered message may use.
+DELIVERED_SCOPE = Scope(inputs=(), steps=(), extra=("message", "payload", "key", "output"), roots=())
 #: Most characters of the key of a message, and of the name of its sender.
 MAX_KEY, MAX_SENDER = 500, 200
 
@@ -75,6 +77,8 @@ class InboundMessage:
     files: tuple[InboundFile, ...] = ()
     #: Ids of messages of the same thread, as the protocol has them, its own first.
     related: tuple[str, ...] = ()
+    #: The sender wants no replies any more, or allows them again.
+    consent: Literal["", "out", "in"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,11 @@ class TargetFields(HandoffPart):
         `fields` are the names of the payload that are known.
         """
         raise NotImplementedError
+
+    def recipient(self, payload: Mapping[str, Any]) -> str | None:
+        """Return who gets a payload, in the form of senders; None where a person cannot refuse it."""
+        del payload
+        return None
 
 
 class HasWorkflow(Protocol):
