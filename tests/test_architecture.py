@@ -18,6 +18,7 @@ CONCEPTS = (
 SHELLS = {
     "catalog/served.py",
     "handoffs/advance.py",
+    "handoffs/following.py",
     "handoffs/mail/answers.py",
     "handoffs/mail/intake.py",
     "handoffs/mail/mailboxes.py",
