@@ -22,6 +22,7 @@ from app.inference.prediction import rows as prediction_rows  # noqa: F401 they 
 from app.memory.summaries import rows as summary_rows  # noqa: F401 they too
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 they too
 from app.memory.recall import rows as recall_rows  # noqa: F401 they too
+from app.handoffs.mail import rows as mail_rows  # noqa: F401 they too
 from app.memory.consolidation import rows as consolidation_rows  # noqa: F401 they too
 from app.memory.memories import rows as memory_rows  # noqa: F401 they too
 from app.memory.blocks import rows as block_rows  # noqa: F401 they too

@@ -39,6 +39,7 @@ from app.governance.probes import rows as probe_rows  # noqa: F401 as above
 from app.governance.rules import rows as rule_rows  # noqa: F401 as above
 from app.governance.signals import rows as signal_rows  # noqa: F401 as above
 from app.handoffs import rows as handoff_rows  # noqa: F401 as above
+from app.handoffs.mail import rows as mail_rows  # noqa: F401 as above
 from app.inference.batches import rows as batch_rows  # noqa: F401 as above
 from app.inference.model_metrics import rows as metric_rows  # noqa: F401 as above
 from app.inference.prediction import rows as prediction_rows  # noqa: F401 as above

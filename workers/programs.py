@@ -14,18 +14,20 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from app.kernel import addresses, log, settings, tracing
 from app.kernel.broker import CONTROL_QUEUE, IO_QUEUE
-from app.kernel.errors import ArrieroError
+from app.kernel.errors import ArrieroError, Unavailable
 from app.kernel.settings import Settings
 
 _log = log.get(__name__)
 
 #: The import path of beat's scheduler.
 SCHEDULER = "workers.messaging.beat:Scheduler"
+#: Connections to the database for the threads of mail.
+_MAIL_CONNECTIONS = 4
 #: Exit code of a program that could not start.
 NOT_STARTED = 5
 
@@ -73,7 +75,9 @@ def control(loaded: Settings, name: str, incarnation: str | None = None, *, beat
     With `beat`, a thread triggers the jobs too, so that one machine needs no process for that.
     """
     threads, queues = loaded.control.concurrency, [CONTROL_QUEUE, IO_QUEUE]
-    resources = _imported("workers.runtime", "Resources").open(loaded, lambda _: threads + 1)
+    watched = _mail_of(loaded)
+    connections = threads + 1 + (0 if watched is None else _MAIL_CONNECTIONS)
+    resources = _imported("workers.runtime", "Resources").open(loaded, lambda _: connections)
     try:
         application = _imported("workers.application", "Application")(loaded)
         live = _imported("workers.governance.live_jobs", "LiveJobs")(
@@ -82,14 +86,26 @@ def control(loaded: Settings, name: str, incarnation: str | None = None, *, beat
         application.follow(live)
         exported = _imported("workers.telemetry.exporter", "of_control_worker")(name, loaded)
         ticking = _imported("workers.messaging.beat", "running")(application.celery) if beat else nullcontext()
-        with live.running(), exported as collector, ticking:
+        with live.running(), exported as collector, ticking, ExitStack() as mail:
 
             def begin(runtime: Any) -> None:
                 collector.figures = runtime.figures
+                if watched is not None:
+                    mail.enter_context(watched(runtime).running())
 
             return int(application.serve(name, queues, threads, resources, incarnation=incarnation, on_start=begin))
     finally:
         resources.close()
+
+
+def _mail_of(loaded: Settings) -> Any | None:
+    """Return the type that watches mail; None where the settings name none. Raises Unavailable without its packages."""
+    if not (loaded.mail.smtp_port or loaded.mail.imap_hosts):
+        return None
+    try:
+        return _imported("workers.handoffs.mail.watching", "MailWatch")
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"mail needs the package {error.name}: pip install 'arriero[mail]'") from None
 
 
 def beat(loaded: Settings) -> int:

@@ -43,7 +43,7 @@ from app.api.fleet import devices, explanations, fleet, footprints, hosts, model
 from app.api.governance import actions as action_resource
 from app.api.governance import alerts, channels, consolidations, jobs, probes, rules, signals, silences
 from app.api.guard import GuardMiddleware
-from app.api.handoffs import handoffs, hooks, records
+from app.api.handoffs import handoffs, hooks, mailbox, records
 from app.api.limits import BodyLimit
 from app.api.mcp import McpEndpoint
 from app.api.memory import (
@@ -190,6 +190,7 @@ ROUTERS = (
     channels.router,
     handoffs.router,
     records.router,
+    mailbox.router,
     hooks.router,
     silences.router,
     alerts.router,

@@ -175,6 +175,38 @@ class FileWriter:
             )
 
 
+def add(
+    work: UnitOfWork,
+    namespace: str,
+    content: bytes,
+    filename: str,
+    purpose: str,
+    keep: timedelta,
+    limits: FileSettings,
+) -> StoredFile:
+    """Store a file that is in memory as part of another transaction. Raises FileTooLarge."""
+    if len(content) > limits.max_bytes:
+        raise FileTooLarge(f"the file is larger than {limits.max_bytes} bytes (setting files.max_bytes)")
+    used = work.row(_USED, {"namespace": namespace})
+    assert used is not None, "an aggregate has one row"
+    if used.bytes + len(content) > limits.max_namespace_bytes or used.files >= limits.max_files:
+        raise FileTooLarge(
+            f"the namespace {namespace!r} has {used.files} files of {used.bytes} bytes, and no room for another one "
+            "(settings files.max_namespace_bytes and files.max_files); delete some"
+        )
+    id_ = ids.new_id()
+    work.execute(_BEGIN, {"id": id_, "namespace": namespace, "within": _WRITTEN_WITHIN})
+    parts = [content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES)]
+    for number, data in enumerate(parts):
+        work.execute(_APPEND, {"id": id_, "number": number, "data": data})
+    work.execute(_GROW, {"id": id_, "bytes": len(content), "within": _WRITTEN_WITHIN})
+    digest = hashlib.sha256(content).hexdigest()
+    values = {"id": id_, "filename": filename, "purpose": purpose, "sha256": digest, "keep": keep}
+    found = work.row_of(StoredFile, _FINISH, values)
+    assert found is not None, "it was begun in this transaction"
+    return found
+
+
 def page(
     database: Database,
     namespace: str | None,

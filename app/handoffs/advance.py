@@ -16,9 +16,10 @@ from typing import Any
 
 from app.governance.signals import store as signals
 from app.governance.signals.sample import Sample, SignalLabels
-from app.handoffs import check, delivery, following, processing, scoring, store
+from app.handoffs import check, delivery, following, processing, scoring, store, tool_access
 from app.handoffs.connectors.workflow_target import WorkflowTarget
 from app.handoffs.definition import Handoff
+from app.handoffs.mail import answers
 from app.handoffs.processing import Processed
 from app.handoffs.record import COUNTED, HandoffMessage, HandoffStage, MessageState
 from app.handoffs.scoring import MessageScores
@@ -50,6 +51,8 @@ class _Known:
 
     database: Database
     found: dict[tuple[str, str, int], tuple[Handoff, Definition | None]] = field(default_factory=dict)
+    #: Why a hand-off delivers nothing.
+    refused: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
     def get(self, message: HandoffMessage) -> tuple[Handoff, Definition | None]:
         """Return a hand-off and its workflow. Raises NotFound, InvalidInput."""
@@ -62,6 +65,14 @@ class _Known:
             handoff = check.stored(version.document)
             self.found[key] = (handoff, delivery.workflow_of(handoff))
         return self.found[key]
+
+    def refusal(self, message: HandoffMessage, handoff: Handoff) -> str:
+        """Return why a hand-off delivers nothing now, or an empty text."""
+        key = (message.namespace, message.handoff, message.version)
+        if key not in self.refused:
+            found = tool_access.problems(self.database, message.namespace, handoff)
+            self.refused[key] = str(found[0]) if found else ""
+        return self.refused[key]
 
 
 def advance(runs: Runs, in_time: Callable[[], bool]) -> tuple[int, int]:
@@ -101,6 +112,8 @@ def _sent(runs: Runs, known: _Known, message: HandoffMessage) -> MessageChange |
     if message.takes > MAX_TAKES:
         return _failed(f"{MAX_TAKES} workers took it, and none came to an end with it")
     handoff, workflow = known.get(message)
+    if refused := known.refusal(message, handoff):
+        return _failed(refused)
     processed = processing.process(handoff, message.message)
     if not processed.is_valid:
         return _invalid(handoff, processed)
@@ -150,8 +163,20 @@ def _confirm(runs: Runs, known: _Known) -> int:
         rows = store.ended(work, _BATCH)
         for row in rows:
             message = HandoffMessage(**{name: getattr(row, name) for name in HandoffMessage.__dataclass_fields__})
-            _write(work, message, _confirmed(work, known, message, row))
+            change = _confirmed(work, known, message, row)
+            _write(work, message, change)
+            if change.state is MessageState.DELIVERED:
+                _answer(work, known, message, row)
     return len(rows)
+
+
+def _answer(work: UnitOfWork, known: _Known, message: HandoffMessage, row: Any) -> None:
+    try:
+        handoff, workflow = known.get(message)
+    except ArrieroError:  # it was deleted since
+        return
+    output = _output(work, row)
+    answers.add(work, handoff, message, output if workflow is None else output.get("response"))
 
 
 def _confirmed(work: UnitOfWork, known: _Known, message: HandoffMessage, row: Any) -> MessageChange:

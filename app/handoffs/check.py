@@ -7,6 +7,7 @@ One call reports every problem, each with its path, its line (where the source h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 from app import json_schema
 from app.handoffs import delivery, processing
 from app.handoffs.connectors.connector import DELIVERED_SCOPE, MESSAGE_SCOPE
+from app.handoffs.connectors.email import EmailSource
 from app.handoffs.definition import Handoff
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.expressions import conditions, transforms
@@ -23,6 +25,8 @@ from app.workflows.language.source import SourceDocument
 
 #: How messages call the input.
 SUBJECT = "hand-off"
+#: The names that the text of an answer may use.
+_REPLY_SCOPE = replace(MESSAGE_SCOPE, extra=("message", "output"))
 #: Most bytes of the message of an error that is shown of a value.
 _SHOWN = 100
 
@@ -81,6 +85,8 @@ def _problems(handoff: Handoff) -> Iterator[Problem]:
             yield from json_schema.problems(schema, where, allowance)
     for name, expression in handoff.source.expressions().items():
         yield from conditions.check(expression, f"source.{name}", MESSAGE_SCOPE, result_type="any")
+    if isinstance(handoff.source, EmailSource) and (reply := handoff.source.reply) is not None:
+        yield from conditions.check(reply.text, "source.reply.text", _REPLY_SCOPE, result_type="any")
     if handoff.mapping.cel is not None:
         yield from conditions.check(handoff.mapping.cel, "mapping.cel", MESSAGE_SCOPE, result_type="any")
     if handoff.mapping.jmespath is not None:

@@ -17,8 +17,10 @@ from pydantic import Field, StrictBool, StringConstraints, model_validator
 
 from app.handoffs.connectors.connector import ExpressionText, HandoffPart
 from app.handoffs.connectors.crm_targets import HubSpotTarget, TwentyTarget
+from app.handoffs.connectors.email import EmailSource
 from app.handoffs.connectors.http_target import HttpTarget
 from app.handoffs.connectors.openapi_target import OpenApiTarget
+from app.handoffs.connectors.routes_target import RoutesTarget
 from app.handoffs.connectors.submission import SubmissionSource
 from app.handoffs.connectors.webhook import WebhookSource
 from app.handoffs.connectors.whatsapp import WhatsAppSource
@@ -30,9 +32,9 @@ from app.workflows.language.step_work import Retry
 #: The pattern of names, which are part of URLs.
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 
-AnySource = Annotated[WebhookSource | WhatsAppSource | SubmissionSource, Field(discriminator="kind")]
+AnySource = Annotated[WebhookSource | WhatsAppSource | SubmissionSource | EmailSource, Field(discriminator="kind")]
 AnyTarget = Annotated[
-    HttpTarget | OpenApiTarget | HubSpotTarget | TwentyTarget | WhatsAppTarget | WorkflowTarget,
+    HttpTarget | OpenApiTarget | HubSpotTarget | TwentyTarget | WhatsAppTarget | WorkflowTarget | RoutesTarget,
     Field(discriminator="kind"),
 ]
 

@@ -44,6 +44,8 @@ class HandoffStage(StrEnum):
     TRANSFORM = "transform"
     DELIVER = "deliver"
     CONFIRM = "confirm"
+    #: An answer was sent, or could not be.
+    ANSWER = "answer"
     #: A person sent it again.
     RESEND = "resend"
 

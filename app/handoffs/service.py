@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from app.handoffs import check, processing, scoring, store
+from app.handoffs import check, processing, scoring, store, tool_access
 from app.handoffs.connectors import submission
 from app.handoffs.connectors.connector import AddressQuestion, InboundMessage, ReceivedRequest, RevealSecret
+from app.handoffs.connectors.email import EmailSource
 from app.handoffs.definition import Handoff
+from app.handoffs.mail import intake
+from app.handoffs.mail.reading import MailEnvelope
 from app.handoffs.processing import Processed
 from app.handoffs.record import HandoffMessage, require_resendable
 from app.handoffs.store import HandoffVersion
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
+from app.kernel.sections.files import FileSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,14 @@ class HandoffService:
 
     database: Database
     namespace: str
+    #: What files of messages may take, and for how long they are kept.
+    files: FileSettings = field(default_factory=FileSettings)
+    keep_files: timedelta = timedelta(days=30)
 
     def put(self, handoff: Handoff) -> tuple[HandoffVersion, bool]:
-        """Store a version. Returns False when the newest is the same. Raises Conflict beyond the most hand-offs."""
+        """Store a version. Returns False when the newest is the same. Raises Conflict, InvalidInput."""
+        if problems := tool_access.problems(self.database, self.namespace, handoff):
+            raise InvalidInput(problems, "hand-off")
         with self.database.work() as work:
             is_new = store.find_version(work, self.namespace, handoff.handoff) is None
             if is_new and store.count(work, self.namespace) >= store.MAX_HANDOFFS:
@@ -70,6 +79,23 @@ class HandoffService:
         handoff = check.stored(version.document)
         _require_bytes(handoff, request)
         return self._accept(version, handoff, handoff.source.receive(request, reveal, now))
+
+    def receive_mail(self, name: str, raw: bytes, envelope: MailEnvelope, refused: str = "") -> AcceptedMessage:
+        """
+        Store a mail of a mailbox or of the SMTP receiver. With `refused`, a reason, it is stored as skipped.
+
+        Raises NotFound, InvalidInput, PayloadTooLarge, FileTooLarge.
+        """
+        version = self.get(name)
+        handoff = check.stored(version.document)
+        if not isinstance(handoff.source, EmailSource):
+            raise NotFound("hand-off with mail", name)
+        if not refused:
+            _require_bytes(handoff, ReceivedRequest({}, raw))
+        found = handoff.source.read(raw, envelope)
+        if refused:
+            found = replace(found, skipped=refused, files=())
+        return self._accept(version, handoff, [found])[0]
 
     def challenge(self, name: str, question: AddressQuestion, reveal: RevealSecret) -> str:
         """Answer the verification of an address. Raises NotFound, NotGenuine."""
@@ -120,7 +146,10 @@ class HandoffService:
         accepted = []
         with self.database.work() as work:
             for one in messages:
-                id_, created = store.receive(work, version, one)
+                kept = intake.stored(work, version, one, self.files, self.keep_files)
+                id_, created = store.receive(work, version, kept.message)
+                if created:
+                    intake.hold(work, id_, kept.pdfs)
                 accepted.append(AcceptedMessage(id_, one.key, not created))
         return accepted
 

@@ -42,6 +42,7 @@ from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.governance import ActionSettings, AlertSettings, ServingSettings
 from app.kernel.sections.handoffs import HandoffSettings
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.mail import MailSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
 from app.kernel.sections.predictions import PredictionSettings
@@ -123,6 +124,7 @@ class Settings(BaseSettings):
     alerts: AlertSettings = AlertSettings()
     serving: ServingSettings = ServingSettings()
     handoffs: HandoffSettings = HandoffSettings()
+    mail: MailSettings = MailSettings()
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod

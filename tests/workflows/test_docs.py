@@ -23,6 +23,7 @@ from app.catalog import files
 from app.cli import COMMANDS
 from app.governance.actions import action
 from app.governance.rules import check as rule_check
+from app.handoffs import check as handoff_check
 from app.kernel.errors import FailureReason
 from app.kernel.security.egress import EgressPolicy
 from app.kernel.units import durations
@@ -32,6 +33,7 @@ from app.workflows.language import definition as definitions
 from app.workflows.language import steps as kinds
 from app.workflows.language.check import Deployment
 from app.workflows.language.generate_fields import SamplingFields
+from app.workflows.language.source import SourceDocument
 from app.workflows.runs.submission import Submission
 from app.workflows.schedules import check as schedule_check
 from app.workflows.state_machine.outcomes import Success
@@ -73,6 +75,10 @@ def test_every_yaml_example_is_valid(text: str) -> None:
         action.parse(data["actions"])
     elif "workflow" in data:
         check.parse(text, KNOWN)
+    elif {"handoff", "source", "target"} & set(data):
+        stubs = {"handoff": "example", "source": {"kind": "api"}, "mapping": {"cel": "message"}}
+        target = {"kind": "workflow", "workflow": "example"}
+        handoff_check.check(SourceDocument({**stubs, "target": target, **data}, {}))
     else:
         assert "scrape_configs" in data, "an example for another program"
 

@@ -26,6 +26,8 @@ from app.kernel.errors import InvalidInput
 GROUP = "arriero.tools"
 #: The functions of the shipped library, by name: where each is. An installed package cannot replace them.
 SHIPPED = {
+    "mail_pdf_text": "app.handoffs.mail.pdf_text:pdf_text",
+} | {
     f"real_estate_{name}": f"app.real_estate.{place}"
     for name, place in [
         ("value", "valuation:value"),

@@ -29,6 +29,8 @@ router = APIRouter(prefix="/v1/hooks", tags=["hand-offs"], dependencies=[OPEN])
 
 _log = log.get(__name__)
 _Namespace = Annotated[str, Path(description="the namespace of the hand-off", max_length=63, examples=["default"])]
+#: What messages are: JSON, or mail.
+_CONTENT = {"application/json": {"schema": {"type": "object"}}, "message/rfc822": {"schema": {"type": "string"}}}
 
 
 class HookOut(BaseModel):
@@ -42,7 +44,7 @@ class HookOut(BaseModel):
     status_code=202,
     summary="A message of another system",
     responses=problems.documented(404, 413, 422, others={401: {"description": "The message is not genuine"}}),
-    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}},
+    openapi_extra={"requestBody": {"required": True, "content": _CONTENT}},
 )
 def receive(
     request: Request, services: InjectedServices, namespace: _Namespace, name: HandoffName, raw: RawBody
@@ -50,7 +52,8 @@ def receive(
     """Authenticate a message as the source of the hand-off says, and store it; 202 means that it is not lost."""
     received = ReceivedRequest(dict(request.headers), raw)
     try:
-        handoffs = HandoffService(services.database, namespace)
+        files, keep = services.settings.files, services.settings.mail.keep_files
+        handoffs = HandoffService(services.database, namespace, files, keep)
         accepted = handoffs.receive(name, received, _reveal(services, namespace, name), clock.now())
     except NotGenuine as error:
         _log.warning("handoff_message_refused", namespace=namespace, handoff=name, reason=str(error))

@@ -55,6 +55,15 @@ class ReceivedRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class InboundFile:
+    """A file that came with a message. It is stored with it, and `message.attachments` gets its id."""
+
+    name: str
+    type: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class InboundMessage:
     """A message that came in."""
 
@@ -65,6 +74,9 @@ class InboundMessage:
     message: dict[str, Any] = field(repr=False)
     #: Why nothing is done with it; empty when it is handed on.
     skipped: str = ""
+    files: tuple[InboundFile, ...] = ()
+    #: Ids of messages of the same thread, as the protocol has them, its own first.
+    related: tuple[str, ...] = ()
     #: The sender wants no replies any more, or allows them again.
     consent: Literal["", "out", "in"] = ""
 

@@ -28,7 +28,13 @@ def deliver(
     """Deliver a notification. Raises DeliveryFailed."""
     if not settings.smtp_host or not settings.smtp_from:
         raise DeliveryFailed("no server of e-mail is set (alerts.smtp_host, alerts.smtp_from)")
-    message = message_of(notification, channel, settings, now)
+    send(message_of(notification, channel, settings, now), settings, timeout, len(channel.to))
+
+
+def send(message: EmailMessage, settings: AlertSettings, timeout: timedelta, recipients: int = 1) -> None:
+    """Send a message to so many recipients; it is sent when one of them takes it. Raises DeliveryFailed."""
+    if not settings.smtp_host:
+        raise DeliveryFailed("no server of e-mail is set (alerts.smtp_host)")
     try:
         with _connected(settings, timeout) as client:
             refused = client.send_message(message)
@@ -41,7 +47,7 @@ def deliver(
         raise DeliveryFailed(text, final=final) from None
     except (smtplib.SMTPException, OSError) as error:
         raise DeliveryFailed(f"{settings.smtp_host} cannot be reached: {type(error).__name__}: {error}") from None
-    if refused and len(refused) == len(channel.to):
+    if refused and len(refused) == recipients:
         raise DeliveryFailed(_refusal(refused), final=_is_final(refused))
 
 

@@ -1,0 +1,1 @@
+"""E-mail: messages in MIME are read under bounds, stored with their attachments and threads, and answered."""

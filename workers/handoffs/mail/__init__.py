@@ -1,0 +1,1 @@
+"""What control workers do for mail: watch mailboxes, receive over SMTP, read attachments, send answers."""
