@@ -71,8 +71,8 @@ class HandoffMessageRow(SQLModel, table=True):
     state: str = Field(max_length=16)
     message: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     payload: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
-    problems: list[Any] = Field(sa_column=Column(JSON, nullable=False, server_default="[]"))
-    stages: list[Any] = Field(sa_column=Column(JSON, nullable=False, server_default="[]"))
+    problems: list[Any] = Field(sa_column=Column(JSON, nullable=False))
+    stages: list[Any] = Field(sa_column=Column(JSON, nullable=False))
     run_id: UUID | None = None
     sending: int
     duplicates: int

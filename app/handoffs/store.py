@@ -54,12 +54,12 @@ _COUNT = text("SELECT count(DISTINCT name) AS handoffs FROM handoff WHERE namesp
 _DELETE = text("DELETE FROM handoff WHERE namespace = :namespace AND name = :name")
 _RECEIVE = text("""
     INSERT INTO handoff_message AS m (
-        id, namespace, handoff, version, key, sender, state, message, stages, sending, duplicates, takes, due_at,
-        finished_at
+        id, namespace, handoff, version, key, sender, state, message, stages, problems, sending, duplicates, takes,
+        due_at, finished_at
     ) VALUES (
         :id, :namespace, :handoff, :version, :key, :sender, CAST(:state AS text), CAST(:message AS json),
         json_build_array(json_build_object('stage', 'authenticate', 'at', now(), 'detail', CAST(:detail AS text))),
-        1, 0, 0, now(), CASE WHEN CAST(:state AS text) = 'skipped' THEN now() END
+        '[]', 1, 0, 0, now(), CASE WHEN CAST(:state AS text) = 'skipped' THEN now() END
     )
     ON CONFLICT (namespace, handoff, key) DO UPDATE SET duplicates = m.duplicates + 1
     RETURNING id, (xmax = 0) AS created

@@ -18,7 +18,7 @@ from app.kernel.errors import InvalidInput, Problem
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Hand-offs: messages that arrive in one protocol and are given to another.\n\n"
+    help="Hand-offs: messages from one protocol to another.\n\n"
     "What is invalid or failed is kept: list it, mend it, or replay it.\n\n"
     "Example: arriero handoffs messages new-leads --state invalid",
 )

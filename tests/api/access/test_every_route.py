@@ -44,7 +44,7 @@ PLAIN = {"/openapi.json", "/docs/assets", "/ui/assets"}
 #: Paths that anybody may call.
 OPEN = {
     *("/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow", "/ui", "/ui/login", "/ui/logout"),
-    "/.well-known/oauth-protected-resource/mcp",
+    *("/.well-known/oauth-protected-resource/mcp", "/v1/hooks/{namespace}/{name}"),
 }
 #: Paths that name or call what all namespaces share: models.
 SHARED = {
@@ -63,6 +63,13 @@ ELSEWHERE = {
     "/ui/": "ui/test_dashboard.py",
     "/api/": "ollama/test_ollama.py, which has no paths of namespaces",
 }
+#: A hand-off to a workflow.
+HANDOFF: dict[str, Any] = {
+    "handoff": "bhandoff",
+    "source": {"kind": "api"},
+    "mapping": {"jmespath": "message"},
+    "target": {"kind": "workflow", "workflow": "bflow"},
+}
 #: A text that only things of namespace b have.
 MARK = "onlyofb"
 #: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
@@ -72,6 +79,8 @@ NAMED = {
     "/v1/workflows": {"name": ("bflow", "nowhere")},
     "/v1/schedules": {"name": ("bnight", "nowhere")},
     "/v1/rules": {"name": ("brule", "nowhere")},
+    "/v1/handoffs": {"name": ("bhandoff", "nowhere"), "message_id": ("{message}", UNKNOWN)},
+    "/v1/hooks": {"namespace": ("b", "nowhere"), "name": ("bhandoff", "nowhere")},
     "/v1/firings": {"firing_id": ("{firing}", UNKNOWN)},
     "/v1/keys": {"key_id": ("{key}", "0000000000")},
     "/v1/namespaces": {"name": ("b", "nowhere")},
@@ -98,6 +107,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/runs/{run_id}/fork"): {"from": "wait"},
     ("POST", "/v1/runs/{run_id}/events"): {"name": "go", "payload": {}},
     ("POST", "/v1/runs"): {"workflow": "bflow"},
+    ("POST", "/v1/handoffs/{name}/messages/{message_id}/mend"): {"message": {"text": "mended"}},
+    ("POST", "/v1/handoffs/{name}/test"): {"message": {"text": "tried"}},
     ("POST", "/v1/blocks"): {"label": "blabel"},
     ("PATCH", "/v1/blocks/{block_id}"): {"version": 1, "value": "other"},
     ("POST", "/v1/blocks/{block_id}/rollback"): {"version": 1, "to": 1},
@@ -125,6 +136,7 @@ OWN = {
     ("PUT", "/v1/block-templates/{name}"),
     ("PUT", "/v1/context/{kind}/{name}"),
     ("PUT", "/v1/rules/{name}"),
+    ("PUT", "/v1/handoffs/{name}"),
     ("PUT", "/v1/alerts/channels/{name}"),
 }
 #: What answers a name that is nowhere with 200, because nothing needs to have it.
@@ -306,6 +318,9 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     template = {"blocks": [{"label": "blabel", "value": MARK}]}
     assert app_client.put("/v1/block-templates/btemplate", json=template, headers=headers).status_code == 200
     assert app_client.put("/v1/rules/brule", json=WATCH, headers=headers).status_code == 201
+    handoff = {**HANDOFF, "description": MARK}
+    assert app_client.put("/v1/handoffs/bhandoff", json=handoff, headers=headers).status_code == 201
+    message = app_client.post("/v1/handoffs/bhandoff/messages", json={"text": MARK}, headers=headers).json()
     document = {"content": MARK}
     assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
     channel = {"kind": "log"}
@@ -326,6 +341,7 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
         "step": run.json()["steps"][0]["id"],
         "key": made["id"],
         "block": block["id"],
+        "message": message["id"],
         "firing": firing_of(database, "brule"),
         "action": action["id"],
         "silence": silence["id"],
@@ -387,6 +403,8 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             ("btemplate", "nowhere"),
             ("bdocument", "nowhere"),
             ("brule", "nowhere"),
+            ("bhandoff", "nowhere"),
+            (of_b["message"], UNKNOWN),
             (of_b["firing"], UNKNOWN),
             (of_b["block"], f"block_{'0' * 32}"),
             (of_b["run"], UNKNOWN),
