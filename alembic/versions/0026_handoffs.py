@@ -48,6 +48,7 @@ def upgrade() -> None:
         sa.Column("duplicates", sa.Integer(), nullable=False),
         sa.Column("takes", sa.Integer(), nullable=False),
         _instant("due_at", nullable=False),
+        _instant("sent_at"),
         sa.Column("accuracy", sa.Float()),
         sa.Column("completeness", sa.Float()),
         sa.Column("timeliness", sa.Float()),
@@ -77,6 +78,12 @@ def upgrade() -> None:
         "handoff_message",
         ["finished_at"],
         postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_handoff_message_sent_at",
+        "handoff_message",
+        [*columns, "sent_at"],
+        postgresql_where=sa.text("sent_at IS NOT NULL"),
     )
     op.create_index("ix_handoff_message_scores", "handoff_message", [*columns, "finished_at"])
 

@@ -103,10 +103,12 @@ def _guarded(runs: Runs, known: _Known, message: HandoffMessage) -> None:
         if message.takes < MAX_TAKES:
             return
         change = _failed("it could not be processed; the log of the control worker has the reason")
-    _record(runs.database, message, change)
+    if change is not None:
+        _record(runs.database, message, change)
 
 
-def _sent(runs: Runs, known: _Known, message: HandoffMessage) -> MessageChange:
+def _sent(runs: Runs, known: _Known, message: HandoffMessage) -> MessageChange | None:
+    """Send a message. Returns what came of it; None when its target can take no more for now."""
     if message.takes > MAX_TAKES:
         return _failed(f"{MAX_TAKES} workers took it, and none came to an end with it")
     handoff, workflow = known.get(message)
@@ -120,6 +122,10 @@ def _sent(runs: Runs, known: _Known, message: HandoffMessage) -> MessageChange:
         with runs.database.work() as work:
             if store.has_opted_out(work, message.namespace, recipient):
                 return MessageChange(MessageState.SKIPPED, HandoffStage.DELIVER, f"{recipient} wants no replies")
+    if handoff.rate is not None:
+        with runs.database.work() as work:
+            if not store.reserve(work, message, handoff.rate.requests, handoff.rate.per):
+                return None
     try:
         accepted = runs.submit(_submission(runs.database, handoff, workflow, message, processed))
     except InvalidInput as error:  # the inputs of a workflow have schemas, too

@@ -19,6 +19,7 @@ from app.handoffs.connectors.connector import ExpressionText, HandoffPart
 from app.handoffs.connectors.crm_targets import HubSpotTarget, TwentyTarget
 from app.handoffs.connectors.email import EmailSource
 from app.handoffs.connectors.http_target import HttpTarget
+from app.handoffs.connectors.openapi_target import OpenApiTarget
 from app.handoffs.connectors.routes_target import RoutesTarget
 from app.handoffs.connectors.submission import SubmissionSource
 from app.handoffs.connectors.webhook import WebhookSource
@@ -33,7 +34,7 @@ NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 
 AnySource = Annotated[WebhookSource | WhatsAppSource | SubmissionSource | EmailSource, Field(discriminator="kind")]
 AnyTarget = Annotated[
-    HttpTarget | HubSpotTarget | TwentyTarget | WhatsAppTarget | WorkflowTarget | RoutesTarget,
+    HttpTarget | OpenApiTarget | HubSpotTarget | TwentyTarget | WhatsAppTarget | WorkflowTarget | RoutesTarget,
     Field(discriminator="kind"),
 ]
 
@@ -80,6 +81,13 @@ class MappingTest(HandoffPart):
         return self
 
 
+class DeliveryRate(HandoffPart):
+    """How many messages are sent at most in a time. Others wait."""
+
+    requests: int = Field(ge=1, le=100_000)
+    per: Duration = Field(ge=timedelta(seconds=1), le=timedelta(days=1))
+
+
 class NextHandoff(HandoffPart):
     """Where a delivered message goes on: another hand-off of the namespace, with a source of the kind `api`."""
 
@@ -105,6 +113,8 @@ class Handoff(HandoffPart):
     #: Fields of the payload that a complete message has.
     expected: tuple[_FieldName, ...] = Field(default=(), max_length=100)
     success: SuccessCriteria = SuccessCriteria()
+    #: What the target can take.
+    rate: DeliveryRate | None = None
     #: What follows a delivery.
     then: tuple[NextHandoff, ...] = Field(default=(), max_length=10)
     #: What is checked by `arriero handoffs check`, and whenever the document is stored.

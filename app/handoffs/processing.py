@@ -53,6 +53,7 @@ def process(handoff: Handoff, message: Mapping[str, Any]) -> Processed:
         return Processed({}, (problem,), 0, len(message))
     problems = _deviations(mapping.schema_, payload, "payload")
     problems += formats.problems(mapping.schema_, payload, "payload")
+    problems += handoff.target.problems(payload)
     if problems:
         return _refused(mapping.schema_, payload, problems)
     return Processed(payload, (), len(payload), len(payload))

@@ -20,6 +20,7 @@ from sqlmodel import Field, SQLModel
 
 from app.handoffs.record import MessageState
 
+_OF = ("namespace", "handoff")
 _STATES = ", ".join(repr(state.value) for state in MessageState)
 
 
@@ -51,6 +52,13 @@ class HandoffMessageRow(SQLModel, table=True):
         Index("ix_handoff_message_run_id", "run_id", postgresql_where=text("state = 'delivering'")),
         Index("ix_handoff_message_state", "namespace", "handoff", "state", "id"),
         Index("ix_handoff_message_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index(
+            "ix_handoff_message_sent_at",
+            "namespace",
+            "handoff",
+            "sent_at",
+            postgresql_where=text("sent_at IS NOT NULL"),
+        ),
         Index("ix_handoff_message_scores", "namespace", "handoff", "finished_at"),
     )
 
@@ -71,6 +79,8 @@ class HandoffMessageRow(SQLModel, table=True):
     takes: int
     #: When a control worker takes it; while one has it, when another one may.
     due_at: datetime = Field(sa_column=_instant(nullable=False))
+    #: When it was submitted to its target, the last time.
+    sent_at: datetime | None = Field(default=None, sa_column=_instant())
     accuracy: float | None = None
     completeness: float | None = None
     timeliness: float | None = None

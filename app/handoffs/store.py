@@ -80,6 +80,17 @@ _TAKE = text(f"""
     )
     RETURNING {_MESSAGE_COLUMNS}
 """)
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('handoff ' || :namespace || ' ' || :handoff, 0))")
+_SENT_SINCE = "namespace = :namespace AND handoff = :handoff AND sent_at > now() - CAST(:per AS interval)"
+_RESERVE = text(f"""
+    UPDATE handoff_message SET sent_at = now()
+    WHERE id = :id AND (SELECT count(*) FROM handoff_message WHERE {_SENT_SINCE}) < :requests
+""")
+_POSTPONE = text(f"""
+    UPDATE handoff_message SET takes = takes - 1, due_at = CAST(:per AS interval)
+        + COALESCE((SELECT min(sent_at) FROM handoff_message WHERE {_SENT_SINCE}), now())
+    WHERE id = :id AND state = 'received'
+""")
 _STAGE = """
     (
         stages::jsonb
@@ -239,6 +250,16 @@ def receive(work: UnitOfWork, of: HandoffVersion, found: InboundMessage) -> tupl
 def has_opted_out(work: UnitOfWork, namespace: str, recipient: str) -> bool:
     """Whether somebody wants no replies."""
     return work.row(_HAS_OPTED_OUT, {"namespace": namespace, "recipient": recipient}) is not None
+
+
+def reserve(work: UnitOfWork, message: HandoffMessage, requests: int, per: timedelta) -> bool:
+    """Whether a message may be sent now, if at most so many are in such a time. If not, it waits until one may."""
+    about = {"id": message.id, "namespace": message.namespace, "handoff": message.handoff, "per": per}
+    work.rows(_LOCK, {"namespace": message.namespace, "handoff": message.handoff})
+    if work.run(_RESERVE, {**about, "requests": requests}):
+        return True
+    work.run(_POSTPONE, about)
+    return False
 
 
 def take(work: UnitOfWork, lease: timedelta, most: int) -> list[HandoffMessage]:

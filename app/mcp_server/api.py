@@ -41,9 +41,9 @@ class Api:
         """Post JSON. Returns the JSON of the answer. Raises Refused."""
         return await self._call("POST", path, json=body, params=_given(parameters))
 
-    async def submit(self, body: Any, key: str | None) -> Any:
-        """Submit a run, under an idempotency key if there is one. Returns the run. Raises Refused."""
-        return await self._call("POST", "/v1/runs", json=body, headers={"Idempotency-Key": key} if key else {})
+    async def submit(self, body: Any, key: str | None, path: str = "/v1/runs") -> Any:
+        """Submit a run, or something else, under an idempotency key if there is one. Raises Refused."""
+        return await self._call("POST", path, json=body, headers={"Idempotency-Key": key} if key else {})
 
     async def delete(self, path: str, **parameters: Any) -> Any:
         """Delete a resource. Returns the JSON of the answer, or None. Raises Refused."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import UUID
 
+import anyio
 from pydantic import Field, model_validator
 
 from app.mcp_server import tasks
@@ -14,6 +15,8 @@ from app.mcp_server.api import Refused
 from app.mcp_server.tool import McpCall, NameText, ServedTool, ToolArguments, WaitSeconds, object_of
 
 _MAX_JSON = 1_000_000
+#: Seconds between two looks at a message.
+_PAUSE = 0.3
 
 
 class AutomationArguments(ToolArguments):
@@ -90,9 +93,10 @@ class HandoffArguments(ToolArguments):
 
     handoff: NameText = Field(description="the name of a stored hand-off")
     message: dict[str, Any] = Field(description="what is handed on; it must conform to the hand-off's schema")
-    key: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+    key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         default=None, description="the same key is delivered once, however often it is sent"
     )
+    wait_seconds: WaitSeconds = Field(default=60, description="for the target to have it")
 
     @model_validator(mode="after")
     def _is_bounded(self) -> HandoffArguments:
@@ -104,16 +108,21 @@ class HandoffArguments(ToolArguments):
 async def hand_on(call: McpCall[HandoffArguments]) -> dict[str, Any]:
     """Give a message to a hand-off."""
     asked = call.arguments
-    body: dict[str, Any] = {"message": asked.message} | ({"key": asked.key} if asked.key else {})
+    path = f"/v1/handoffs/{quote(asked.handoff, safe='')}/messages"
     try:
-        found = await call.api.post(f"/v1/handoffs/{quote(asked.handoff, safe='')}/messages", body)
+        accepted = await call.api.submit(asked.message, asked.key, path)
+        until = anyio.current_time() + asked.wait_seconds
+        while True:
+            found = await call.api.get(f"{path}/{accepted['id']}")
+            if found["state"] not in ("received", "delivering") or anyio.current_time() >= until:
+                return {"duplicate": accepted["duplicate"], "message": found}
+            await anyio.sleep(_PAUSE)
     except Refused as refused:
         if refused.status != 404:
             raise
         raise Refused(
             f"there is no hand-off {asked.handoff!r}; `arriero handoffs list` shows those that are stored"
         ) from None
-    return {"message": found}
 
 
 TOOLS: tuple[ServedTool[Any], ...] = (

@@ -54,6 +54,7 @@ class Crm:
     requests: int = 0
     #: Headers of the requests.
     headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def connect(self) -> sqlite3.Connection:
@@ -87,6 +88,7 @@ def crm(tmp_path: Path) -> Iterator[Crm]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with made.lock:
                 made.requests += 1
+                made.paths.append(self.path)
                 made.headers.append({name.lower(): value for name, value in self.headers.items()})
                 fails, takes_effect = made.chance.random() < made.failing, made.chance.random() < 0.5
                 if self.headers["authorization"] != f"Bearer {SECRETS['crm']}":

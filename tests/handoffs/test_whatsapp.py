@@ -29,7 +29,9 @@ handoff: whatsapp-leads
 source: {{kind: whatsapp, app_secret: meta_app, verify_token: meta_verify}}
 schema: {{type: object, required: [from, text], properties: {{from: {{type: string}}, text: {{type: string}}}}}}
 mapping:
-  cel: '{{"phone": message.from, "first_name": message.name, "email": message.text.substring(message.text.lastIndexOf(" ") + 1)}}'
+  cel: >-
+    {{"phone": message.from, "first_name": message.name,
+      "email": message.text.substring(message.text.lastIndexOf(" ") + 1)}}
   schema:
     type: object
     required: [phone, email]

@@ -134,6 +134,11 @@ class TargetFields(HandoffPart):
         """
         raise NotImplementedError
 
+    def problems(self, payload: Mapping[str, Any]) -> list[Problem]:
+        """Return why a payload cannot be sent, beyond what its schema says."""
+        del payload
+        return []
+
     def recipient(self, payload: Mapping[str, Any]) -> str | None:
         """Return who gets a payload, in the form of senders; None where a person cannot refuse it."""
         del payload
