@@ -105,7 +105,8 @@ def _mail_of(loaded: Settings) -> Any | None:
     try:
         return _imported("workers.handoffs.mail.watching", "MailWatch")
     except ModuleNotFoundError as error:
-        raise Unavailable(f"mail needs the package {error.name}: pip install 'arriero[mail]'") from None
+        package = (error.name or "").partition(".")[0]
+        raise Unavailable(f"mail needs the package {package}: pip install 'arriero[mail]'") from None
 
 
 def beat(loaded: Settings) -> int:
