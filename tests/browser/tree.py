@@ -133,6 +133,18 @@ REVIEWS: dict[str, Any] = {
     ],
     "outputs": {"sentiments": "steps.each.output"},
 }
+HANDOFF = {
+    "handoff": "shop-messages",
+    "description": "Messages of web shops to the triage of tickets.",
+    "source": {"kind": "api", "sender": "message.shop"},
+    "mapping": {
+        "cel": '{"message": message.text, "email": message.email}',
+        "schema": {"type": "object", "properties": {"email": {"type": "string", "format": "email"}}},
+    },
+    "target": {"kind": "http", "url": "http://127.0.0.1:9/tickets"},
+    "retry": {"max_attempts": 1},
+    "expected": ["message", "email"],
+}
 RULE: dict[str, Any] = {
     "rule": "chat-busy",
     "description": "More calls of the small model than people expect.",
@@ -200,6 +212,7 @@ def seed(tree: Tree) -> None:
     _memories(tree)
     _batch(tree)
     _rules(tree)
+    _handoffs(tree)
     _keys(tree)
     _runs(tree)
 
@@ -288,6 +301,14 @@ def _batch(tree: Tree) -> None:
         file = tree.call("POST", "/v1/files", data={"purpose": "batch"}, files=files)["id"]
         body = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         tree.ids[name] = tree.call("POST", "/v1/batches", json=body)["id"]
+
+
+def _handoffs(tree: Tree) -> None:
+    tree.call("PUT", f"/v1/handoffs/{HANDOFF['handoff']}", json=HANDOFF)
+    for number, email in enumerate(("ana@example.com", "bo@example.com", "nobody")):
+        message = {"email": email, "text": f"Where is parcel {number}?", "shop": f"shop-{number % 2}"}
+        made = tree.call("POST", f"/v1/handoffs/{HANDOFF['handoff']}/messages", json=message)
+        tree.ids["handoff_message"] = made["id"]
 
 
 def _rules(tree: Tree) -> None:

@@ -61,6 +61,7 @@ NAVIGATION = (
     NavigationEntry("/ui/playground", "Playground", "p"),
     NavigationEntry("/ui/conversations", "Memory", "m"),
     NavigationEntry("/ui/batches", "Batches", "b"),
+    NavigationEntry("/ui/handoffs", "Hand-offs", "h"),
     NavigationEntry("/ui/alerts", "Rules and alerts", "a"),
     NavigationEntry("/ui/trends", "Trends", "t"),
     NavigationEntry("/ui/keys", "Keys", "k", KeyScope.ADMIN),
