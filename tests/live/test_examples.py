@@ -28,6 +28,7 @@ PAGES = ("README.md", "docs/openai.md", "docs/ollama.md", "docs/client.md")
 WITH_FILES = (
     *("docs/alerts.md", "docs/batches.md", "docs/blocks.md", "docs/consolidation.md", "docs/conversations.md"),
     *("docs/memories.md", "docs/memory.md", "docs/personal-context.md", "docs/prompt-assembly.md", "docs/recall.md"),
+    *("docs/handoffs.md", "docs/mcp.md"),
 )
 FILES = {
     "requests.jsonl": '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": '
@@ -118,6 +119,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
+    (folder / "examples").symlink_to(ROOT / "examples")
     return folder
 
 

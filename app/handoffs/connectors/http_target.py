@@ -23,6 +23,17 @@ class ReadBack(HandoffPart):
     #: An object to compare with the payload, field by field: an expression over `steps.read.output.body`.
     value: ExpressionText = "steps.read.output.body"
 
+    def step(self, retry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the step that asks, after the step `deliver`."""
+        return {
+            "id": "read",
+            "kind": "http",
+            "needs": ["deliver"],
+            "url": self.url,
+            "headers": dict(self.headers),
+            "retry": dict(retry),
+        }
+
 
 class HttpTarget(TargetFields):
     """A request to a server that `http.allowed_hosts` lists."""
@@ -51,15 +62,6 @@ class HttpTarget(TargetFields):
         }
         plan = DeliveryPlan([deliver], {"response": "steps.deliver.output.body"})
         if self.read_back is not None:
-            plan.steps.append(
-                {
-                    "id": "read",
-                    "kind": "http",
-                    "needs": ["deliver"],
-                    "url": self.read_back.url,
-                    "headers": dict(self.read_back.headers),
-                    "retry": dict(retry),
-                }
-            )
+            plan.steps.append(self.read_back.step(retry))
             plan.outputs["read"] = self.read_back.value
         return plan

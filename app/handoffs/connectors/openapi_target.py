@@ -107,16 +107,7 @@ class OpenApiTarget(TargetFields):
         deliver |= {"url": url, "headers": headers, "retry": dict(retry)}
         plan = DeliveryPlan([*steps, deliver], {"response": "steps.deliver.output.body"})
         if self.read_back is not None:
-            plan.steps.append(
-                {
-                    "id": "read",
-                    "kind": "http",
-                    "needs": ["deliver"],
-                    "url": self.read_back.url,
-                    "headers": dict(self.read_back.headers),
-                    "retry": dict(retry),
-                }
-            )
+            plan.steps.append(self.read_back.step(retry))
             plan.outputs["read"] = self.read_back.value
         return plan
 
