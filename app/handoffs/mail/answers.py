@@ -44,7 +44,7 @@ _ADD = text("""
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 8816253004))")
 _TAKE = text("""
     UPDATE mail_reply SET due_at = now() + CAST(:lease AS interval), attempts = attempts + 1
-    WHERE (message_id, sending) IN (
+    WHERE (message_id, sending) = (  -- evaluated once: with IN, a plan may take more than one
         SELECT message_id, sending FROM mail_reply WHERE state = 'waiting' AND due_at <= now()
         ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
     )

@@ -44,7 +44,7 @@ _HOLD = text("""
 """)
 _TAKE = text("""
     UPDATE mail_attachment SET due_at = now() + CAST(:lease AS interval), takes = takes + 1
-    WHERE (message_id, position) IN (
+    WHERE (message_id, position) = (  -- evaluated once: with IN, a plan may take more than one
         SELECT message_id, position FROM mail_attachment WHERE due_at <= now()
         ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
     )
