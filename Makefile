@@ -64,7 +64,7 @@ test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open Web
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
 
 test-storm: $(DEV) ## Run the long forms: kills, freezes, thousands of requests. Several minutes
-	$(BIN)/python -m pytest -m storm tests/faults tests/workers
+	$(BIN)/python -m pytest -m storm tests
 
 test-ui: $(DEV) ## Click through the dashboard in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -c 'from tests.browser import chromium; print("browser:", chromium.find())'

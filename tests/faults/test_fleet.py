@@ -49,6 +49,7 @@ def fleet(cluster: Cluster) -> Cluster:
     return cluster
 
 
+@pytest.mark.storm
 def test_hanging_pools_are_killed_and_operator_commands_are_executed(fleet: Cluster) -> None:
     """Pools that never begin to serve, that survive their agent, and that an operator restarts and stops."""
     # Short, but longer than the start of a pool on a busy machine.

@@ -165,6 +165,7 @@ def test_invalid_broadcasts_and_unacknowledged_messages_end_no_worker(cluster: C
     assert_never_restarted(worker)
 
 
+@pytest.mark.storm
 def test_invalid_keys_of_beat_become_dead_letters(cluster: Cluster, client: redis.Redis) -> None:
     """A beat continues to tick after its schedule, its entries or its lock were overwritten."""
     client.rpush("redbeat::schedule", "x")

@@ -115,6 +115,7 @@ def test_a_killed_api_refuses_no_client_and_frozen_programs_are_replaced(data_di
         until(lambda: process.poll() is not None)
 
 
+@pytest.mark.storm
 def test_programs_are_restarted_when_the_port_of_a_server_changes(data_dir: Path, tmp_path: Path) -> None:
     """Another process takes the port of a server that was killed while `up` was frozen; the server gets a new port."""
     with up(data_dir, tmp_path / "output.txt") as process, ExitStack() as stack:

@@ -48,6 +48,7 @@ def test_a_model_is_added_served_and_removed_without_a_restart(live: Live, tmp_p
     until(lambda: not pools_of(live, name))
 
 
+@pytest.mark.storm
 def test_a_run_says_that_a_file_is_damaged_and_continues_when_it_is_repaired(live: Live, tmp_path: Path) -> None:
     path = tmp_path / "damaged-135m.gguf"
     shutil.copyfile(SMOLLM2, path)

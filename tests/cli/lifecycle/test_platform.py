@@ -157,6 +157,7 @@ def test_a_start_in_the_background_can_be_stopped_before_it_is_ready(platform: P
     assert processes_of(platform.data_dir) == []
 
 
+@pytest.mark.storm
 def test_the_end_of_its_terminal_stops_it_in_order(platform: Platform) -> None:
     """Lines can no longer be written then, which must not disturb the stop."""
     pid, terminal = pty.fork()

@@ -118,7 +118,7 @@ NOISE = 0.6
 
 
 @pytest.mark.parametrize("layout", list(KvLayout))
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("reuse", [pytest.param(True, marks=pytest.mark.storm), False])
 def test_concurrent_texts_differ_by_kernel_noise_only(
     make: MakeEngine, model_path: Path, layout: KvLayout, reuse: bool
 ) -> None:
