@@ -159,10 +159,38 @@ def _submission(
 
 def _confirm(runs: Runs, known: _Known) -> int:
     """Record what came of runs that have ended. Returns how many."""
+    try:
+        return _confirm_batch(runs, known, _BATCH, [])
+    except Unavailable:
+        raise
+    except Exception:  # noqa: BLE001 one message that cannot be confirmed never holds up the others: they go singly
+        _log.exception("handoff_messages_not_confirmed")
+    count = 0
+    while count < _BATCH:
+        tried: list[HandoffMessage] = []
+        try:
+            if not _confirm_batch(runs, known, 1, tried):
+                break
+        except Unavailable:
+            raise
+        except Exception:
+            if not tried:
+                raise
+            message = tried[0]
+            _log.exception("handoff_message_not_confirmed", message_id=str(message.id), handoff=message.handoff)
+            reason = "its run succeeded, and it could not be confirmed; the log of the control worker has the reason"
+            _record(runs.database, message, _failed(reason, HandoffStage.CONFIRM))
+        count += 1
+    return count
+
+
+def _confirm_batch(runs: Runs, known: _Known, most: int, tried: list[HandoffMessage]) -> int:
+    """Confirm in one transaction; the messages are added to `tried`."""
     with runs.database.work() as work:
-        rows = store.ended(work, _BATCH)
+        rows = store.ended(work, most)
         for row in rows:
             message = HandoffMessage(**{name: getattr(row, name) for name in HandoffMessage.__dataclass_fields__})
+            tried.append(message)
             change = _confirmed(work, known, message, row)
             _write(work, message, change)
             if change.state is MessageState.DELIVERED:

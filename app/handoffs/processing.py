@@ -13,7 +13,7 @@ from typing import Any
 
 from app import json_schema
 from app.handoffs import formats
-from app.handoffs.connectors.connector import MAX_KEY, MAX_SENDER, InboundMessage
+from app.handoffs.connectors.connector import MAX_KEY, InboundMessage
 from app.handoffs.definition import Handoff
 from app.kernel.errors import InvalidInput, Problem, StepFailure
 from app.workflows.expressions import conditions, transforms
@@ -40,7 +40,7 @@ class Processed:
 
 def process(handoff: Handoff, message: Mapping[str, Any]) -> Processed:
     """Validate a message, map it, and validate its payload. Never raises for a message."""
-    problems = _deviations(handoff.schema_, message, "message")
+    problems = _deviations(handoff.schema_, message, "message") or _identity(handoff, message)[1]
     if problems:
         return _refused(handoff.schema_, message, problems)
     mapping = handoff.mapping
@@ -61,21 +61,39 @@ def process(handoff: Handoff, message: Mapping[str, Any]) -> Processed:
 
 def identified(handoff: Handoff, found: InboundMessage) -> InboundMessage:
     """Return a message with the key and the sender that the document computes. Raises InvalidInput."""
-    texts = handoff.source.expressions()
-    values = {"key": found.key, "sender": found.sender}
-    for name, expression in texts.items():
+    values, problems = _identity(handoff, found.message)
+    if problems:
+        raise InvalidInput(problems, "message")
+    return _with(found, values)
+
+
+def identified_or_kept(handoff: Handoff, found: InboundMessage) -> InboundMessage:
+    """As `identified`; what cannot be computed stays as the protocol says. `process` then finds the message invalid."""
+    return _with(found, _identity(handoff, found.message)[0])
+
+
+def _with(found: InboundMessage, values: Mapping[str, str]) -> InboundMessage:
+    return replace(found, key=values.get("key", found.key), sender=values.get("sender", found.sender))
+
+
+def _identity(handoff: Handoff, message: Mapping[str, Any]) -> tuple[dict[str, str], list[Problem]]:
+    """Return the fields `key` and `sender` as far as they can be computed, and why the others cannot."""
+    values, problems = dict[str, str](), list[Problem]()
+    for name, expression in handoff.source.expressions().items():
+        where = f"source.{name}"
         try:
-            value = conditions.evaluate(expression, {"message": found.message})
+            value = conditions.evaluate(expression, {"message": dict(message)})
         except StepFailure as failure:
-            raise InvalidInput([Problem(f"source.{name}", failure.message)], "message") from None
+            problems.append(Problem(where, failure.message))
+            continue
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value):
-            raise InvalidInput(
-                [Problem(f"source.{name}", "its value is no text", "a text or a whole number")], "message"
-            )
-        values[name] = str(value)
-    if len(values["key"]) > MAX_KEY:
-        raise InvalidInput([Problem("source.key", "the key is too long", f"at most {MAX_KEY} characters")], "message")
-    return replace(found, key=values["key"], sender=values["sender"][:MAX_SENDER])
+            problems.append(Problem(where, "its value is no text", "a text or a whole number"))
+        elif name == "key" and (len(str(value)) > MAX_KEY or "\x00" in str(value)):
+            accepted = f"at most {MAX_KEY} characters, without NUL"
+            problems.append(Problem(where, f"{str(value)[:60]!r} cannot be a key", accepted))
+        else:
+            values[name] = str(value)
+    return values, problems
 
 
 def _deviations(schema: Mapping[str, Any], value: Any, where: str) -> list[Problem]:

@@ -78,7 +78,8 @@ class HandoffService:
         version = self.get(name)
         handoff = check.stored(version.document)
         _require_bytes(handoff, request)
-        return self._accept(version, handoff, handoff.source.receive(request, reveal, now))
+        found = handoff.source.receive(request, reveal, now)
+        return self._accept(version, [processing.identified_or_kept(handoff, one) for one in found])
 
     def receive_mail(self, name: str, raw: bytes, envelope: MailEnvelope, refused: str = "") -> AcceptedMessage:
         """
@@ -95,7 +96,7 @@ class HandoffService:
         found = handoff.source.read(raw, envelope)
         if refused:
             found = replace(found, skipped=refused, files=())
-        return self._accept(version, handoff, [found])[0]
+        return self._accept(version, [found])[0]
 
     def challenge(self, name: str, question: AddressQuestion, reveal: RevealSecret) -> str:
         """Answer the verification of an address. Raises NotFound, NotGenuine."""
@@ -109,7 +110,7 @@ class HandoffService:
         (found,) = submission.submitted(request)
         if key is not None:
             found = InboundMessage(key, found.sender, found.message)
-        return self._accept(version, handoff, [found])[0]
+        return self._accept(version, [processing.identified(handoff, found)])[0]
 
     def message(self, name: str, id_: UUID) -> HandoffMessage:
         """Return a message. Raises NotFound."""
@@ -139,10 +140,7 @@ class HandoffService:
             raise Conflict(f"message {id_} was changed by somebody else; look at it again")
         return sent
 
-    def _accept(
-        self, version: HandoffVersion, handoff: Handoff, found: Sequence[InboundMessage]
-    ) -> list[AcceptedMessage]:
-        messages = [processing.identified(handoff, one) for one in found]
+    def _accept(self, version: HandoffVersion, messages: Sequence[InboundMessage]) -> list[AcceptedMessage]:
         accepted = []
         with self.database.work() as work:
             for one in messages:

@@ -16,13 +16,14 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.handoffs.connectors.connector import InboundMessage
+from app.handoffs.connectors.connector import MAX_SENDER, InboundMessage
 from app.handoffs.definition import Handoff
 from app.handoffs.record import HandoffMessage, HandoffStage, MessageState
 from app.handoffs.scoring import MessageScores
 from app.kernel import ids
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import Problem
+from app.kernel.security import texts
 
 #: Most hand-offs of a namespace.
 MAX_HANDOFFS = 500
@@ -240,7 +241,12 @@ def receive(work: UnitOfWork, of: HandoffVersion, found: InboundMessage) -> tupl
     """Store a message. Returns its id, and False when its key is known: the delivery is then counted."""
     state = MessageState.SKIPPED if found.skipped else MessageState.RECEIVED
     values = {"id": ids.new_id(), "namespace": of.namespace, "handoff": of.name, "version": of.version}
-    values |= {"key": found.key, "sender": found.sender, "state": state.value, "detail": found.skipped}
+    values |= {
+        "key": found.key,
+        "sender": texts.storable(found.sender, MAX_SENDER),
+        "state": state.value,
+        "detail": found.skipped,
+    }
     row = work.rows(_RECEIVE, {**values, "message": json.dumps(found.message)})[0]
     if found.consent and row.created:
         work.run(_OPT[found.consent], {"namespace": of.namespace, "recipient": found.sender})
@@ -249,7 +255,7 @@ def receive(work: UnitOfWork, of: HandoffVersion, found: InboundMessage) -> tupl
 
 def has_opted_out(work: UnitOfWork, namespace: str, recipient: str) -> bool:
     """Whether somebody wants no replies."""
-    return work.row(_HAS_OPTED_OUT, {"namespace": namespace, "recipient": recipient}) is not None
+    return work.row(_HAS_OPTED_OUT, {"namespace": namespace, "recipient": texts.storable(recipient)}) is not None
 
 
 def reserve(work: UnitOfWork, message: HandoffMessage, requests: int, per: timedelta) -> bool:
@@ -271,7 +277,7 @@ def change(work: UnitOfWork, message: HandoffMessage, to: MessageChange) -> date
     """Change a message. Returns the instant of its end, or None when it goes on or was changed by somebody else."""
     scores, is_final = to.scores, to.state not in (MessageState.RECEIVED, MessageState.DELIVERING)
     values = {"id": message.id, "from_state": message.state, "sending": message.sending, "state": to.state.value}
-    values |= {"stage": to.stage.value, "detail": to.detail, "is_final": is_final, "run_id": to.run_id}
+    values |= {"stage": to.stage.value, "detail": texts.storable(to.detail), "is_final": is_final, "run_id": to.run_id}
     values |= {
         "payload": None if to.payload is None else json.dumps(to.payload),
         "problems": json.dumps([{"where": p.where, "message": p.message, "accepted": p.accepted} for p in to.problems]),

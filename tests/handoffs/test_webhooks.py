@@ -127,7 +127,6 @@ def test_a_body_that_is_too_long_or_no_object_is_refused(world: HandoffWorld, cr
 
     assert world.client.post(PATH, **signed({"id": "x" * 200}, "msg_1")).status_code == 413
     assert world.client.post(PATH, **signed([1], "msg_2")).status_code == 422
-    assert world.client.post(PATH, **signed({"id": 1}, "msg_3")).status_code == 422, "no sender can be computed"
     assert world.messages("new-leads") == []
 
 

@@ -31,6 +31,7 @@ from app.handoffs.connectors.connector import (
     json_message,
 )
 from app.kernel.errors import InvalidInput, Problem
+from app.kernel.security import texts
 
 #: Most messages and statuses of a request; Meta sends up to a thousand.
 MAX_PER_REQUEST = 1_000
@@ -104,7 +105,7 @@ class WhatsAppSource(SourceFields):
 
     def _message(self, message: Mapping[str, Any], names: Mapping[str, str], number: str) -> InboundMessage | None:
         id_, sender, kind = _text(message.get("id")), _text(message.get("from")), _text(message.get("type"))
-        if not 0 < len(id_) <= MAX_KEY or not _NUMBER.fullmatch(sender):
+        if not _is_key(id_) or not _NUMBER.fullmatch(sender):
             return None
         content = _content(kind, message)
         found = {
@@ -159,8 +160,8 @@ def _content(kind: str, message: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _status(status: Mapping[str, Any]) -> InboundMessage | None:
     id_, state = _text(status.get("id")), _text(status.get("status"))
-    recipient = _text(status.get("recipient_id"))
-    if not id_ or not state or len(id_) + len(state) >= MAX_KEY:
+    recipient = texts.storable(_text(status.get("recipient_id")))
+    if not id_ or not state or not _is_key(f"{id_}:{state}"):
         return None
     errors = [
         {"code": one.get("code") if isinstance(one.get("code"), int) else None, "title": _text(one.get("title"))}
@@ -175,6 +176,10 @@ def _status(status: Mapping[str, Any]) -> InboundMessage | None:
         "errors": errors[:_MAX_PARTS],
     }
     return InboundMessage(f"{id_}:{state}", f"+{recipient}"[:MAX_SENDER], found, f"the status {state!r} of a reply")
+
+
+def _is_key(text: str) -> bool:
+    return 0 < len(text) <= MAX_KEY and "\x00" not in text
 
 
 def _maps(found: Any) -> list[Mapping[str, Any]]:

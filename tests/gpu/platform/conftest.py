@@ -65,7 +65,9 @@ def platform(folder: Path, **more: Any) -> Iterator[Live]:
         )
     )
     settings = {"catalog.files": [str(catalog)], "pools.models": [], "fleet.software": [SIZE, SIZE], **more}
-    given = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    given = [
+        f"--set={name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
+    ]
     with running(folder, *given) as found:
         yield found
 
