@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems, threads
 from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.catalog.catalog import Catalog
 from app.kernel.errors import ArrieroError, Conflict, FailureReason, InvalidInput, Problem, Unavailable
@@ -33,7 +34,7 @@ from app.workflows.runs import views
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import FINAL_RUNS, RunState
 
-router = APIRouter(prefix="/v1", tags=["memory"])
+router = ApiRouter(prefix="/v1", tags=["memory"])
 
 #: The header with the id of the run.
 RUN_HEADER = "X-Arriero-Run"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.kernel.dead_letters import KEPT
 
-router = APIRouter(tags=["dead letters"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(tags=["dead letters"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class DeadLetterOut(BaseModel):

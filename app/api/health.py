@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
 from app.api import threads
 from app.api.callers import OPEN
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.health import components
 from app.governance.health.components import ESSENTIAL, Component, ComponentCondition
 
-router = APIRouter(tags=["health"], dependencies=[OPEN])
+router = ApiRouter(tags=["health"], dependencies=[OPEN])
 
 
 class Health(BaseModel):

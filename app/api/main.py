@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
@@ -26,7 +26,7 @@ from app import __version__
 from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
-from app.api import callers, compression, dead_letters, documentation, health, mcp, problems, queries, schemas, threads
+from app.api import callers, compression, dead_letters, documentation, health, mcp, problems, schemas, threads
 from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
@@ -70,6 +70,7 @@ from app.api.openai.token_reader import TokenReader
 from app.api.openai.uploads import OVERHEAD_BYTES
 from app.api.openai.wait_estimates import WaitEstimates
 from app.api.proxies import ProxyMiddleware
+from app.api.routers import FIRST
 from app.api.services import Services
 from app.api.telemetry import exported
 from app.api.telemetry import models as model_metrics
@@ -300,7 +301,7 @@ def serve(services: Services) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         license_info={"name": "Apache-2.0"},
-        dependencies=[Depends(callers.admit), Depends(queries.refuse_unknown)],
+        dependencies=list(FIRST),
         docs_url=None,
         redoc_url=None,
     )
@@ -311,7 +312,7 @@ def serve(services: Services) -> FastAPI:
     documentation.add(app)
     ui.add_files(app)
     for router in ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)
     app.add_exception_handler(ArrieroError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)

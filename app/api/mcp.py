@@ -13,19 +13,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.access.callers import KeyScope
 from app.api.callers import OPEN, InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.mcp_server.api import Api
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-router = APIRouter(include_in_schema=False)
+router = ApiRouter(include_in_schema=False)
 
 PATH = "/mcp"
 #: Where clients look for how requests to it are authorised (RFC 9728).

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from app.api import problems
 from app.api.callers import OPEN
+from app.api.routers import ApiRouter
 from app.workflows.language import schema
 
-router = APIRouter(prefix="/v1/schemas", tags=["schemas"], dependencies=[OPEN])
+router = ApiRouter(prefix="/v1/schemas", tags=["schemas"], dependencies=[OPEN])
 
 #: The media type of a JSON Schema.
 MEDIA_TYPE = "application/schema+json"

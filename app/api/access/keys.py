@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access import key_store, keys
@@ -14,11 +14,12 @@ from app.access.keys import ApiKey, NewKey
 from app.api import bodies, problems
 from app.api.access.keyring import Keyring
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.kernel import ids
 from app.kernel.units.durations import Duration
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(KeyScope.ADMIN)])
+router = ApiRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(KeyScope.ADMIN)])
 
 _Id = Annotated[str, Path(description="the public part of the key", examples=["k3v9x2m8qa"], max_length=100)]
 _NO_STORE = {"Cache-Control": "no-store"}

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from app.access.audit import log as audit_log
@@ -14,9 +14,10 @@ from app.access.audit.log import AuditFilter
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 
-router = APIRouter(prefix="/v1/audit", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
+router = ApiRouter(prefix="/v1/audit", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
 
 _Text = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access import key_store, namespaces
@@ -14,13 +14,14 @@ from app.access.limits import store
 from app.access.limits.limits import NAMES, LimitOverride, LimitSubject, SubjectKind, effective
 from app.api import auditing, bodies, problems
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import NotFound
 from app.kernel.live import notices
 from app.kernel.live.notices import ChangeTopic
 
-router = APIRouter(prefix="/v1/limits", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
+router = ApiRouter(prefix="/v1/limits", tags=["admin"], dependencies=[requires(KeyScope.ADMIN)])
 
 _Id = Annotated[str, Path(alias="id", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")]
 _Count = Annotated[int | None, Field(ge=0, le=1_000_000_000)]

@@ -5,20 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.audit import log as audit_log
 from app.access.callers import KeyScope
 from app.api import auditing, bodies, problems
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.kernel import settings as all_settings
 from app.kernel.live import notices, versions
 from app.kernel.live.notices import ChangeTopic
 from app.kernel.live.versions import MAX_REASON, SettingChange, SettingVersion
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/admin/settings", tags=["admin"], dependencies=[requires(KeyScope.ADMIN, all_namespaces=True)]
 )
 

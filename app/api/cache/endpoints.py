@@ -7,17 +7,18 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import redis
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.cache.answers import Answers
 from app.api.callers import ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.inference.cache.store import CacheStore
 from app.kernel.errors import BrokerUnreachable
 
-router = APIRouter(prefix="/v1/cache", tags=["cache"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/cache", tags=["cache"], dependencies=[requires(KeyScope.READ)])
 
 
 class CachedModelOut(BaseModel):

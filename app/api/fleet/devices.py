@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import socket
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.devices.device import HardwareKind
 from app.devices.inventory import Devices
 
-router = APIRouter(prefix="/v1/devices", tags=["devices"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/v1/devices", tags=["devices"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class ProcessOut(BaseModel):

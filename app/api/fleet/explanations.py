@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import Caller, KeyScope
 from app.api import problems
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.inference import demand
 from app.inference.demand import ModelStep
@@ -21,7 +22,7 @@ from app.scheduler.planner.explanation import Condition, Explanation
 from app.workflows.runs import views
 from app.workflows.state_machine.states import StepState
 
-router = APIRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
 
 
 class StepPlaceOut(BaseModel):

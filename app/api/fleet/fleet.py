@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
@@ -14,6 +14,7 @@ from app.api.callers import requires
 from app.api.fleet import hosts, pools
 from app.api.fleet.hosts import HostOut
 from app.api.fleet.pools import PoolOut
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.fleet import views
 from app.fleet.views import FleetView
@@ -21,7 +22,7 @@ from app.inference import demand
 from app.kernel.broker import CONTROL_QUEUE, PRIORITIES
 from app.scheduler import needs, reconcile, tasks
 
-router = APIRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/v1/fleet", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class RefusalOut(BaseModel):

@@ -6,12 +6,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.catalog import catalog, files, header
 from app.catalog.metadata import Header
@@ -27,7 +28,7 @@ from app.kernel.settings import Settings, environment_of
 from app.kernel.units.sizes import rounded
 from app.scheduler import needs
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 #: The options of a query, and the catalogue keys that they replace.
 KEYS: Mapping[str, str] = {

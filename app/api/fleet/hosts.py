@@ -5,19 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.fleet.host import HostState
 from app.fleet.views import HostView
 from app.kernel.errors import InvalidInput, Problem
 
-router = APIRouter(prefix="/v1/hosts", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/v1/hosts", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class DeviceOut(BaseModel):

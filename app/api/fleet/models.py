@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.access.callers import Caller, KeyScope
 from app.api import problems
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
 from app.catalog.serving import servability
 from app.kernel.errors import ModelFileUnusable
 from app.workflows.runs import views
 
-router = APIRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/catalog", tags=["models"], dependencies=[requires(KeyScope.READ)])
 
 
 #: The problem of a file for callers who do not see the folders of the host.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access import accounts
@@ -13,13 +12,14 @@ from app.access.accounts import NamespaceAccount
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.kernel import clock
 from app.kernel.units.durations import Duration
 from app.kernel.units.sizes import Size
 
-router = APIRouter(prefix="/v1/namespaces", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/namespaces", tags=["fleet"], dependencies=[requires(KeyScope.READ)])
 
 
 class LimitsIn(BaseModel):

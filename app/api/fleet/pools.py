@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
@@ -13,12 +13,13 @@ from app.api import bodies, problems
 from app.api.callers import requires
 from app.api.fleet import explanations
 from app.api.fleet.explanations import ExplanationOut
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.fleet import views
 from app.fleet.pool import PoolState
 from app.fleet.views import PoolView
 
-router = APIRouter(prefix="/v1/pools", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/v1/pools", tags=["fleet"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 
 class PoolOut(BaseModel):

@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.governance.own_namespace import OwnNamespace
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.governance.actions import action as actions
 from app.governance.actions import service, store
@@ -23,7 +24,7 @@ from app.governance.tasks import ACTIONS
 from app.kernel.broker import CONTROL_QUEUE
 from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
 
-router = APIRouter(prefix="/v1/actions", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/actions", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 
 #: Seconds after which a wake-up is obsolete.
 _EXPIRES = 10.0

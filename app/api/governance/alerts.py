@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.governance.silences import SilenceOut, silence_out
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.alerts import silences, store, views
 from app.governance.alerts.alert import Alert, AlertEventKind, AlertState, all_labels
@@ -21,7 +22,7 @@ from app.governance.alerts.views import AlertFilter
 from app.kernel.errors import Conflict
 from app.kernel.units.durations import Duration
 
-router = APIRouter(prefix="/v1/alerts", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/alerts", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 
 _Limit = Annotated[int, Query(ge=1, le=500)]
 _Cursor = Annotated[UUID | None, Query(description="`next_cursor` of the previous page")]

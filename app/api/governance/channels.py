@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 from pydantic import BaseModel, Field, RootModel
 
 from app.access.callers import KeyScope
@@ -13,6 +13,7 @@ from app.api.bodies import RequestBody
 from app.api.callers import ListedNamespace, requires
 from app.api.governance.alerts import NotificationOut, notification_out
 from app.api.governance.own_namespace import OwnNamespace
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.alerts import channel_store, channels, store, views
 from app.governance.alerts.channels import AlertChannel, AnyChannel, ChannelKind
@@ -22,7 +23,7 @@ from app.kernel import clock
 from app.kernel.broker import CONTROL_QUEUE
 from app.kernel.errors import Conflict, InvalidInput, NotFound, Problem
 
-router = APIRouter(prefix="/v1/alerts/channels", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/alerts/channels", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(max_length=63, pattern=r"^[a-z0-9][a-z0-9_-]*$", examples=["ops"])]
 #: Seconds after which a wake-up is obsolete.

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.catalog.serving import selector as selectors
 from app.kernel.units import durations
@@ -25,7 +26,7 @@ from app.memory.consolidation.consolidation import (
     shown_consolidation,
 )
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/consolidations", tags=["memory"], dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)]
 )
 

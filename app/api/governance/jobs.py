@@ -6,12 +6,13 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.jobs.job import PassOutcome, PassState, Trigger, checked_trigger
 from app.governance.jobs.rows import ScheduledJobPassRow
@@ -19,7 +20,7 @@ from app.governance.jobs.service import BeatState, JobState, JobView, ScheduledJ
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 
-router = APIRouter(prefix="/v1/jobs", tags=["governance"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/v1/jobs", tags=["governance"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 _Name = Annotated[str, Path(description="the name of the job", examples=["sweep"], max_length=63)]
 _OPERATE = requires(KeyScope.OPERATE, all_namespaces=True)

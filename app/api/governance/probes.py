@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.probes import service
 from app.governance.probes.probe import ProbeOutcome
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/probes", tags=["governance"], dependencies=[requires(KeyScope.READ, all_namespaces=True)]
 )
 

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.callers import InjectedCaller, ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.rules.firing import Firing, FiringState
 from app.governance.rules.history import HistoryTest
@@ -23,8 +24,8 @@ from app.kernel.errors import InvalidInput, Problem
 from app.kernel.units import durations
 from app.workflows.language.source import SourceDocument
 
-router = APIRouter(prefix="/v1/rules", tags=["governance"], dependencies=[requires(KeyScope.READ)])
-firings_router = APIRouter(prefix="/v1/firings", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/rules", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+firings_router = ApiRouter(prefix="/v1/firings", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(description="the name of the rule", examples=["errors-frequent"], max_length=200)]
 _Last = Annotated[str, Query(description="how far back, 10m to 31d", max_length=50, examples=["24h"])]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import InjectedCaller, ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.signals import store
 from app.governance.signals.names import LABELS, SIGNALS, SignalDefinition, SignalKind, Statistic, Unit
@@ -21,7 +22,7 @@ from app.governance.signals.store import SignalQuery
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.units import durations
 
-router = APIRouter(prefix="/v1/signals", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/signals", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 
 _RESOLUTIONS: Mapping[str, int] = {"minute": MINUTE, "hour": HOUR, "day": DAY}
 _NOW = timedelta(minutes=5)

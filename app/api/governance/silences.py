@@ -6,20 +6,21 @@ from datetime import datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.governance.own_namespace import OwnNamespace
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.governance.alerts import silences
 from app.governance.alerts.silences import AlertSilence
 from app.kernel.errors import Conflict, NotFound
 from app.kernel.units.durations import Duration
 
-router = APIRouter(prefix="/v1/alerts/silences", tags=["governance"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/alerts/silences", tags=["governance"], dependencies=[requires(KeyScope.READ)])
 
 _Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 _Value = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
@@ -13,6 +13,7 @@ from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.callers import ListedNamespace, NamedNamespace, requires
 from app.api.problems import FieldProblem
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.handoffs import check, service, store
 from app.handoffs.service import HandoffService
@@ -20,7 +21,7 @@ from app.handoffs.store import HandoffVersion, SenderScores
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.units.durations import Duration
 
-router = APIRouter(prefix="/v1/handoffs", tags=["hand-offs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/handoffs", tags=["hand-offs"], dependencies=[requires(KeyScope.READ)])
 
 HandoffName = Annotated[str, Path(description="the name of the hand-off", max_length=100, examples=["new-leads"])]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
@@ -18,6 +18,7 @@ from app.api.bodies import RawBody
 from app.api.callers import OPEN
 from app.api.handoffs.handoffs import HandoffName
 from app.api.handoffs.records import AcceptedMessageOut, wake
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.handoffs.connectors.connector import AddressQuestion, NotGenuine, ReceivedRequest, RevealSecret
 from app.handoffs.service import HandoffService
@@ -25,7 +26,7 @@ from app.kernel import clock, log
 from app.kernel.errors import StepFailure, Unavailable
 from app.kernel.security.secrets import Secrets
 
-router = APIRouter(prefix="/v1/hooks", tags=["hand-offs"], dependencies=[OPEN])
+router = ApiRouter(prefix="/v1/hooks", tags=["hand-offs"], dependencies=[OPEN])
 
 _log = log.get(__name__)
 _Namespace = Annotated[str, Path(description="the namespace of the hand-off", max_length=63, examples=["default"])]

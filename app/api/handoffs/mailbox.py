@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
 from app.api.handoffs.handoffs import HandoffName, InjectedHandoffs
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.handoffs.mail import mailboxes
 from app.kernel.errors import NotFound
 
-router = APIRouter(prefix="/v1/handoffs/{name}/mailbox", tags=["hand-offs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/handoffs/{name}/mailbox", tags=["hand-offs"], dependencies=[requires(KeyScope.READ)])
 
 
 class MailboxOut(BaseModel):

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
@@ -15,6 +15,7 @@ from app.api.bodies import RawBody
 from app.api.callers import InjectedCaller, requires
 from app.api.handoffs.handoffs import HandoffName, InjectedHandoffs
 from app.api.problems import FieldProblem
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.governance.tasks import HANDOFFS
 from app.handoffs import store
@@ -22,7 +23,7 @@ from app.handoffs.connectors.connector import ReceivedRequest
 from app.handoffs.record import HandoffMessage, MessageState
 from app.kernel.broker import CONTROL_QUEUE
 
-router = APIRouter(prefix="/v1/handoffs/{name}/messages", tags=["hand-offs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/handoffs/{name}/messages", tags=["hand-offs"], dependencies=[requires(KeyScope.READ)])
 
 #: Seconds after which a wake-up is obsolete.
 _EXPIRES = 10.0

@@ -5,19 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, NamedNamespace, requires
 from app.api.memory.blocks import TargetIO
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.inference.openai.generation import PlainText
 from app.memory.blocks.block import DEFAULT_LIMIT, MAX_LABEL, BlockAuthor, BlockAuthorKind, NewBlock
 from app.memory.blocks.templates import MAX_BLOCKS, BlockTemplate, BlockTemplates, ExistingLabels
 
-router = APIRouter(prefix="/v1/block-templates", tags=["memory"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/block-templates", tags=["memory"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(description="the name of a template", max_length=MAX_LABEL)]
 

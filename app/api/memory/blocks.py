@@ -6,13 +6,14 @@ import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import Header, Path, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.inference.openai.generation import PlainText
 from app.kernel.errors import InvalidInput, Problem
@@ -35,7 +36,7 @@ from app.memory.blocks.rendering import render
 from app.memory.blocks.service import Blocks, BlockView
 from app.memory.blocks.storage import BlockFilter
 
-router = APIRouter(prefix="/v1/blocks", tags=["memory"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/blocks", tags=["memory"], dependencies=[requires(KeyScope.READ)])
 
 _WRITES = [requires(KeyScope.SUBMIT)]
 _Id = Annotated[str, Path(description="the id of a block", max_length=64)]

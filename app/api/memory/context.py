@@ -7,13 +7,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.audit import log as audit_log
 from app.access.callers import KeyScope
 from app.api import auditing, bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.inference.openai.generation import PlainText
 from app.kernel.errors import InvalidInput, Problem
@@ -32,7 +33,7 @@ from app.memory.personal.service import PersonalContext
 from app.memory.personal.storage import ContextOwner
 from app.memory.recall.query import MAX_QUERY
 
-router = APIRouter(prefix="/v1/context", tags=["memory"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/context", tags=["memory"], dependencies=[requires(KeyScope.READ)])
 
 _WRITES = [requires(KeyScope.SUBMIT)]
 _Name = Annotated[str, Path(description="the name of a document", max_length=200)]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from fastapi.responses import StreamingResponse
 
 from app.access import namespaces
@@ -24,6 +24,7 @@ from app.api.memory.documents import (
 from app.api.memory.parts import Conversing, message_at
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
+from app.api.routers import ApiRouter
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.memory.conversations import export, items
 from app.memory.conversations.conversation import NewConversation, StoredConversation
@@ -33,7 +34,7 @@ from app.memory.conversations.service import Conversations, parsed_conversation
 
 PATH = "/v1/conversations"
 
-router = APIRouter(
+router = ApiRouter(
     prefix=PATH,
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

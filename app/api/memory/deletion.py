@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import redis
-from fastapi import APIRouter, Path, Request
+from fastapi import Path, Request
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
@@ -16,18 +16,19 @@ from app.api.callers import InjectedCaller, NamedNamespace, requires
 from app.api.memory.parts import Conversing
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.memory.conversations.conversation import MAX_USER
 from app.memory.deletion import Deletion, DeletionReport
 
 #: Of conversations, in OpenAI's form; and of users.
-conversations_router = APIRouter(
+conversations_router = ApiRouter(
     prefix="/v1/conversations",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT)],
     route_class=OpenAIRoute,
 )
-users_router = APIRouter(prefix="/v1/users", tags=["memory"], dependencies=[requires(KeyScope.OPERATE)])
+users_router = ApiRouter(prefix="/v1/users", tags=["memory"], dependencies=[requires(KeyScope.OPERATE)])
 
 _User = Annotated[str, Path(min_length=1, max_length=MAX_USER, description="as conversations name the user")]
 #: The name of the response cache in reports.

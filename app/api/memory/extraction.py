@@ -6,12 +6,13 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.files.file import parsed_id, shown_id
 from app.kernel.errors import NotFound
@@ -20,7 +21,7 @@ from app.memory.memories import options
 from app.memory.memories.cursors import ExtractionState
 from app.memory.memories.gate import GateReason
 
-router = APIRouter(prefix="/v1/memories", tags=["memory"], dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)])
+router = ApiRouter(prefix="/v1/memories", tags=["memory"], dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)])
 
 #: The prefix of the ids of refused memories.
 REFUSED_PREFIX = "refused_"

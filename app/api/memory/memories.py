@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import AwareDatetime
 
 from app.access.audit import log as audit_log
@@ -27,6 +27,7 @@ from app.api.memory.memory_documents import (
     memory_fields,
     memory_out,
 )
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.files.file import parsed_id
 from app.kernel.errors import NotFound
@@ -37,7 +38,7 @@ from app.memory.memories.memory import MemorySource, NewMemory
 from app.memory.memories.service import shown
 from app.memory.memories.store import MemoryFilter
 
-router = APIRouter(prefix="/v1/memories", tags=["memory"], dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)])
+router = ApiRouter(prefix="/v1/memories", tags=["memory"], dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)])
 
 _Id = Annotated[
     str, Path(description="the id of a memory", examples=["mem_0199a3c2d6f47a0b8c1d2e3f4a5b6c7d"], max_length=100)

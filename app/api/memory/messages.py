@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 
 from app.access.callers import KeyScope
 from app.api import bodies
@@ -23,6 +23,7 @@ from app.api.memory.documents import (
 from app.api.memory.parts import ConversationServices, Conversing, message_at
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
+from app.api.routers import ApiRouter
 from app.kernel.errors import BrokerUnreachable, Conflict, InvalidInput, NotFound, Problem
 from app.memory.conversations import items
 from app.memory.conversations.conversation import StoredConversation
@@ -31,7 +32,7 @@ from app.memory.conversations.message import StoredMessage
 from app.memory.conversations.service import parsed_conversation
 from app.memory.conversations.store import END
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/conversations/{conversation_id}",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

@@ -5,19 +5,19 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.kernel.units.durations import Duration
 from app.memory.recall import answers, status
 from app.memory.recall.passages import SourceKind
 from app.memory.recall.query import MAX_LIMIT, MAX_QUERY, MAX_VALUES, RecallMode, RecallQuery, RecallScope
 
-router = APIRouter(prefix="/v1/recall", tags=["memory"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/recall", tags=["memory"], dependencies=[requires(KeyScope.READ)])
 
 
 def _no_number(value: Any) -> Any:

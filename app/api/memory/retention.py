@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access import namespaces
@@ -13,12 +12,13 @@ from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.callers import InjectedCaller, requires
 from app.api.memory.documents import Retention
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.kernel.errors import NotFound
 from app.kernel.units import durations
 from app.memory.conversations import retention
 
-router = APIRouter(prefix="/v1/namespaces/{name}/retention", tags=["memory"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/namespaces/{name}/retention", tags=["memory"], dependencies=[requires(KeyScope.READ)])
 
 
 class RetentionIn(BaseModel):

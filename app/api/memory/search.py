@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.access import namespaces
@@ -14,13 +14,14 @@ from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.memory.parts import Conversing
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.files.file import parsed_id
 from app.memory.conversations.message import MESSAGE_PREFIX, MessageRole
 from app.memory.recall.passages import SourceKind
 from app.memory.recall.query import MAX_QUERY, RecalledPassage, RecallQuery, RecallScope, SearchLeg
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/conversations",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

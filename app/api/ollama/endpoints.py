@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +19,7 @@ from app.api.ollama.errors import OllamaRoute
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
 from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.road import InjectedRoad, Road
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
 from app.inference.openai.chat import ChatRequest
@@ -28,7 +29,7 @@ from app.inference.openai.generation import place_of
 from app.inference.requests import PriorityClass
 from app.kernel.errors import InvalidInput, Problem
 
-router = APIRouter(prefix="/api", tags=["ollama"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OllamaRoute)
+router = ApiRouter(prefix="/api", tags=["ollama"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OllamaRoute)
 
 M = TypeVar("M", bound=BaseModel)
 _AnyIn = OllamaChatIn | OllamaGenerateIn | OllamaEmbedIn

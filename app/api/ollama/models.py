@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import redis
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -21,6 +21,7 @@ from app.api.ollama.descriptions import ModelDetailsOut
 from app.api.ollama.errors import OllamaRoute
 from app.api.ollama.requests import OllamaShowIn
 from app.api.openai.errors import ModelNotFound
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
 from app.devices.device import HardwareKind
@@ -32,7 +33,7 @@ from app.kernel.errors import BrokerUnreachable
 from app.scheduler import residencies
 from app.scheduler.residencies import Residency
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/api",
     tags=["ollama"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

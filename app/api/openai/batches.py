@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.access.callers import KeyScope
@@ -16,6 +16,7 @@ from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.files import instant
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.files.file import shown_id
 from app.inference.batches import service
@@ -26,7 +27,7 @@ from app.inference.batches.service import NewBatch
 from app.inference.openai.generation import PlainText
 from app.kernel.units import durations
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/batches",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

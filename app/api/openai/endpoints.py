@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,7 @@ from app.api.openai.errors import OpenAIRoute
 from app.api.openai.fallback import MODEL_HEADER, REASON_HEADER
 from app.api.openai.options import CallOptions, InjectedOptions
 from app.api.openai.road import InjectedRoad, Road
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
 from app.inference.cache.policy import CacheStatus
@@ -30,7 +31,7 @@ from app.inference.openai.reranking import RerankingRequest
 from app.inference.requests import PriorityClass
 from app.kernel.errors import InvalidInput, Problem
 
-router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OpenAIRoute)
+router = ApiRouter(prefix="/v1", tags=["openai"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OpenAIRoute)
 
 M = TypeVar("M", bound=BaseModel)
 

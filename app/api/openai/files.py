@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -19,6 +19,7 @@ from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors, uploads
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.uploads import MULTIPART, Upload
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.files import storage
 from app.files.file import FilePurpose, StoredFile, parsed_id, shown_id
@@ -31,7 +32,7 @@ from app.kernel.sections.files import FileSettings
 #: The path of the one endpoint that accepts forms.
 PATH = "/v1/files"
 
-router = APIRouter(
+router = ApiRouter(
     prefix=PATH,
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.access.callers import Caller, KeyScope
@@ -14,6 +13,7 @@ from app.api.callers import InjectedCaller, requires
 from app.api.fleet.models import UNUSABLE
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.catalog.model import Model
 from app.catalog.serving import servability
@@ -23,7 +23,7 @@ from app.fleet.views import PoolView
 from app.inference.routing.availability import ModelState
 from app.kernel.errors import ModelFileUnusable
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/models",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.access.callers import Caller, KeyScope
@@ -25,6 +25,7 @@ from app.api.openai.endpoints import body_of
 from app.api.openai.errors import OpenAIRoute, ResponseNotFound
 from app.api.openai.options import InjectedOptions
 from app.api.openai.road import InjectedRoad, Waiting
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.inference.direct import DirectRequest
 from app.inference.openai.responses import document
@@ -35,7 +36,7 @@ from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel.errors import ArrieroError, InvalidInput, Problem
 from app.workflows import retention
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/responses", tags=["openai"], dependencies=[requires(KeyScope.SUBMIT)], route_class=OpenAIRoute
 )
 #: For what only reads.

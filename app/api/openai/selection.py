@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
@@ -12,13 +12,14 @@ from app.api.callers import InjectedCaller, requires
 from app.api.openai import errors
 from app.api.openai.errors import ModelNotFound, OpenAIRoute
 from app.api.openai.road import InjectedRoad
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.catalog.serving import selector as selectors
 from app.inference.routing import choice, ranking
 from app.inference.routing.availability import ModelState
 from app.kernel.errors import NotFound
 
-router = APIRouter(
+router = ApiRouter(
     prefix="/v1/catalog/select",
     tags=["openai"],
     dependencies=[requires(KeyScope.SUBMIT, KeyScope.READ)],

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.telemetry.cluster import ClusterMetrics
 
-router = APIRouter(tags=["metrics"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(tags=["metrics"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 _PROCESS = CollectorRegistry()
 ProcessCollector(registry=_PROCESS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.inference.model_metrics import store
 from app.inference.model_metrics.latency import Latencies
@@ -20,7 +21,7 @@ from app.kernel.errors import InvalidInput, Problem
 from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 
-router = APIRouter(prefix="/v1/metrics", tags=["metrics"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/metrics", tags=["metrics"], dependencies=[requires(KeyScope.READ)])
 
 #: The longest window.
 _LONGEST = store.KEPT_FOR

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,10 +20,11 @@ from app.api import bodies, threads
 from app.api.access import sessions
 from app.api.access.keyring import Keyring
 from app.api.callers import COOKIE, OPEN
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.rendering import render
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[OPEN])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[OPEN])
 
 #: The first page.
 _FIRST = "/ui/overview"

@@ -8,20 +8,21 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems, threads
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_ids import ResolvedRunId
 from app.kernel.errors import NotFound, Unavailable
 from app.workflows.runs import control, views
 from app.workflows.state_machine.states import FINAL_RUNS
 
-router = APIRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/runs/{run_id}/events", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 #: Seconds between two polls for new entries, between two keep-alive comments, and before an unreachable database is
 #: polled again.

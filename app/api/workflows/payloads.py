@@ -6,18 +6,18 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.workflows.run_ids import ResolvedRunId
 from app.workflows.runs import views
 from app.workflows.runs.details import Elsewhere
 
-router = APIRouter(prefix="/v1/runs/{run_id}", tags=["runs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/runs/{run_id}", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 #: The only key of the reference that replaces a long value.
 MARK = "$payload"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import problems
 from app.api.callers import requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.workflows.run_ids import ResolvedRunId
 from app.inference import prompts
@@ -18,7 +18,7 @@ from app.kernel.errors import InvalidInput, NotFound, Problem, StepFailure
 from app.workflows.language.generate_fields import GenerateFields
 from app.workflows.runs import views
 
-router = APIRouter(prefix="/v1/runs/{run_id}/steps/{key}/prompt", tags=["runs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/runs/{run_id}/steps/{key}/prompt", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 
 class PromptMessage(BaseModel):

@@ -6,20 +6,21 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.workflows.run_documents import RunOut, out
 from app.api.workflows.run_ids import ResolvedRunId
 from app.workflows.runs import control, forks, views
 from app.workflows.state_machine.states import RunState, StepState
 
-router = APIRouter(tags=["runs"], dependencies=[requires(KeyScope.SUBMIT)])
+router = ApiRouter(tags=["runs"], dependencies=[requires(KeyScope.SUBMIT)])
 
 _Name = Annotated[str, Path(description="the name of the workflow", examples=["support-triage"])]
 

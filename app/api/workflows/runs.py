@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from app.access.callers import Caller, KeyScope
@@ -15,6 +15,7 @@ from app.api import bodies, problems
 from app.api.admission import admit_submission, refuse_shed
 from app.api.bodies import RequestBody
 from app.api.callers import InjectedCaller, ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_documents import ItemsOut, RunListed, RunOut, item_out, live_of, out
 from app.api.workflows.run_ids import ResolvedRunId
@@ -31,7 +32,7 @@ from app.workflows.runs import views
 from app.workflows.runs.submission import Submission
 from app.workflows.state_machine.states import RunState, StepState
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/runs", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 
 class RunIn(BaseModel):

@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import Depends, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.callers import ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.schedules import check, timetable
@@ -20,7 +21,7 @@ from app.workflows.schedules.overlap import FireState
 from app.workflows.schedules.service import Schedules, ScheduleView
 from app.workflows.state_machine.states import RunState
 
-router = APIRouter(prefix="/v1/schedules", tags=["schedules"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/schedules", tags=["schedules"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(description="the name of the schedule", examples=["nightly-digest"])]
 _Count = Annotated[int, Query(ge=1, le=1000, description="number of fires")]

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import redis
-from fastapi import APIRouter, Header
+from fastapi import Header
 from fastapi.responses import StreamingResponse
 
 from app.access.callers import KeyScope
 from app.api import problems, threads
 from app.api.callers import requires
 from app.api.openai.road import InjectedRoad, Road
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.api.workflows.run_ids import ResolvedRunId
 from app.inference import token_stream
@@ -23,7 +24,7 @@ from app.kernel.errors import BrokerUnreachable, InvalidInput, NotFound, Problem
 from app.workflows.runs import views
 from app.workflows.state_machine.states import FINAL_STEPS
 
-router = APIRouter(prefix="/v1/runs/{run_id}/steps/{key}/tokens", tags=["runs"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/runs/{run_id}/steps/{key}/tokens", tags=["runs"], dependencies=[requires(KeyScope.READ)])
 
 #: Seconds between two checks of the step's state while nothing comes, and comments that keep the connection open.
 _CHECK = 5.0

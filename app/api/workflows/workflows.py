@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.access.callers import KeyScope
 from app.api import bodies, problems
 from app.api.bodies import RequestBody
 from app.api.callers import ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.workflows.runs import deployment_of
 from app.workflows import registry
@@ -19,7 +20,7 @@ from app.workflows.language import check
 from app.workflows.language import diff as differences
 from app.workflows.registry import SHIPPED, Version
 
-router = APIRouter(prefix="/v1/workflows", tags=["workflows"], dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/v1/workflows", tags=["workflows"], dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(description="the name of the workflow", examples=["support-triage"])]
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import KeyScope
@@ -16,11 +16,12 @@ from app.api.admin import call_limits as limits_resource
 from app.api.admin import settings as settings_resource
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.fleet import namespaces as namespaces_resource
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.pages.trends_page import seconds
 from app.api.ui.rendering import render
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.ADMIN)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.ADMIN)])
 
 _Text = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
 _SCOPES = (

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, requires
 from app.api.openai import batches as batches_resource
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.rendering import render
 from app.inference.batches.endpoints import ENDPOINTS
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 #: What happened to a batch, by the field of its instant.
 _HAPPENED = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import KeyScope
@@ -15,6 +15,7 @@ from app.api.fleet import fleet as fleet_resource
 from app.api.fleet import pools as pools_resource
 from app.api.fleet.hosts import DeviceOut
 from app.api.fleet.pools import PoolOut
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui import drawing
 from app.api.ui.drawing import SPAN, Bar
@@ -22,7 +23,7 @@ from app.api.ui.rendering import render
 from app.kernel import clock
 from app.kernel.units import sizes
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ, all_namespaces=True)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 #: The time that the time-line shows, and most of its rows.
 _BACK, _ROWS = timedelta(hours=6), 30

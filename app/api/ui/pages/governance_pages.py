@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import KeyScope
@@ -18,6 +18,7 @@ from app.api.governance import channels as channels_resource
 from app.api.governance import rules as rules_resource
 from app.api.governance import silences as silences_resource
 from app.api.governance.rules import RuleTestOut
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.pages.written import written
 from app.api.ui.rendering import render
@@ -25,7 +26,7 @@ from app.governance.alerts.alert import AlertState
 from app.governance.rules.service import RuleService
 from app.governance.rules.store import INSTALLATION
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 #: The width of the strip that shows when a rule would have fired.
 _STRIP = 1000.0

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import KeyScope
@@ -15,12 +15,13 @@ from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.handoffs import handoffs as handoffs_resource
 from app.api.handoffs import records
 from app.api.handoffs.handoffs import HandoffName, HandoffOut, InjectedHandoffs, ScoreList
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.rendering import render
 from app.handoffs.record import RESENDABLE, MessageState
 from app.handoffs.service import HandoffService
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 #: The time of scores on the pages, and the most hand-offs and messages of a page.
 _WINDOW, _HANDOFFS, _MESSAGES = timedelta(days=1), 100, 50

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.access import namespaces
@@ -18,13 +18,14 @@ from app.api.memory import memories as memories_resource
 from app.api.memory import messages as messages_resource
 from app.api.memory import search as search_resource
 from app.api.memory.parts import Conversing
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.api.ui.rendering import render
 from app.api.workflows import runs as runs_resource
 from app.kernel.errors import NotFound
 from app.memory.memories.kinds import MemoryKind
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 #: Messages of one page of a conversation.
 _PAGE = 100

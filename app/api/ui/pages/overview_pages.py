@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import Caller, KeyScope
@@ -18,6 +18,7 @@ from app.api.fleet import fleet as fleet_resource
 from app.api.fleet.explanations import ExplanationOut
 from app.api.governance import alerts as alerts_resource
 from app.api.governance import rules as rules_resource
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.api.ui import drawing
 from app.api.ui.pages.trends_page import in_words
@@ -42,7 +43,7 @@ from app.kernel.priority import Priority
 from app.workflows.runs import views
 from app.workflows.state_machine.states import RunState
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 #: Most models whose waiting is explained on one page, and rows of a list on the overview.
 _MODELS, _ROWS = 30, 8

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
 from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, requires
 from app.api.openai import models as models_resource
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.rendering import render
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.SUBMIT)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.SUBMIT)])
 
 _Model = Annotated[str, Query(max_length=200)]
 

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, ListedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
 from app.api.ui import drawing
 from app.api.ui.pages.written import written
@@ -28,7 +29,7 @@ from app.kernel.units import durations
 from app.workflows.runs import views
 from app.workflows.state_machine.states import FINAL_RUNS, RunState, StepState
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 _Text = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
 #: The id of a run, which begins with its time. The name of a workflow may be hexadecimal digits too.

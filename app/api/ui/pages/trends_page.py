@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
@@ -16,6 +16,7 @@ from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.governance import signals as signals_resource
 from app.api.governance.signals import SignalHistory
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.telemetry import models as metrics_resource
 from app.api.ui.rendering import render
@@ -23,7 +24,7 @@ from app.governance.signals.names import LABELS, SIGNALS, SignalDefinition, Stat
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.units import durations
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 #: What can be chosen, and for how long each is kept by what resolution.
 _WINDOWS = ("15m", "1h", "6h", "24h", "7d", "31d")

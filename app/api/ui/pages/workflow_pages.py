@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, ListedNamespace, NamedNamespace, requires
+from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.ui.pages.written import compared, written
 from app.api.ui.rendering import render
@@ -24,7 +25,7 @@ from app.kernel.errors import InvalidDefinition, Problem
 from app.workflows.language import check
 from app.workflows.schedules.service import Schedules
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
+router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
 _Name = Annotated[str, Path(max_length=100)]
 _Version = Annotated[int | None, Query(ge=0, lt=2**31)]
