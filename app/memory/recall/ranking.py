@@ -51,11 +51,16 @@ def combined(
 def bridged(
     scores: Mapping[int, float], by_names: Mapping[int, float], weight: float = BRIDGE_WEIGHT
 ) -> dict[int, float]:
-    """Return scores to which those by names in the best passages are added, where a passage was found without them."""
-    top = max(by_names.values(), default=0.0)
-    if top <= 0:
+    """
+    Return scores to which those by names in the best passages are added.
+
+    They count for less the more a passage has by itself, and lift none above the best one: in a talk that comes back to
+    the same names, the passage that answers is not lost among those that share names with it.
+    """
+    top, best = max(by_names.values(), default=0.0), max(scores.values(), default=0.0)
+    if top <= 0 or best <= 0:
         return dict(scores)
-    return {id_: score + weight * by_names.get(id_, 0.0) / top for id_, score in scores.items()}
+    return {id_: score + weight * by_names.get(id_, 0.0) / top * (1 - score / best) for id_, score in scores.items()}
 
 
 def ranked(

@@ -48,7 +48,9 @@ def test_names_in_what_was_found_lead_to_the_next_fact() -> None:
     texts = ["By the way, Mira is Anna's sister.", "Locker B-104? Mira has it.", "The end."]
 
     assert word_plan.names_in(texts, {"anna", "siste"}) == ["mira", "locke"]
-    assert ranking.bridged({1: 1.0, 2: 0.2}, {2: 4.0, 3: 2.0}, 0.5) == {1: 1.0, 2: 0.7}
+    assert ranking.bridged({1: 1.0, 2: 0.2}, {1: 4.0, 2: 4.0, 3: 2.0}, 0.5) == {1: 1.0, 2: pytest.approx(0.6)}
+    assert ranking.bridged({1: 1.0, 2: 0.2}, {}) == {1: 1.0, 2: 0.2}
+    assert ranking.bridged({1: 0.0}, {1: 4.0}) == {1: 0.0}
 
 
 def test_rare_words_find_their_passages_and_frequent_ones_only_together() -> None:
