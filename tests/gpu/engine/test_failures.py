@@ -77,7 +77,8 @@ def test_a_process_without_memory_in_the_middle_of_a_decode_ends(program: RunPro
     """
     done = program(
         f"PATH = {str(tiny_llama)!r}\n{LOAD}\nengine = load(context=512)\nlimit(2)\n"
-        "held = []\ntry:\n    while True:\n        held.append(bytearray(4096))\nexcept MemoryError:\n    del held[-128:]\n"
+        "held = []\ntry:\n    while True:\n        held.append(bytearray(4096))\n"
+        "except MemoryError:\n    del held[-128:]\n"
         "engine.generate(GenerateRequest(prompt='a long walk ' * 60, max_tokens=2)).result(300)",
         MALLOC_ARENA_MAX="1",
     )
