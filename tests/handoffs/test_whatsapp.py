@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import random
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -21,8 +15,9 @@ from app.kernel import clock
 from app.kernel.errors import InvalidInput
 from app.kernel.sections.http import HttpSettings
 from tests.handoffs.conftest import HandoffWorld
+from tests.handoffs.peers import META_SECRETS, Peers, event, serving, signed, text_message
 
-APP_SECRET, VERIFY = "app-secret-of-meta", "a-token-that-we-chose"
+APP_SECRET, VERIFY = META_SECRETS.values()
 PATH = "/v1/hooks/default/whatsapp-leads"
 LEADS = """
 handoff: whatsapp-leads
@@ -40,7 +35,7 @@ target:
   kind: hubspot
   url: "{url}"
   token: crm
-  fields: {{email: email, phone: phone, firstname: first_name, lifecyclestage: stage}}
+  fields: {{email: email, work_email: email, phone: phone, firstname: first_name, lifecyclestage: stage}}
 retry: {{max_attempts: 30, delay: 0s}}
 expected: [email, phone, first_name]
 then:
@@ -69,108 +64,17 @@ retry: {{max_attempts: 30, delay: 0s}}
 """
 
 
-@dataclass
-class Services:
-    """HubSpot, Twenty and Meta's Graph API, as far as hand-offs use them, over real sockets."""
-
-    url: str = ""
-    chance: random.Random = field(default_factory=lambda: random.Random(5))
-    failing: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    hubspot: dict[str, dict[str, Any]] = field(default_factory=dict)
-    twenty: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Idempotency keys of replies, which Meta does not know: a reply that took effect and failed is sent again.
-    replies: list[dict[str, Any]] = field(default_factory=list)
-
-    def post(self, path: str, body: Any) -> tuple[int, Any]:
-        if path == "/crm/v3/objects/contacts/batch/upsert":
-            (one,) = body["inputs"]
-            assert one["idProperty"] == "email"
-            self.hubspot.setdefault(one["id"], {}).update(one["properties"])
-            return 200, {"status": "COMPLETE", "results": [{"id": one["id"], "properties": {}}]}
-        if path == "/rest/people?upsert=true":
-            key = body["emails"]["primaryEmail"]
-            self.twenty[key] = body
-            return 201, {"data": {"createPerson": {"id": key}}}
-        assert path == "/v23.0/1065/messages"
-        assert body["messaging_product"] == "whatsapp"
-        self.replies.append(body)
-        return 200, {"messages": [{"id": f"wamid.reply{len(self.replies)}"}]}
-
-    def get(self, path: str) -> tuple[int, Any]:
-        key = path.partition("?")[0].rpartition("/")[2].replace("%40", "@")
-        if path.startswith("/crm/"):
-            return (200, {"id": key, "properties": self.hubspot[key]}) if key in self.hubspot else (404, {})
-        return (200, {"data": {"person": self.twenty[key]}}) if key in self.twenty else (404, {})
-
-
 @pytest.fixture
-def others(world: HandoffWorld) -> Iterator[Services]:
-    made = Services()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with made.lock:
-                if made.chance.random() < made.failing:
-                    self.answer(503, {})
-                    return
-                self.answer(*made.post(self.path, body))
-
-        def do_GET(self) -> None:
-            with made.lock:
-                self.answer(*made.get(self.path))
-
-        def answer(self, status: int, body: Any) -> None:
-            assert self.headers["authorization"] == "Bearer token-of-the-crm"
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    world.runtime.settings = world.runtime.settings.model_copy(
-        update={"http": HttpSettings(allowed_hosts=(made.url.removeprefix("http://"),), allow_private=True)}
-    )
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    folder = world.runtime.settings.secrets_dir
-    for name, value in (("meta_app", APP_SECRET), ("meta_verify", VERIFY)):
-        (folder / name).write_text(value)
-        (folder / name).chmod(0o600)
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def text_message(id_: str, sender: str, text: str) -> dict[str, Any]:
-    return {"from": sender, "id": id_, "timestamp": "1767225600", "type": "text", "text": {"body": text}}
-
-
-def event(*messages: dict[str, Any], statuses: tuple[dict[str, Any], ...] = (), name: str = "Ana") -> dict[str, Any]:
-    """A request in the shape of Meta's documentation."""
-    value = {
-        "messaging_product": "whatsapp",
-        "metadata": {"display_phone_number": "15550783881", "phone_number_id": "1065"},
-        "contacts": [{"profile": {"name": name}, "wa_id": one["from"]} for one in messages],
-        "messages": list(messages),
-        "statuses": list(statuses),
-    }
-    changes = [{"field": "messages", "value": value}]
-    return {"object": "whatsapp_business_account", "entry": [{"id": "102290129340398", "changes": changes}]}
-
-
-def signed(body: Any, secret: str = APP_SECRET) -> dict[str, Any]:
-    raw = json.dumps(body).encode()
-    digest = hmac.new(secret.encode(), raw, hashlib.sha256).hexdigest()
-    return {"content": raw, "headers": {"content-type": "application/json", "x-hub-signature-256": f"sha256={digest}"}}
+def others(world: HandoffWorld) -> Iterator[Peers]:
+    with serving(Peers()) as made:
+        world.runtime.settings = world.runtime.settings.model_copy(
+            update={"http": HttpSettings(allowed_hosts=(made.url.removeprefix("http://"),), allow_private=True)}
+        )
+        folder = world.runtime.settings.secrets_dir
+        for name, value in META_SECRETS.items():
+            (folder / name).write_text(value)
+            (folder / name).chmod(0o600)
+        yield made
 
 
 def put_all(world: HandoffWorld, url: str) -> None:
@@ -178,7 +82,7 @@ def put_all(world: HandoffWorld, url: str) -> None:
         world.put(document.format(url=url))
 
 
-def test_leads_reach_two_crms_once_and_get_a_reply(world: HandoffWorld, others: Services) -> None:
+def test_leads_reach_two_crms_once_and_get_a_reply(world: HandoffWorld, others: Peers) -> None:
     """Each request comes five times and out of order, a third of deliveries fails; one sender says stop."""
     put_all(world, others.url)
     others.failing = 0.3
@@ -196,7 +100,12 @@ def test_leads_reach_two_crms_once_and_get_a_reply(world: HandoffWorld, others: 
 
     emails = {email for _, _, email in people}
     assert set(others.hubspot) == set(others.twenty) == emails
-    assert others.hubspot["p1@example.com"] == {"email": "p1@example.com", "phone": "+34600123401", "firstname": "Ana"}
+    assert others.hubspot["p1@example.com"] == {
+        "email": "p1@example.com",
+        "work_email": "p1@example.com",
+        "phone": "+34600123401",
+        "firstname": "Ana",
+    }
     assert others.twenty["p1@example.com"] == {
         "name": {"firstName": "Ana"},
         "emails": {"primaryEmail": "p1@example.com"},
@@ -222,7 +131,7 @@ def test_leads_reach_two_crms_once_and_get_a_reply(world: HandoffWorld, others: 
     assert others.replies[-1]["to"] == "+34600123403"
 
 
-def test_who_may_send_and_who_owns_the_address(world: HandoffWorld, others: Services) -> None:
+def test_who_may_send_and_who_owns_the_address(world: HandoffWorld, others: Peers) -> None:
     put_all(world, others.url)
     asked = {"hub.mode": "subscribe", "hub.verify_token": VERIFY, "hub.challenge": "1158201444"}
     assert world.client.get(PATH, params=asked).text == "1158201444"
@@ -239,7 +148,7 @@ def test_who_may_send_and_who_owns_the_address(world: HandoffWorld, others: Serv
     assert world.client.post(PATH, **right).status_code == 202
 
 
-def test_a_chain_that_cannot_go_on_is_seen_and_repeated(world: HandoffWorld, others: Services) -> None:
+def test_a_chain_that_cannot_go_on_is_seen_and_repeated(world: HandoffWorld, others: Peers) -> None:
     put_all(world, others.url)
     assert world.client.delete("/v1/handoffs/contacts").status_code == 204
     world.client.post(PATH, **signed(event(text_message("wamid.1", "34600123401", "mail a@example.com"))))
@@ -335,6 +244,7 @@ def test_statuses_are_recorded_once_each_and_nothing_strange_is_an_error() -> No
         (("token: crm\n  fields: {{email", "token: crm\n  fields: {{mail"), "target"),
         (('\'{{"phone": payload.phone,', '\'{{"phone": nothing.phone,'), "then[0].cel"),
         (("when: payload.first_name", "when: nothing"), "then[1].when"),
+        (("lifecyclestage: stage", "name: email, name.first: first_name"), "target"),
         (('url: "{url}"', 'url: "{url}/{{{{ secrets.crm }}}}"'), "target.url"),
     ],
 )

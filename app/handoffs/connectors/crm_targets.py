@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -28,6 +28,13 @@ class _CrmTarget(TargetFields):
     token: SecretName
     #: Property of the record to field of the payload. A field that a payload lacks leaves the property as it is.
     fields: Mapping[_Property, _FieldName] = Field(min_length=1, max_length=100)
+
+    @model_validator(mode="after")
+    def _properties_are_apart(self) -> Self:
+        groups = {name.partition(".")[0] for name in self.fields if "." in name}
+        if both := sorted(groups & self.fields.keys()):
+            raise ValueError(f"'fields' has {both[0]!r} and properties of it")
+        return self
 
     def _steps(self, retry: Mapping[str, Any], shape: str, url: str, read: str) -> list[dict[str, Any]]:
         headers = {"authorization": f"Bearer {{{{ secrets.{self.token} }}}}"}
@@ -109,9 +116,15 @@ def _tree(fields: Mapping[str, str]) -> str:
 
 
 def _found(fields: Mapping[str, str], record: str) -> str:
-    """Return the CEL expression of what a record has, by the fields of the payload."""
+    """
+    Return the CEL expression of what a record has, by the fields of the payload. Of a field that is in several
+    properties the first one is read.
+    """
     parts = []
+    first_of: dict[str, str] = {}
     for name, field in fields.items():
+        first_of.setdefault(field, name)
+    for field, name in first_of.items():
         first, _, second = name.partition(".")
         there = f"has({record}.{first})" + (f" && has({record}.{name})" if second else "")
         parts.append(f"?{json.dumps(field)}: {there} ? optional.of({record}.{name}) : optional.none()")
