@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
+from app.governance.signals.groups import group_of
 from app.governance.signals.names import LABELS, SIGNALS, SignalKind
 from app.governance.signals.rows import DAY, HOUR, MINUTE
 from app.governance.signals.sample import MAX_LABEL, Aggregate, Sample, SignalLabels, WindowValue
@@ -36,16 +37,24 @@ KEPT: Mapping[int, timedelta] = {MINUTE: timedelta(days=1), HOUR: timedelta(days
 
 #: The names of the watermarks of roll-ups: all minutes, and all hours, before them are rolled up.
 HOURS_ROLLED, DAYS_ROLLED = "rolled_up:hours", "rolled_up:days"
+#: Nothing is written to minutes before this watermark.
+CLOSED = "rolled_up:closed"
+#: By resolution, the watermarks of groups: all points before them are added up to those of groups.
+GROUPED: Mapping[int, str] = {MINUTE: "grouped:minutes", HOUR: "grouped:hours", DAY: "grouped:days"}
 
-#: Advisory lock: shared while points are added, alone while series without points are removed.
+#: Advisory lock: shared while points are added, alone while minutes are closed or series without points removed.
 SERIES_LOCK = 7_205_759_410
 
+_SERIES = "signal_series AS series JOIN signal_point AS point ON point.series_id = series.id"
+_GROUPS = "signal_group AS series JOIN signal_group_point AS point ON point.group_id = series.id"
 _LABELS = ", ".join(LABELS)
 _KEY = f"signal, {_LABELS}"
 _GIVEN = ", ".join(f"{name} text" for name in ("signal", *LABELS))
+# In this order: the watermark does not move while the lock is held.
+_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({SERIES_LOCK})::text")
 _BEGIN = text(f"""
-    SELECT now() AS now, (SELECT at FROM signal_watermark WHERE name = '{HOURS_ROLLED}') AS rolled,
-           pg_advisory_xact_lock_shared({SERIES_LOCK})::text
+    SELECT now() AS now,
+           (SELECT max(at) FROM signal_watermark WHERE name IN ('{CLOSED}', '{HOURS_ROLLED}')) AS closed
 """)
 _ENSURE = text(f"""
     INSERT INTO signal_series ({_KEY})
@@ -131,13 +140,14 @@ class SignalStore:
 
 def write(work: UnitOfWork, samples: Iterable[Sample]) -> None:
     """Write samples in a transaction of the caller. Raises InvalidInput for an unknown signal or label."""
+    work.run(_LOCK)
     begin = work.rows(_BEGIN)[0]
     found: dict[tuple[str, SignalLabels], dict[datetime, Aggregate]] = {}
     for sample in samples:
         labels = _bounded(sample)
         at = sample.at or begin.now
-        # What is rolled up already is not changed: a late sample counts as one of the first minute that is not.
-        minute = max(at, begin.rolled or at).replace(second=0, microsecond=0)
+        # What is closed is not changed: a late sample counts as one of the first minute that is not.
+        minute = max(at, begin.closed or at).replace(second=0, microsecond=0)
         found.setdefault((sample.signal, labels), {}).setdefault(minute, Aggregate()).observe(sample)
     if not found:
         return
@@ -322,16 +332,27 @@ def _parts(wanted: SignalQuery, resolution: int) -> tuple[str, dict[str, Any]]:
             (HOUR, f"GREATEST({begin('day')}, {days})", hours),
             (MINUTE, f"GREATEST({begin('day')}, {hours})", last),
         ]
+    needed = {*wanted.where, *([wanted.by] if wanted.by else [])}
+    kept = group_of(wanted.signal, needed)
     selects = [
         f"""
         SELECT {group} AS grp, point.at, observations, weight, total, least, greatest, histogram
-        FROM signal_series AS series JOIN signal_point AS point ON point.series_id = series.id
-        WHERE series.signal = :signal{labels}
+        FROM {_GROUPS if is_grouped else _SERIES}
+        WHERE series.signal = :signal{labels}{" AND kept = :kept" if is_grouped else ""}
           AND resolution = {minutes} AND point.at >= {first} AND point.at < {until}
         """
-        for minutes, first, until in ranges
+        for minutes, begin_at, end_at in ranges
+        for is_grouped, first, until in _sources(minutes, begin_at, end_at, has_groups=kept is not None)
     ]
-    return " UNION ALL ".join(selects), given
+    return " UNION ALL ".join(selects), given if kept is None else {**given, "kept": kept}
+
+
+def _sources(minutes: int, first: str, until: str, *, has_groups: bool) -> list[tuple[bool, str, str]]:
+    """Return from when to when a range of points is read from groups, and from series."""
+    if not has_groups:
+        return [(False, first, until)]
+    reached = f"COALESCE((SELECT at FROM signal_watermark WHERE name = '{GROUPED[minutes]}'), '-infinity')"
+    return [(True, first, f"LEAST({until}, {reached})"), (False, f"GREATEST({first}, {reached})", until)]
 
 
 def _require(wanted: SignalQuery) -> None:
