@@ -140,15 +140,20 @@ def _add_up_groups(resolution: int) -> TextClause:
     """Return the statement that adds up the points of groups in `[begin, end)`."""
     return text(f"""
         WITH {_members(resolution)},
+        placed AS MATERIALIZED (
+            SELECT series_id, signal_group.id AS group_id
+            FROM member JOIN signal_group USING (signal, kept, {_JOINED_LABELS})
+        ),
         part AS MATERIALIZED (
-            SELECT signal_group.id AS group_id, at, observations, weight, total, least, greatest, histogram
-            FROM member JOIN signal_group USING (signal, kept, {_JOINED_LABELS}) JOIN signal_point USING (series_id)
-            WHERE resolution = {resolution} AND at >= :begin AND at < :end
+            SELECT * FROM signal_point WHERE resolution = {resolution} AND at >= :begin AND at < :end
+        ),
+        bucket AS MATERIALIZED (
+            SELECT series_id, at, key, value::bigint AS n FROM part CROSS JOIN jsonb_each_text(histogram)
         ),
         buckets AS (
             SELECT group_id, at, jsonb_object_agg(key, n) AS histogram FROM (
-                SELECT group_id, at, key, sum(value::bigint) AS n
-                FROM part CROSS JOIN jsonb_each_text(histogram) GROUP BY group_id, at, key
+                SELECT group_id, at, key, sum(n) AS n
+                FROM bucket JOIN placed USING (series_id) GROUP BY group_id, at, key
             ) AS counted GROUP BY group_id, at
         )
         INSERT INTO signal_group_point
@@ -158,7 +163,7 @@ def _add_up_groups(resolution: int) -> TextClause:
         FROM (
             SELECT group_id, at, sum(observations) AS observations, sum(weight) AS weight, sum(total) AS total,
                    min(least) AS least, max(greatest) AS greatest
-            FROM part GROUP BY group_id, at
+            FROM part JOIN placed USING (series_id) GROUP BY group_id, at
         ) AS added LEFT JOIN buckets USING (group_id, at)
         ON CONFLICT (group_id, resolution, at) DO UPDATE SET
             observations = excluded.observations, weight = excluded.weight, total = excluded.total,
@@ -184,7 +189,11 @@ _REMOVE_GROUPS = text("""
     DELETE FROM signal_group WHERE NOT EXISTS (SELECT FROM signal_group_point WHERE group_id = signal_group.id)
 """)
 _LOCK_SERIES = text("SELECT pg_advisory_xact_lock(:key)")
-_SHARE_SERIES = text(f"SELECT pg_advisory_xact_lock_shared({SERIES_LOCK})::text")
+# How many series a group has is estimated far too low: nested loops would compare each point with each group.
+_PREPARE = text(f"""
+    SELECT pg_advisory_xact_lock_shared({SERIES_LOCK})::text, set_config('enable_nestloop', 'off', true),
+           set_config('work_mem', '32MB', true)
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,15 +205,18 @@ class _RollUp:
     until: str
     #: The resolution of the points that are read.
     fine: int
+    #: The watermark moves by whole ones.
     length: timedelta
     unit: str
     #: What is done to a span; the last one writes the points.
     statements: Sequence[TextClause]
+    #: Most lengths of a span.
+    most: int = 1
 
 
 def _of_groups(resolution: int, until: str, length: timedelta, unit: str) -> _RollUp:
-    statements = (_SHARE_SERIES, _new_groups(resolution), _add_up_groups(resolution))
-    return _RollUp(GROUPED[resolution], until, resolution, length, unit, statements)
+    statements = (_PREPARE, _new_groups(resolution), _add_up_groups(resolution))
+    return _RollUp(GROUPED[resolution], until, resolution, length, unit, statements, most=12)
 
 
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -273,8 +285,8 @@ def _roll(database: Database, wanted: _RollUp, in_time: Callable[[], bool]) -> i
                 work.run(_MOVE, {"name": name, "at": begin + steps * wanted.length})
                 return written
             begin += (found.at - begin) // wanted.length * wanted.length
-            end = begin + wanted.length
-            if end > until:
+            end = begin + wanted.length * min(wanted.most, (until - begin) // wanted.length)
+            if end <= begin:
                 work.run(_MOVE, {"name": name, "at": begin})
                 return written
             written += _add_span(work, wanted, begin, end)
@@ -285,7 +297,7 @@ def _roll(database: Database, wanted: _RollUp, in_time: Callable[[], bool]) -> i
 def _add_span(work: UnitOfWork, wanted: _RollUp, begin: datetime, end: datetime) -> int:
     count = 0
     for statement in wanted.statements:
-        count = work.run(statement, {} if statement is _SHARE_SERIES else {"begin": begin, "end": end})
+        count = work.run(statement, {} if statement is _PREPARE else {"begin": begin, "end": end})
     return count
 
 

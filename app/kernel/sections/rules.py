@@ -17,7 +17,7 @@ class SignalSettings(Section):
     """What is measured."""
 
     #: Interval of the job that adds minutes up to hours, and hours to days.
-    roll_up_every: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
+    roll_up_every: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=1)
 
 
 class RuleSettings(Section):
