@@ -1,6 +1,7 @@
-"""groups of signals
+"""groups of signals, and the state of mailboxes
 
-Revision 0028, after 0027. The points of all series that share some labels, which charts read instead of each series.
+Revision 0028, after 0027. The points of all series that share some labels, which charts read instead of each series;
+whether a mailbox is connected, and when it is tried again.
 """
 
 import sqlalchemy as sa
@@ -46,9 +47,13 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_signal_group_point_at", "signal_group_point", ["resolution", "at"])
+    op.add_column("mailbox", sa.Column("is_connected", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("mailbox", sa.Column("next_try_at", sa.DateTime(timezone=True)))
 
 
 def downgrade() -> None:
+    op.drop_column("mailbox", "next_try_at")
+    op.drop_column("mailbox", "is_connected")
     op.drop_table("signal_group_point")
     op.drop_table("signal_group")
     op.execute("DELETE FROM signal_watermark WHERE name LIKE 'grouped:%' OR name = 'rolled_up:closed'")

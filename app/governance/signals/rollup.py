@@ -191,8 +191,8 @@ _REMOVE_GROUPS = text("""
 _LOCK_SERIES = text("SELECT pg_advisory_xact_lock(:key)")
 # How many series a group has is estimated far too low: nested loops would compare each point with each group.
 _PREPARE = text(f"""
-    SELECT pg_advisory_xact_lock_shared({SERIES_LOCK})::text, set_config('enable_nestloop', 'off', true),
-           set_config('work_mem', '32MB', true)
+    SELECT pg_advisory_xact_lock_shared({SERIES_LOCK})::text AS shared,
+           set_config('enable_nestloop', 'off', true) AS loops, set_config('work_mem', '32MB', true) AS memory
 """)
 
 
