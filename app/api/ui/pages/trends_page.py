@@ -78,6 +78,8 @@ class Chart:
     name: str
     title: str
     description: str
+    #: The label of its lines; None: one line for all.
+    label: str | None
     statistic: str
     #: The statistic over all, in words.
     shown: str
@@ -113,7 +115,7 @@ def trends(
         read = charts.read(
             work, [*wanted, ChartWanted("cost", "namespace")], length, _WINDOWS[window], namespace, _MOST_LINES
         )
-    drawn = [chart_of(SIGNALS[name], lines, length) for name, lines in zip(names, read, strict=False)]
+    drawn = [chart_of(SIGNALS[one.signal], one.by, lines, length) for one, lines in zip(wanted, read, strict=False)]
     return render(
         request,
         caller,
@@ -154,7 +156,7 @@ def _title(name: str) -> str:
     return _SHOWN[name].title if name in _SHOWN else name.replace("_", " ").capitalize()
 
 
-def chart_of(definition: SignalDefinition, lines: Sequence[ChartLine], window: timedelta) -> Chart:
+def chart_of(definition: SignalDefinition, label: str | None, lines: Sequence[ChartLine], window: timedelta) -> Chart:
     """Return the chart of a signal: those of its lines that have points, over the same instants."""
     statistic, title = _statistic(definition), _title(definition.name)
     with_points = [line for line in lines if line.points]
@@ -169,6 +171,7 @@ def chart_of(definition: SignalDefinition, lines: Sequence[ChartLine], window: t
         definition.name,
         title,
         definition.description,
+        label,
         statistic,
         in_words(shown, definition.unit),
         [line.group for line in with_points],
