@@ -6,8 +6,8 @@ A page loads nothing from other servers, and runs no script that is not a file o
 
 from __future__ import annotations
 
-import json
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
