@@ -132,12 +132,14 @@ def _new_groups(resolution: int) -> TextClause:
         INSERT INTO signal_group (signal, kept, {_JOINED_LABELS})
         SELECT DISTINCT signal, kept, {_JOINED_LABELS} FROM member
         WHERE (signal, kept, {_JOINED_LABELS}) NOT IN (SELECT signal, kept, {_JOINED_LABELS} FROM signal_group)
+        ORDER BY signal, kept, {_JOINED_LABELS}
         ON CONFLICT DO NOTHING
     """)
 
 
 def _add_up_groups(resolution: int) -> TextClause:
     """Return the statement that adds up the points of groups in `[begin, end)`."""
+    # The groups of a signal that keep the same labels are read together: by their ids they share pages.
     return text(f"""
         WITH {_members(resolution)},
         placed AS MATERIALIZED (
@@ -165,6 +167,7 @@ def _add_up_groups(resolution: int) -> TextClause:
                    min(least) AS least, max(greatest) AS greatest
             FROM part JOIN placed USING (series_id) GROUP BY group_id, at
         ) AS added LEFT JOIN buckets USING (group_id, at)
+        ORDER BY at, group_id
         ON CONFLICT (group_id, resolution, at) DO UPDATE SET
             observations = excluded.observations, weight = excluded.weight, total = excluded.total,
             least = excluded.least, greatest = excluded.greatest, histogram = excluded.histogram
