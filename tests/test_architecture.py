@@ -108,6 +108,7 @@ SHELLS = {
     "governance/rules/service.py",
     "governance/rules/store.py",
     "governance/signals/cache_calls.py",
+    "governance/signals/charts.py",
     "governance/signals/horizon.py",
     "governance/signals/readers.py",
     "governance/signals/rollup.py",

@@ -135,7 +135,7 @@ _SCORES = text("""
         count(*) FILTER (WHERE state = 'delivered') AS delivered,
         count(*) FILTER (WHERE state = 'invalid') AS invalid,
         count(*) FILTER (WHERE state = 'failed') AS failed,
-        sum(duplicates) AS duplicates,
+        COALESCE(sum(duplicates), 0) AS duplicates,
         avg(accuracy) AS accuracy, avg(completeness) AS completeness,
         avg(timeliness) FILTER (WHERE state = 'delivered') AS timeliness
     FROM handoff_message

@@ -247,8 +247,9 @@ class Installation:
 
     def time_passes(self) -> None:
         with self.database.work() as work:
-            work.run(text("DELETE FROM signal_point WHERE at < now() - interval '30 minutes'"))
-            work.run(text("UPDATE signal_point SET at = at - interval '1 hour'"))
+            for table in ("signal_point", "signal_group_point"):
+                work.run(text(f"DELETE FROM {table} WHERE at < now() - interval '30 minutes'"))
+                work.run(text(f"UPDATE {table} SET at = at - interval '1 hour'"))
 
 
 @contextmanager

@@ -132,6 +132,12 @@ def watching(world: HandoffWorld, **settings: Any) -> Iterator[MailWatch]:
         yield watch
 
 
+def shown(world: HandoffWorld) -> dict[str, Any]:
+    """Return the mailbox as the API shows it."""
+    found: dict[str, Any] = world.client.get("/v1/handoffs/box/mailbox").json()
+    return found
+
+
 def subjects(world: HandoffWorld, name: str = "box") -> list[str]:
     found = []
     for one in world.messages(name):
@@ -298,14 +304,23 @@ def test_a_wrong_password_and_a_server_that_is_gone_are_said_and_tried_again(
     imap.put(mail(1).as_bytes())
     with watching(boxed):
         until(lambda: (found := position(boxed)) is not None and "LoginError" in found.error)
+        failed = shown(boxed)
+        assert not failed["is_connected"]
+        assert "LoginError" in failed["error"]
         imap.stop()
         until(lambda: (found := position(boxed)) is not None and "refused" in found.error)
         (secrets_dir / "mailbox").write_text(PASSWORD)
         imap.start()
         imap.put(mail(2).as_bytes())
         until(lambda: boxed.messages("box"))
+        until(lambda: shown(boxed)["is_connected"])
+        now = shown(boxed)
+        assert (now["waits_for"], now["error"], now["next_try_at"]) == ("new mail", "", None)
+        page = boxed.client.get("/ui/handoffs/box", headers={"Accept": "text/html"}).text
+        assert "It waits for new mail." in page
     found = position(boxed)
     assert found is not None
+    assert not found.is_connected, "nobody watches it any more"
     assert "a-wrong-password" not in found.error
     assert subjects(boxed) == ["Question 2"]
 

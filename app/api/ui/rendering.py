@@ -7,6 +7,7 @@ A page loads nothing from other servers, and runs no script that is not a file o
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,6 +103,8 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters["instant"] = _instant
+# Unlike `tojson` it is escaped as any text, so a reader sees quotes and not their codes.
+_environment.filters["indented"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
 _environment.globals.update(static=_static, bytes=sizes.rounded)
 
 

@@ -89,7 +89,7 @@ JOBS = (
     ),
     ScheduledJob("evaluation", EVALUATION, "reads signals, and evaluates the rules over them", "rules.evaluate_every"),
     ScheduledJob(
-        "roll_up", ROLL_UP, "adds signals up to hours and days, and removes old ones", "signals.roll_up_every"
+        "roll_up", ROLL_UP, "adds signals up to hours, days and groups, and removes old ones", "signals.roll_up_every"
     ),
     ScheduledJob(
         "consolidation",

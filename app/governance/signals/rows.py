@@ -1,11 +1,13 @@
 """
 The database tables of signals.
 
-    signal_series     a signal with one set of labels
-    signal_point      its observations in a minute, an hour or a day, added up
-    signal_watermark  up to when a reader has read, and up to when points are rolled up
+    signal_series       a signal with one set of labels
+    signal_point        its observations in a minute, an hour or a day, added up
+    signal_group        all series of a signal that share some labels
+    signal_group_point  the observations of a group, as those of a series
+    signal_watermark    up to when a reader has read, and up to when points are rolled up
 
-The labels are stored once, in the series: a point is small.
+The labels are stored once, in the series or the group: a point is small.
 """
 
 from __future__ import annotations
@@ -52,6 +54,49 @@ class SignalPointRow(SQLModel, table=True):
     __table_args__ = (Index("ix_signal_point_at", "resolution", "at"),)
 
     series_id: int = Field(primary_key=True, foreign_key="signal_series.id", ondelete="CASCADE")
+    #: Minutes: 1, 60 or 1440.
+    resolution: int = Field(sa_column=Column(SmallInteger, primary_key=True))
+    #: The beginning of the minute, hour or day, in UTC.
+    at: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
+    observations: int = Field(sa_column=Column(BigInteger, nullable=False))
+    weight: float
+    total: float
+    least: float | None = None
+    greatest: float | None = None
+    #: Observations by bucket, of a distribution.
+    histogram: dict[str, int] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True)))
+
+
+class SignalGroupRow(SQLModel, table=True):
+    """All series of a signal that share some labels."""
+
+    __tablename__ = "signal_group"
+    __table_args__ = (
+        UniqueConstraint(
+            *("signal", "kept", "model", "pool", "host", "device", "namespace", "priority"),
+            name="uq_signal_group_labels",
+        ),
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, Identity(always=True), primary_key=True))
+    signal: str = Field(max_length=64)
+    #: The labels that the series share, with commas; the others are empty here.
+    kept: str = Field(max_length=64)
+    model: str = _label(200)
+    pool: str = _label(200)
+    host: str = _label(200)
+    device: str = _label(200)
+    namespace: str = _label(200)
+    priority: str = _label(200)
+
+
+class SignalGroupPointRow(SQLModel, table=True):
+    """The observations of a group in a minute, an hour or a day."""
+
+    __tablename__ = "signal_group_point"
+    __table_args__ = (Index("ix_signal_group_point_at", "resolution", "at"),)
+
+    group_id: int = Field(primary_key=True, foreign_key="signal_group.id", ondelete="CASCADE")
     #: Minutes: 1, 60 or 1440.
     resolution: int = Field(sa_column=Column(SmallInteger, primary_key=True))
     #: The beginning of the minute, hour or day, in UTC.

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
+from app.governance.signals.groups import group_of
 from app.governance.signals.names import LABELS, SIGNALS, SignalKind
 from app.governance.signals.rows import DAY, HOUR, MINUTE
 from app.governance.signals.sample import MAX_LABEL, Aggregate, Sample, SignalLabels, WindowValue
@@ -36,16 +37,25 @@ KEPT: Mapping[int, timedelta] = {MINUTE: timedelta(days=1), HOUR: timedelta(days
 
 #: The names of the watermarks of roll-ups: all minutes, and all hours, before them are rolled up.
 HOURS_ROLLED, DAYS_ROLLED = "rolled_up:hours", "rolled_up:days"
+#: Nothing is written to minutes before this watermark.
+CLOSED = "rolled_up:closed"
+#: By resolution, the watermarks of groups: all points before them are added up to those of groups.
+GROUPED: Mapping[int, str] = {MINUTE: "grouped:minutes", HOUR: "grouped:hours", DAY: "grouped:days"}
 
-#: Advisory lock: shared while points are added, alone while series without points are removed.
+#: Advisory lock: shared while points are added, alone while minutes are closed or series without points removed.
 SERIES_LOCK = 7_205_759_410
 
+#: What is read: the points of series, and those of groups.
+SERIES = "signal_series AS series JOIN signal_point AS point ON point.series_id = series.id"
+GROUPS = "signal_group AS series JOIN signal_group_point AS point ON point.group_id = series.id"
 _LABELS = ", ".join(LABELS)
 _KEY = f"signal, {_LABELS}"
 _GIVEN = ", ".join(f"{name} text" for name in ("signal", *LABELS))
+# In this order: the watermark does not move while the lock is held.
+_LOCK = text(f"SELECT pg_advisory_xact_lock_shared({SERIES_LOCK})::text")
 _BEGIN = text(f"""
-    SELECT now() AS now, (SELECT at FROM signal_watermark WHERE name = '{HOURS_ROLLED}') AS rolled,
-           pg_advisory_xact_lock_shared({SERIES_LOCK})::text
+    SELECT now() AS now,
+           (SELECT max(at) FROM signal_watermark WHERE name IN ('{CLOSED}', '{HOURS_ROLLED}')) AS closed
 """)
 _ENSURE = text(f"""
     INSERT INTO signal_series ({_KEY})
@@ -131,13 +141,14 @@ class SignalStore:
 
 def write(work: UnitOfWork, samples: Iterable[Sample]) -> None:
     """Write samples in a transaction of the caller. Raises InvalidInput for an unknown signal or label."""
+    work.run(_LOCK)
     begin = work.rows(_BEGIN)[0]
     found: dict[tuple[str, SignalLabels], dict[datetime, Aggregate]] = {}
     for sample in samples:
         labels = _bounded(sample)
         at = sample.at or begin.now
-        # What is rolled up already is not changed: a late sample counts as one of the first minute that is not.
-        minute = max(at, begin.rolled or at).replace(second=0, microsecond=0)
+        # What is closed is not changed: a late sample counts as one of the first minute that is not.
+        minute = max(at, begin.closed or at).replace(second=0, microsecond=0)
         found.setdefault((sample.signal, labels), {}).setdefault(minute, Aggregate()).observe(sample)
     if not found:
         return
@@ -196,7 +207,7 @@ def _series(work: UnitOfWork, wanted: Iterable[tuple[str, SignalLabels]]) -> dic
 
 def read(work: UnitOfWork, wanted: SignalQuery) -> dict[str, WindowValue]:
     """As `SignalStore.read`, in a transaction of the caller."""
-    _require(wanted)
+    require(wanted)
     resolution = MINUTE if wanted.window <= _IN_MINUTES else HOUR if wanted.window <= _IN_HOURS else DAY
     parts, given = _parts(wanted, resolution)
     rows = work.rows(_window(wanted, parts), given)
@@ -210,7 +221,7 @@ def read(work: UnitOfWork, wanted: SignalQuery) -> dict[str, WindowValue]:
             row.greatest,
             row.last,
             seconds,
-            _histogram(row.histogram),
+            histogram_of(row.histogram),
         )
         for row in rows
     }
@@ -222,7 +233,7 @@ def points(work: UnitOfWork, wanted: SignalQuery, resolution: int) -> list[Serie
 
     Minutes are kept for a day, hours for a month. Raises InvalidInput.
     """
-    _require(wanted)
+    require(wanted)
     parts, given = _parts(wanted, resolution)
     unit = {MINUTE: "minute", HOUR: "hour", DAY: "day"}[resolution]
     rows = work.rows(_chart(parts, unit), given)
@@ -238,7 +249,7 @@ def points(work: UnitOfWork, wanted: SignalQuery, resolution: int) -> list[Serie
                 row.greatest,
                 row.total / max(row.weight, 1),
                 resolution * 60.0,
-                _histogram(row.histogram),
+                histogram_of(row.histogram),
             ),
         )
         for row in rows
@@ -301,40 +312,63 @@ def _parts(wanted: SignalQuery, resolution: int) -> tuple[str, dict[str, Any]]:
     labels = "".join(f" AND series.{name} = :label_{name}" for name in wanted.where)
     given: dict[str, Any] = {"signal": wanted.signal, "window": wanted.window, "ended": wanted.ended}
     given |= {f"label_{name}": value for name, value in wanted.where.items()}
+    kept = group_of(wanted.signal, {*wanted.where, *([wanted.by] if wanted.by else [])})
+    if kept is not None:
+        given["kept"] = kept
+    selects = [
+        f"""
+        SELECT {group} AS grp, point.at, observations, weight, total, least, greatest, histogram
+        FROM {GROUPS if is_grouped else SERIES}
+        WHERE series.signal = :signal{labels}{" AND kept = :kept" if is_grouped else ""}
+          AND resolution = {minutes} AND point.at >= {first} AND point.at < {until}
+        """
+        for minutes, begin, end in ranges(resolution, has_ended=bool(wanted.ended))
+        for is_grouped, first, until in _sources(minutes, begin, end, has_groups=kept is not None)
+    ]
+    return " UNION ALL ".join(selects), given
+
+
+def ranges(resolution: int, *, has_ended: bool) -> list[tuple[int, str, str]]:
+    """
+    Return the ranges of a window: the resolution of points, and SQL for from when and until when they are read.
+
+    Their parameters are `window` and `ended`.
+    """
     end = "now() - CAST(:ended AS interval)"
 
     def begin(unit: str) -> str:
         return f"date_trunc('{unit}', {end} - CAST(:window AS interval), 'UTC')"
 
     def rolled(name: str, unit: str) -> str:
-        reached = f"COALESCE((SELECT at FROM signal_watermark WHERE name = '{name}'), '-infinity')"
-        return f"LEAST({reached}, date_trunc('{unit}', {end}, 'UTC'))"
+        return f"LEAST({reached(name)}, date_trunc('{unit}', {end}, 'UTC'))"
 
-    last = f"date_trunc('minute', {end})" if wanted.ended else "'infinity'"
+    last = f"date_trunc('minute', {end})" if has_ended else "'infinity'"
     hours, days = rolled(HOURS_ROLLED, "hour"), rolled(DAYS_ROLLED, "day")
     if resolution == MINUTE:
-        ranges = [(MINUTE, begin("minute"), last)]
-    elif resolution == HOUR:
-        ranges = [(HOUR, begin("hour"), hours), (MINUTE, f"GREATEST({begin('hour')}, {hours})", last)]
-    else:
-        ranges = [
-            (DAY, begin("day"), days),
-            (HOUR, f"GREATEST({begin('day')}, {days})", hours),
-            (MINUTE, f"GREATEST({begin('day')}, {hours})", last),
-        ]
-    selects = [
-        f"""
-        SELECT {group} AS grp, point.at, observations, weight, total, least, greatest, histogram
-        FROM signal_series AS series JOIN signal_point AS point ON point.series_id = series.id
-        WHERE series.signal = :signal{labels}
-          AND resolution = {minutes} AND point.at >= {first} AND point.at < {until}
-        """
-        for minutes, first, until in ranges
+        return [(MINUTE, begin("minute"), last)]
+    if resolution == HOUR:
+        return [(HOUR, begin("hour"), hours), (MINUTE, f"GREATEST({begin('hour')}, {hours})", last)]
+    return [
+        (DAY, begin("day"), days),
+        (HOUR, f"GREATEST({begin('day')}, {days})", hours),
+        (MINUTE, f"GREATEST({begin('day')}, {hours})", last),
     ]
-    return " UNION ALL ".join(selects), given
 
 
-def _require(wanted: SignalQuery) -> None:
+def reached(name: str) -> str:
+    """Return SQL for where a watermark is."""
+    return f"COALESCE((SELECT at FROM signal_watermark WHERE name = '{name}'), '-infinity')"
+
+
+def _sources(minutes: int, first: str, until: str, *, has_groups: bool) -> list[tuple[bool, str, str]]:
+    """Return from when to when a range of points is read from groups, and from series."""
+    if not has_groups:
+        return [(False, first, until)]
+    grouped = reached(GROUPED[minutes])
+    return [(True, first, f"LEAST({until}, {grouped})"), (False, f"GREATEST({first}, {grouped})", until)]
+
+
+def require(wanted: SignalQuery) -> None:
     """Raise InvalidInput unless the query can be answered."""
     definition = SIGNALS.get(wanted.signal)
     if definition is None:
@@ -347,5 +381,5 @@ def _require(wanted: SignalQuery) -> None:
         raise InvalidInput([Problem("window", f"{wanted.window} is out of range", "from 1m to 730d")], "query")
 
 
-def _histogram(stored: Mapping[str, Any] | None) -> dict[int, int]:
+def histogram_of(stored: Mapping[str, Any] | None) -> dict[int, int]:
     return {int(bucket): int(count) for bucket, count in (stored or {}).items()}

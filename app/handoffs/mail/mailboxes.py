@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,13 +18,20 @@ from sqlalchemy import text
 from app.handoffs.connectors.email import ImapMailbox
 from app.handoffs.store import HandoffVersion
 from app.kernel.database import UnitOfWork
-from app.kernel.security import texts
+from app.kernel.security import egress, texts
+from app.kernel.security.egress import EgressRule
 
 #: Most hand-offs with mail of an installation.
 MAX_SOURCES = 5_000
 _MAX_ERROR = 500
+#: The ports of IMAP, without and with TLS from the beginning.
+_PORTS = (143, 993)
 
-_COLUMNS = "namespace, handoff, place, uid_validity, next_uid, failed, error, seen_at"
+#: A connection lasts no longer than the lease of its worker.
+_COLUMNS = """
+    namespace, handoff, place, uid_validity, next_uid, failed, error, seen_at, next_try_at,
+    owner <> '' AND until > now() AS is_held, is_connected AND until > now() AS is_connected
+"""
 _SOURCES = text(f"""
     SELECT * FROM (
         SELECT DISTINCT ON (namespace, name) namespace, name, version, document, created_at FROM handoff
@@ -36,7 +43,8 @@ _CLAIM = text(f"""
     INSERT INTO mailbox AS m (namespace, handoff, place, uid_validity, next_uid, failed, owner, until, error)
     VALUES (:namespace, :handoff, :place, NULL, 1, '{{}}', :owner, now() + CAST(:lease AS interval), '')
     ON CONFLICT (namespace, handoff) DO UPDATE SET
-        owner = :owner, until = now() + CAST(:lease AS interval), place = :place,
+        owner = :owner, until = now() + CAST(:lease AS interval), place = :place, is_connected = false,
+        next_try_at = NULL,
         uid_validity = CASE WHEN m.place = :place THEN m.uid_validity END,
         next_uid = CASE WHEN m.place = :place THEN m.next_uid ELSE 1 END,
         failed = CASE WHEN m.place = :place THEN m.failed ELSE '{{}}' END,
@@ -47,11 +55,13 @@ _CLAIM = text(f"""
 _MOVE = text("""
     UPDATE mailbox SET
         uid_validity = :uid_validity, next_uid = :next_uid, failed = CAST(:failed AS json), error = '',
+        is_connected = true, next_try_at = NULL,
         until = now() + CAST(:lease AS interval), seen_at = CASE WHEN :seen THEN now() ELSE seen_at END
     WHERE namespace = :namespace AND handoff = :handoff AND owner = :owner AND place = :place
 """)
 _RELEASE = text("""
-    UPDATE mailbox SET owner = '', until = now(), error = :error
+    UPDATE mailbox SET owner = '', until = now(), error = :error, is_connected = false,
+                       next_try_at = now() + CAST(:pause AS interval)
     WHERE namespace = :namespace AND handoff = :handoff AND owner = :owner
 """)
 _SHOW = text(f"SELECT {_COLUMNS} FROM mailbox WHERE namespace = :namespace AND handoff = :handoff")
@@ -74,12 +84,29 @@ class MailboxPosition:
     error: str
     #: When it was last read to its end.
     seen_at: datetime | None
+    #: When it is tried again after a failure.
+    next_try_at: datetime | None
+    #: Whether a worker has its lease, and whether the server has answered that worker.
+    is_held: bool
+    is_connected: bool
 
 
 def place_of(mailbox: ImapMailbox) -> str:
     """Return what identifies a mailbox."""
     parts = [mailbox.host.lower(), str(mailbox.server_port), mailbox.user, mailbox.folder]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def is_listed(mailbox: ImapMailbox, hosts: Iterable[str]) -> bool:
+    """Whether the setting `mail.imap_hosts` lists the server of a mailbox."""
+    return any(_lists(egress.rule(one), mailbox) for one in hosts)
+
+
+def _lists(rule: EgressRule, mailbox: ImapMailbox) -> bool:
+    """Whether a rule lists the server; without a port, it lists those of IMAP."""
+    host, port = mailbox.host.lower(), mailbox.server_port
+    listed = host.endswith(f".{rule.host}") if rule.subdomains else host == rule.host
+    return listed and port in (_PORTS if rule.port is None else (rule.port,))
 
 
 def sources(work: UnitOfWork) -> list[HandoffVersion]:
@@ -111,9 +138,9 @@ def move(work: UnitOfWork, position: MailboxPosition, owner: str, lease: timedel
     return bool(work.run(_MOVE, values))
 
 
-def release(work: UnitOfWork, namespace: str, handoff: str, owner: str, error: str) -> None:
-    """Give the lease back, with the reason if there is one."""
-    values = {"namespace": namespace, "handoff": handoff, "owner": owner}
+def release(work: UnitOfWork, namespace: str, handoff: str, owner: str, error: str, pause: timedelta | None) -> None:
+    """Give the lease back, with the reason if there is one, and the time until the next try."""
+    values = {"namespace": namespace, "handoff": handoff, "owner": owner, "pause": pause}
     work.run(_RELEASE, {**values, "error": texts.printable(error, _MAX_ERROR)})
 
 

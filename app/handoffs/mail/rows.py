@@ -97,6 +97,10 @@ class MailboxRow(SQLModel, table=True):
     #: The worker that watches it, until `until`.
     owner: str = Field(sa_column=Column(Text, nullable=False))
     until: datetime = Field(sa_column=_instant(nullable=False))
+    #: Whether the server has answered since the lease was taken.
+    is_connected: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    #: When it is tried again; None unless it failed.
+    next_try_at: datetime | None = Field(default=None, sa_column=_instant())
     error: str = Field(sa_column=Column(Text, nullable=False))
     #: When the mailbox was last seen to have nothing new.
     seen_at: datetime | None = Field(default=None, sa_column=_instant())

@@ -16,8 +16,8 @@ from app.kernel.units.durations import Duration
 class SignalSettings(Section):
     """What is measured."""
 
-    #: Interval of the job that adds minutes up to hours, and hours to days.
-    roll_up_every: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
+    #: Interval of the job that adds minutes up to hours and days, and series up to groups.
+    roll_up_every: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=1)
 
 
 class RuleSettings(Section):

@@ -172,15 +172,21 @@ _IN_NAMESPACE = text("SELECT 1 FROM run WHERE id = :id AND namespace = :namespac
 _HISTORY = text("""
     SELECT id, at, step, attempt, event, cause FROM history WHERE run_id = :id AND id > :after ORDER BY id LIMIT :limit
 """)
+# One for each state: there are partial indexes of ready and of running steps, and none of both.
 _WAITING = text("""
     SELECT model, count(*) FILTER (WHERE state = 'ready') AS ready, count(*) FILTER (WHERE state = 'running') AS running
-    FROM step WHERE state IN ('ready', 'running') AND model IS NOT NULL GROUP BY model
+    FROM (
+        SELECT model, state FROM step WHERE state = 'ready' AND model IS NOT NULL
+        UNION ALL SELECT model, state FROM step WHERE state = 'running' AND model IS NOT NULL
+    ) AS open GROUP BY model
 """)
 _WAITING_OF = text("""
-    SELECT model, count(*) FILTER (WHERE step.state = 'ready') AS ready,
-           count(*) FILTER (WHERE step.state = 'running') AS running
-    FROM step JOIN run ON run.id = step.run_id
-    WHERE step.state IN ('ready', 'running') AND model IS NOT NULL AND run.namespace = :namespace GROUP BY model
+    SELECT model, count(*) FILTER (WHERE open.state = 'ready') AS ready,
+           count(*) FILTER (WHERE open.state = 'running') AS running
+    FROM (
+        SELECT run_id, model, state FROM step WHERE state = 'ready' AND model IS NOT NULL
+        UNION ALL SELECT run_id, model, state FROM step WHERE state = 'running' AND model IS NOT NULL
+    ) AS open JOIN run ON run.id = open.run_id WHERE run.namespace = :namespace GROUP BY model
 """)
 
 

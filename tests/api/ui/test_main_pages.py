@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from app.access import key_store, keys
 from app.access.callers import LOCAL, KeyScope
@@ -27,6 +29,7 @@ from app.api.workflows.run_documents import StepOut
 from app.fleet.pool import PoolState
 from app.governance.rules import service as rule_service
 from app.governance.signals import store as signal_store
+from app.governance.signals.rollup import roll_up
 from app.governance.signals.sample import Sample, SignalLabels
 from app.kernel import ids
 from app.kernel.sections.access import AccessSettings
@@ -72,8 +75,8 @@ def test_a_run_is_shown_and_nothing_in_it_is_markup(browsers: Any) -> None:
     browser = browsers()
     run = submitted(browser, labels={"shop": PROBE[:20]})
     page = browser.get(f"/ui/runs/{run}?step=ask").text
-    for text in ("shown", "ask", "Inputs", "Cancel", "&lt;script&gt;alert(1)", f'data-events="/v1/runs/{run}/events"'):
-        assert text in page
+    for shown in ("shown", "ask", "Inputs", "Cancel", "&lt;script&gt;alert(1)", f'data-events="/v1/runs/{run}/events"'):
+        assert shown in page
     assert "<script>alert" not in page
     assert "<script>alert" not in browser.get("/ui/runs").text
     assert "<script>alert" not in browser.get("/ui/runs", params={"workflow": PROBE, "label": f"a={PROBE}"}).text
@@ -194,6 +197,42 @@ def test_targets_show_what_is_so_now_and_where_it_is_worst(browsers: Any, servic
     assert "memory-high" in page
     assert "at most 80.0 %" in page
     assert 'state-failed">90.0 %</span> <span class="soft">far' in page
+
+
+@pytest.mark.parametrize("window", ["1h", "24h", "7d"])
+def test_trends_show_the_sums_of_raw_points(browsers: Any, services: Services, window: str) -> None:
+    """As one statement over the points of series says; a key of a namespace sees no other one's."""
+    with services.database.work() as work:
+        now = work.rows(text("SELECT now() AS now"))[0].now
+        signal_store.write(
+            work,
+            [
+                Sample(signal, n, SignalLabels(f"m{n % 3}", namespace=f"n{n % 2}"), at=now - timedelta(minutes=n))
+                for n in (*range(1, 55), *range(66, 200))  # none is at the edge of an hour ago
+                for signal in ("tokens", "cost")
+            ],
+        )
+    roll_up(services.database, lambda: True)
+    # Kept in minutes for a day, so they say what each window has.
+    raw = text("""
+        SELECT model, CAST(sum(total) AS bigint) AS total FROM signal_point
+        JOIN signal_series AS series ON series.id = series_id
+        WHERE signal = 'tokens' AND resolution = 1 AND at >= :begin AND (:namespace = '' OR namespace = :namespace)
+        GROUP BY model
+    """)
+    for namespace in ("", "n1"):
+        page = browsers(namespace=namespace or None).get(f"/ui/trends?window={window}").text
+        figure = page[page.index('id="tokens"') :]
+        data = json.loads(figure[figure.index('json">') + 6 : figure.index("</script>")])
+        begin = now - {"1h": timedelta(hours=1), "24h": timedelta(hours=24), "7d": timedelta(days=7)}[window]
+        given = {"begin": begin.replace(second=0, microsecond=0), "namespace": namespace}
+        with services.database.work() as work:
+            expected = {row.model: row.total for row in work.rows(raw, given)}
+        assert {one["label"]: sum(filter(None, one["values"])) for one in data["series"]} == expected
+        assert f"<strong>{sum(expected.values()):,}</strong>" in figure[: figure.index("</figcaption>")]
+        costs = page[page.index('id="costs"') :]
+        assert ("<td>n0</td>" in costs) == (namespace == "")
+        assert "<td>n1</td>" in costs
 
 
 def test_a_queue_of_a_model_that_is_not_in_the_catalogue_is_shown(browsers: Any) -> None:

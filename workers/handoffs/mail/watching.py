@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from imapclient.exceptions import IMAPClientError
 
@@ -22,16 +23,12 @@ from app.handoffs.service import HandoffService
 from app.kernel import log
 from app.kernel.broker import CONTROL_QUEUE
 from app.kernel.errors import ArrieroError, StepFailure, Unavailable
-from app.kernel.security import egress
-from app.kernel.security.egress import EgressRule
 from workers.handoffs.mail.mailbox import MailboxLost, MailboxSession
 from workers.handoffs.mail.receiver import SmtpReceiver
 from workers.runtime import Runtime
 
 _log = log.get(__name__)
 
-#: The ports of IMAP, without and with TLS from the beginning.
-_PORTS = (143, 993)
 #: Seconds between two readings of the hand-offs.
 _EVERY = 5.0
 #: Seconds after a failure of a mailbox; each further one waits twice as long, up to the last value.
@@ -143,7 +140,7 @@ class MailWatch:
 
     def _is_watched(self, one: MailSource) -> bool:
         mailbox = one.source.imap
-        return mailbox is not None and any(_lists(egress.rule(text), mailbox) for text in self._settings.imap_hosts)
+        return mailbox is not None and mailboxes.is_listed(mailbox, self._settings.imap_hosts)
 
     def _watch(self, wanted: Mapping[tuple[str, str], MailSource]) -> None:
         for key, watch in list(self._watches.items()):
@@ -181,8 +178,9 @@ class MailWatch:
             failures = failures + 1 if error else 0
             if error and not watch.stopped.is_set():
                 _log.warning("mailbox_not_watched", failures=failures, error=error[:500], **where)
-            self._release(source, error if not watch.stopped.is_set() else "")
             pause = min(_FIRST_PAUSE * 2 ** min(failures, 20), _LONGEST_PAUSE) if failures else _FIRST_PAUSE
+            said = error if not watch.stopped.is_set() else ""
+            self._release(source, said, timedelta(seconds=pause) if said else None)
             watch.stopped.wait(pause)
 
     def _session(self, watch: _Watch) -> bool:
@@ -203,11 +201,11 @@ class MailWatch:
             return False
         return watch.session.watch(source.name, password)
 
-    def _release(self, source: MailSource, error: str) -> None:
+    def _release(self, source: MailSource, error: str, pause: timedelta | None) -> None:
         owner = f"{self._runtime.owner}/{source.version}"
         try:
             with self._database.work() as work:
-                mailboxes.release(work, source.namespace, source.name, owner, error)
+                mailboxes.release(work, source.namespace, source.name, owner, error, pause)
         except Unavailable:
             _log.debug("mailbox_not_released", handoff=source.name)  # its lease ends
 
@@ -240,10 +238,3 @@ class MailWatch:
         self._runtime.activity.note()
         if self._runtime.broker is not None:
             self._runtime.broker.publish(HANDOFFS, (), queue=CONTROL_QUEUE, description="wake-up", expires=_EXPIRES)
-
-
-def _lists(rule: EgressRule, mailbox: ImapMailbox) -> bool:
-    """Whether a rule lists the server of a mailbox; without a port, it lists those of IMAP."""
-    host, port = mailbox.host.lower(), mailbox.server_port
-    listed = host.endswith(f".{rule.host}") if rule.subdomains else host == rule.host
-    return listed and port in (_PORTS if rule.port is None else (rule.port,))

@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, ListedNamespace, requires
 from app.api.handoffs import handoffs as handoffs_resource
+from app.api.handoffs import mailbox as mailbox_resource
 from app.api.handoffs import records
 from app.api.handoffs.handoffs import HandoffName, HandoffOut, InjectedHandoffs, ScoreList
 from app.api.routers import ApiRouter
@@ -62,7 +63,7 @@ def one(
     state: MessageState | None = None,
     cursor: Annotated[UUID | None, Query()] = None,
 ) -> HTMLResponse:
-    """A hand-off: its scores by sender, its messages, its document."""
+    """A hand-off: its scores by sender, its mailbox, its messages, its document."""
     return render(
         request,
         caller,
@@ -73,6 +74,7 @@ def one(
         page=records.page(name, services, handoffs, state, _MESSAGES, cursor),
         states=list(MessageState),
         state_filter=state,
+        mailbox=mailbox_resource.find(name, services, handoffs),
         namespace=handoffs.namespace,
     )
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
@@ -14,34 +14,51 @@ from markupsafe import Markup
 
 from app.access.callers import KeyScope
 from app.api.callers import InjectedCaller, ListedNamespace, requires
-from app.api.governance import signals as signals_resource
-from app.api.governance.signals import SignalHistory
 from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.api.telemetry import models as metrics_resource
 from app.api.ui.rendering import render
+from app.governance.signals import charts
+from app.governance.signals.charts import ChartLine, ChartWanted
 from app.governance.signals.names import LABELS, SIGNALS, SignalDefinition, Statistic, Unit
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.units import durations
 
 router = ApiRouter(prefix="/ui", include_in_schema=False, dependencies=[requires(KeyScope.READ)])
 
-#: What can be chosen, and for how long each is kept by what resolution.
-_WINDOWS = ("15m", "1h", "6h", "24h", "7d", "31d")
-#: The charts of the first view, with the statistic of each and its label where none is chosen.
-_SHOWN: Mapping[str, tuple[str, Statistic, str]] = {
-    "response_time": ("Time of answers", Statistic.P95, "model"),
-    "first_token_time": ("Time to the first token", Statistic.P95, "model"),
-    "queue_wait": ("Time in queues", Statistic.P95, "model"),
-    "tokens": ("Tokens", Statistic.SUM, "model"),
-    "memory_reserved": ("Memory that is reserved", Statistic.MEAN, "device"),
-    "memory_utilisation": ("Memory that is used", Statistic.MEAN, "device"),
-    "gpu_utilisation": ("GPUs that compute", Statistic.MEAN, "device"),
-    "steps_per_load": ("Steps for each load of a model", Statistic.MEAN, "model"),
-    "error_rate": ("Failed attempts", Statistic.MEAN, "model"),
-    "cost": ("Cost", Statistic.SUM, "namespace"),
+#: What can be chosen, and the time between two points of a chart.
+_WINDOWS: Mapping[str, timedelta] = {
+    "15m": timedelta(minutes=1),
+    "1h": timedelta(minutes=1),
+    "6h": timedelta(minutes=5),
+    "24h": timedelta(hours=1),
+    "7d": timedelta(hours=1),
+    "31d": timedelta(days=1),
 }
-#: Most lines of a chart; the largest are shown.
+
+
+class UsualChart(NamedTuple):
+    """How a signal is shown where nothing else is chosen."""
+
+    title: str
+    statistic: Statistic
+    label: str
+
+
+#: The charts of the first view, with the statistic of each and its label where none is chosen.
+_SHOWN: Mapping[str, UsualChart] = {
+    "response_time": UsualChart("Time of answers", Statistic.P95, "model"),
+    "first_token_time": UsualChart("Time to the first token", Statistic.P95, "model"),
+    "queue_wait": UsualChart("Time in queues", Statistic.P95, "model"),
+    "tokens": UsualChart("Tokens", Statistic.SUM, "model"),
+    "memory_reserved": UsualChart("Memory that is reserved", Statistic.MEAN, "device"),
+    "memory_utilisation": UsualChart("Memory that is used", Statistic.MEAN, "device"),
+    "gpu_utilisation": UsualChart("GPUs that compute", Statistic.MEAN, "device"),
+    "steps_per_load": UsualChart("Steps for each load of a model", Statistic.MEAN, "model"),
+    "error_rate": UsualChart("Failed attempts", Statistic.MEAN, "model"),
+    "cost": UsualChart("Cost", Statistic.SUM, "namespace"),
+}
+#: Most lines of a chart: those with most observations.
 _MOST_LINES = 8
 
 
@@ -61,6 +78,8 @@ class Chart:
     name: str
     title: str
     description: str
+    #: The label of its lines; None: one line for all.
+    label: str | None
     statistic: str
     #: The statistic over all, in words.
     shown: str
@@ -85,17 +104,18 @@ def trends(
     """Charts of signals, the table of models, and costs by namespace."""
     if by and by not in LABELS:
         raise InvalidInput([Problem("query.by", f"{by!r} is no label", ", ".join(LABELS))], "query")
-    able = [one for one in SIGNALS.values() if caller.namespace is None or "namespace" in one.labels]
+    able = [one for one in SIGNALS.values() if namespace is None or "namespace" in one.labels]
     if signal and signal not in {one.name for one in able}:
         raise NotFound("signal", signal, [one.name for one in able])
     names = [signal] if signal else [name for name in _SHOWN if name in {one.name for one in able}]
-    charts = []
-    for name in names:
-        lines = _history(services, caller, namespace, name, window, by)
-        whole = signals_resource.history(name, services, caller, namespace, window, None, lines.statistic)
-        charts.append(chart_of(SIGNALS[name], lines, whole, _title(name)))
     length = durations.parse(window)
-    costs = signals_resource.history("cost", services, caller, namespace, window, "namespace")
+    wanted = [ChartWanted(name, _label(name, by)) for name in names]
+    with services.database.work() as work:
+        # Costs by namespace are those of the table below the charts.
+        read = charts.read(
+            work, [*wanted, ChartWanted("cost", "namespace")], length, _WINDOWS[window], namespace, _MOST_LINES
+        )
+    drawn = [chart_of(SIGNALS[one.signal], one.by, lines, length) for one, lines in zip(wanted, read, strict=False)]
     return render(
         request,
         caller,
@@ -103,76 +123,68 @@ def trends(
         title="Trends",
         seconds=seconds,
         window=window,
-        windows=_WINDOWS,
+        windows=list(_WINDOWS),
         by=by,
         labels=[label for label in LABELS if any(label in one.labels for one in able)],
         only=signal,
-        charts=charts,
-        any_points=any(chart.series for chart in charts),
+        charts=drawn,
+        any_points=any(chart.series for chart in drawn),
         metrics=metrics_resource.models(services, namespace, last=max(length, timedelta(minutes=5))).models,
         costs=[
             {
-                "group": one.group,
-                "cost": in_words(one.statistics[Statistic.SUM], Unit.CURRENCY),
-                "observations": one.observations,
+                "group": line.group,
+                "cost": in_words(line.value.statistic(Statistic.SUM), Unit.CURRENCY),
+                "observations": line.value.observations,
             }
-            for one in costs.values
-            if one.statistics[Statistic.SUM]
+            for line in sorted(read[-1], key=lambda line: line.group)
+            if line.value.statistic(Statistic.SUM)
         ],
     )
 
 
-def _history(
-    services: InjectedServices, caller: InjectedCaller, namespace: str | None, name: str, window: str, by: str
-) -> SignalHistory:
-    definition = SIGNALS[name]
-    _, statistic, usual = _SHOWN.get(name, ("", definition.statistics[0], ""))
-    label = by or usual
-    chosen = label if label in definition.labels else None
-    return signals_resource.history(name, services, caller, namespace, window, chosen, statistic)
+def _label(name: str, by: str) -> str | None:
+    """Return the label by which a signal is shown: the chosen one, else its usual one, if it has that."""
+    usual = _SHOWN[name].label if name in _SHOWN else ""
+    return label if (label := by or usual) in SIGNALS[name].labels else None
+
+
+def _statistic(definition: SignalDefinition) -> Statistic:
+    return _SHOWN[definition.name].statistic if definition.name in _SHOWN else definition.statistics[0]
 
 
 def _title(name: str) -> str:
-    return _SHOWN[name][0] if name in _SHOWN else name.replace("_", " ").capitalize()
+    return _SHOWN[name].title if name in _SHOWN else name.replace("_", " ").capitalize()
 
 
-def chart_of(definition: SignalDefinition, found: SignalHistory, whole: SignalHistory, title: str) -> Chart:
-    """Return the chart of a signal: its lines over the same instants, the ones with most observations."""
-    ordered = sorted(found.values, key=lambda one: -one.observations)
-    groups = [one.group for one in ordered[:_MOST_LINES]]
-    instants = sorted({point.at for point in found.points})
-    by_place = {(point.group, point.at): point.value for point in found.points}
-    lines = [
-        {
-            "label": group or title,
-            "values": [_rounded(by_place.get((group, at))) for at in instants],
-        }
-        for group in groups
-    ]
-    data = {
-        "times": [at.timestamp() for at in instants],
-        "seconds": durations.parse(found.window).total_seconds(),
-        "unit": definition.unit,
-        "series": lines,
-    }
-    shown = whole.values[0].statistics[found.statistic] if whole.values else None
+def chart_of(definition: SignalDefinition, label: str | None, lines: Sequence[ChartLine], window: timedelta) -> Chart:
+    """Return the chart of a signal: those of its lines that have points, over the same instants."""
+    statistic, title = _statistic(definition), _title(definition.name)
+    with_points = [line for line in lines if line.points]
+    instants = sorted({at for line in with_points for at, _ in line.points})
+    drawn = []
+    for line in with_points:
+        values = {at: value.statistic(statistic) for at, value in line.points}
+        drawn.append({"label": line.group or title, "values": [_rounded(values.get(at)) for at in instants]})
+    data = {"times": instants, "seconds": window.total_seconds(), "unit": definition.unit, "series": drawn}
+    shown = charts.together(lines, window).statistic(statistic) if lines else None
     return Chart(
         definition.name,
         title,
         definition.description,
-        found.statistic,
+        label,
+        statistic,
         in_words(shown, definition.unit),
-        groups if instants else [],
+        [line.group for line in with_points],
         # It stands in an element of the page: `<` would end that.
         Markup(json.dumps(data).replace("<", "\\u003c")),  # noqa: S704 JSON without an opening bracket of markup
         list(definition.statistics),
         [
             TrendRow(
-                one.group or "all",
-                one.observations,
-                [_cell(one.statistics[statistic], statistic, definition.unit) for statistic in definition.statistics],
+                line.group or "all",
+                line.value.observations,
+                [_cell(line.value.statistic(one), one, definition.unit) for one in definition.statistics],
             )
-            for one in ordered
+            for line in lines
         ],
     )
 
