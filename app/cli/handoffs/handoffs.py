@@ -1,4 +1,4 @@
-"""`arriero handoffs`: check, store and try hand-offs; list, mend and replay their messages; show their scores."""
+"""`arriero handoffs`: check, store and try hand-offs; list, mend and replay their messages; show scores and mailboxes."""
 
 from __future__ import annotations
 
@@ -195,6 +195,24 @@ def scores(
         printed.add_row(sender, str(one["messages"]), *parts, str(one["duplicates"]))
     console().print(printed)
     console().print(f"target: {found['target']:.0%} delivered")
+
+
+@app.command()
+def mailbox(context: typer.Context, name: _Name, as_json: AsJson = False) -> None:
+    """Show the mailbox of a hand-off: whether it is connected, and how far it has been read."""
+    with connected(settings_of(context)) as client:
+        found = client.get(f"/v1/handoffs/{name}/mailbox")
+    if as_json:
+        print_json(found)
+        return
+    printed = table(("mailbox", "connected", "waits for", "read", "next UID", "failed"))
+    place = f"{found['server']} {found['folder']}"
+    is_there = "yes" if found["is_connected"] else "no"
+    read = ago(found["seen_at"], clock.now())
+    printed.add_row(place, is_there, found["waits_for"], read, str(found["next_uid"]), str(len(found["failed"])))
+    console().print(printed)
+    if found["error"]:
+        typer.echo(f"error: {found['error']}")
 
 
 def _part(value: float | None) -> str:

@@ -17,8 +17,9 @@ from app.kernel.database import Database
 
 
 def now(database: Database) -> datetime:
+    """The last full hour whose minutes are closed."""
     with database.work() as work:
-        found: datetime = work.rows(text("SELECT date_trunc('hour', now()) AS now"))[0].now
+        found: datetime = work.rows(text("SELECT date_trunc('hour', now() - interval '3 minutes') AS now"))[0].now
         return found
 
 
