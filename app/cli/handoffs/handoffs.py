@@ -1,4 +1,4 @@
-"""`arriero handoffs`: check, store and try hand-offs; list, mend and replay their messages; show scores and mailboxes."""
+"""`arriero handoffs`: check, store and try hand-offs; list, mend and replay their messages; show scores, mailboxes."""
 
 from __future__ import annotations
 
