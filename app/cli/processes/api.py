@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import socket
 from typing import Annotated
@@ -79,6 +80,9 @@ def api(
     host, port = settings.api.host, settings.api.port
     listener = socket.socket(fileno=fd) if fd >= 0 else listen("api", host, port, "api.port")
     server = server_of(create_app(settings, instance or None), settings)
+    # What lives as long as the process is not looked at again: a full pass of the garbage collector took 180 ms.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(5)
