@@ -46,6 +46,7 @@ def line(number: int) -> str:
     return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body})
 
 
+@pytest.mark.storm
 def test_each_request_is_done_once_though_workers_are_killed(data_dir: Path, tmp_path: Path) -> None:
     settings = {"pools.models": "alpha:1", "fleet.simulated": '[{"name": "sim-0", "bytes": "1GiB"}]'}
     output = tmp_path / "output.txt"

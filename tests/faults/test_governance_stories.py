@@ -311,7 +311,8 @@ def test_a_model_that_fails_one_call_in_five_is_replaced_until_it_works(installa
     switch = {"action": "switch_fallback", "with": {"to": ["spare:1"]}}
     installation.put("model-fails", by="model", all=[{**fails, "scope": {"model": "far:1"}}], actions=[switch])
     answers = [installation.chat("far:1").status_code for _ in range(20)]
-    assert answers.count(200) == 16
+    # One of the calls that fail may be a check whether the pool works.
+    assert answers.count(200) in (16, 17)
 
     assert installation.fires("model-fails")["labels"] == {"model": "far:1"}
     until(lambda: installation.actions("model-fails") == [("switch_fallback", "applied")])

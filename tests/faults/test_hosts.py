@@ -160,6 +160,7 @@ def is_lease_valid(cluster: Cluster, pool: str) -> bool:
     return bool(row.valid)
 
 
+@pytest.mark.storm
 def test_a_disconnected_host_ends_its_pools_and_rejoins(cluster: Cluster, links: dict[str, Link]) -> None:
     """Its pools end before their leases expire, their steps run elsewhere, and it rejoins without a restart."""
     with_models(cluster, alpha="pools = { packing = 'spread' }", beta="pools = { packing = 'spread' }")

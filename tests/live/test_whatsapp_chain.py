@@ -47,6 +47,7 @@ def tree(tmp_path: Path, peers: Peers) -> Iterator[Live]:
 
 
 @pytest.mark.slow
+@pytest.mark.storm
 @pytest.mark.timeout(600)
 def test_a_lead_on_whatsapp_becomes_one_contact_and_gets_one_reply(tree: Live, peers: Peers, tmp_path: Path) -> None:
     tree.arriero("models", "pull", "gemma3:270m")
