@@ -246,9 +246,8 @@ def _invalid(handoff: Handoff, processed: Processed) -> MessageChange:
     completeness = scoring.completeness(handoff.expected, processed.payload)
     scores = MessageScores(accuracy, completeness, 0.0)
     problems = processed.problems
-    return MessageChange(
-        MessageState.INVALID, HandoffStage.VALIDATE, f"{len(problems)} problems", problems=problems, scores=scores
-    )
+    said = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return MessageChange(MessageState.INVALID, HandoffStage.VALIDATE, said, problems=problems, scores=scores)
 
 
 def _failed(reason: str, stage: HandoffStage = HandoffStage.DELIVER) -> MessageChange:

@@ -51,9 +51,9 @@ def process(handoff: Handoff, message: Mapping[str, Any]) -> Processed:
     if not isinstance(payload, dict):
         problem = Problem("mapping", f"its value is {type(payload).__name__}", "an object")
         return Processed({}, (problem,), 0, len(message))
-    problems = _deviations(mapping.schema_, payload, "payload")
-    known = {problem.where for problem in problems}
-    problems += (one for one in formats.problems(mapping.schema_, payload, "payload") if one.where not in known)
+    problems = list(formats.problems(mapping.schema_, payload, "payload"))
+    known = {problem.where for problem in problems}  # they say what is accepted
+    problems += (one for one in _deviations(mapping.schema_, payload, "payload") if one.where not in known)
     problems += handoff.target.problems(payload)
     if problems:
         return _refused(mapping.schema_, payload, problems)

@@ -118,7 +118,8 @@ def test_leads_reach_two_crms_once_and_get_a_reply(world: HandoffWorld, others: 
     (refused,) = world.messages("replies", state="skipped")
     assert refused["sender"] == "+34600123403"
     (invalid,) = world.messages("whatsapp-leads", state="invalid")
-    assert [problem["where"] for problem in invalid["problems"]] == ["payload.email"]
+    (problem,) = invalid["problems"]
+    assert (problem["where"], problem["accepted"]) == ("payload.email", "an address such as ana@example.com")
     scores = world.client.get("/v1/handoffs/whatsapp-leads/scores").json()["total"]
     assert scores["duplicates"] == 13 * 4
     assert scores["success"] == pytest.approx(12 / 13)
