@@ -154,6 +154,15 @@ class Channel(_kombu.Channel):  # type: ignore[misc] # as above
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         self.with_repair(partial(super()._queue_bind, exchange, routing_key, pattern, queue), exchange, queue)
 
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        """
+        As in kombu, which raises AttributeError for a channel whose connection was lost: a late acknowledgement would
+        end the worker. A connection error is logged there, and the message is delivered again.
+        """
+        if self.connection is None:
+            raise redis.ConnectionError("the connection of this message was lost")
+        return super()._get_pool(asynchronous)
+
     def _get_client(self) -> Any:
         super()._get_client()  # it raises for versions of redis-py that kombu does not support
         return partial(_Client, self)

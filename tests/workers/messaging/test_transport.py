@@ -35,3 +35,20 @@ def test_a_rate_limit_holds_back_steps_and_no_commands(redis_url: str) -> None:
             assert steps.qos.can_consume()
     finally:
         RATE.set(0)
+
+
+def test_a_message_of_a_lost_connection_is_not_acknowledged(redis_url: str) -> None:
+    """The step ended while the broker was away. A connection error is logged; any other error would end the worker."""
+    transport.install()
+    with kombu.Connection(redis_url) as connection:
+        queue = connection.SimpleQueue("late", no_ack=False)
+        queue.put({"step": 1})
+        message = queue.get(timeout=5)
+        queue.channel.do_restore = False
+        errors = connection.connection_errors
+    assert message.channel.connection is None
+
+    with pytest.raises(errors):
+        message.ack()
+    with pytest.raises(errors):
+        message.reject()
