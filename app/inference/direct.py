@@ -26,8 +26,8 @@ from uuid import UUID
 
 from app.kernel import ids, tracing
 from app.workflows.language import definition as definitions
-from app.workflows.language.definition import Definition
-from app.workflows.runs.submission import ASSIGNED_LABELS, Submission, own_labels
+from app.workflows.language.definition import ASSIGNED_LABELS, Definition
+from app.workflows.runs.submission import Submission, own_labels
 
 #: A request that no pool has taken by then is submitted as a run.
 TAKEN_WITHIN = timedelta(milliseconds=250)

@@ -16,9 +16,9 @@ from app.api.bodies import RequestBody
 from app.api.callers import InjectedCaller, requires
 from app.api.routers import ApiRouter
 from app.api.services import InjectedServices, Services
-from app.inference.splits import definition, evidence, service, store
+from app.inference.splits import definition, evidence, judgement, service, store
 from app.inference.splits.definition import CONTROL, SplitDefinition, SplitMetric
-from app.inference.splits.evidence import Sample, Verdict
+from app.inference.splits.evidence import SplitVerdict, VariantSample
 from app.inference.splits.rows import SplitState, StoredSplit
 from app.inference.splits.service import Splits
 from app.kernel.live import notices
@@ -67,7 +67,7 @@ class ComparisonOut(BaseModel):
     )
     low: float | None = Field(description="the interval that covers the true difference, however often one looks")
     high: float | None
-    verdict: Verdict
+    verdict: SplitVerdict
     is_goal: bool
 
 
@@ -255,7 +255,7 @@ def _out(services: Services, found: StoredSplit) -> SplitOut:
         definition=found.definition,
         variants=[
             _variant(name, shares.get(name, share), counts.get(name), sampled.get((name, SplitMetric.ERROR)))
-            for name in service.variants_of(given)
+            for name in judgement.variants_of(given)
         ],
         comparisons=[
             _comparison(given, sampled, one.name, metric) for one in given.candidates for metric in SplitMetric
@@ -263,7 +263,7 @@ def _out(services: Services, found: StoredSplit) -> SplitOut:
     )
 
 
-def _variant(name: str, share: float, counts: Any, sample: Sample | None) -> VariantOut:
+def _variant(name: str, share: float, counts: Any, sample: VariantSample | None) -> VariantOut:
     seconds = (counts and counts.seconds) or (None, None)
     first = (counts and counts.first_token) or (None, None)
     return VariantOut(
@@ -283,9 +283,9 @@ def _variant(name: str, share: float, counts: Any, sample: Sample | None) -> Var
 
 
 def _comparison(
-    given: SplitDefinition, sampled: dict[tuple[str, SplitMetric], Sample], candidate: str, metric: SplitMetric
+    given: SplitDefinition, sampled: dict[tuple[str, SplitMetric], VariantSample], candidate: str, metric: SplitMetric
 ) -> ComparisonOut:
-    found = service.evidence_of(given, sampled, candidate, metric)
+    found = judgement.evidence_of(given, sampled, candidate, metric)
     values = (found.comparison.difference, found.comparison.low, found.comparison.high)
     difference, low, high = (_shown(metric, value) for value in values)
     return ComparisonOut(

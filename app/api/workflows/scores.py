@@ -43,7 +43,7 @@ class ScoreOut(BaseModel):
     at: datetime
 
 
-class ScoreList(BaseModel):
+class RunScoreList(BaseModel):
     """The scores of a run."""
 
     scores: list[ScoreOut]
@@ -63,19 +63,19 @@ def put(
     body: Annotated[ScoreIn, bodies.of(ScoreIn)],
     services: InjectedServices,
     caller: InjectedCaller,
-) -> ScoreList:
+) -> RunScoreList:
     """Say how good the output of a run is. The same name again replaces the score."""
     with services.database.work() as work:
         if not store.set_score(work, run_id, name, body.value, body.comment, caller.name, MAX_SCORES):
             raise Conflict(f"a run has at most {MAX_SCORES} scores: replace one of them")
         audit_log.add(work, auditing.record_of(request, caller, {"value": body.value}))
         found = store.scores_of(work, run_id)
-    return ScoreList(scores=[ScoreOut.model_validate(one, from_attributes=True) for one in found])
+    return RunScoreList(scores=[ScoreOut.model_validate(one, from_attributes=True) for one in found])
 
 
 @router.get("/{run_id}/scores", summary="Scores of a run", responses=problems.documented(404, 422))
-def page(run_id: ResolvedRunId, services: InjectedServices) -> ScoreList:
+def page(run_id: ResolvedRunId, services: InjectedServices) -> RunScoreList:
     """What people and programs said of the output of a run."""
     with services.database.work() as work:
         found = store.scores_of(work, run_id)
-    return ScoreList(scores=[ScoreOut.model_validate(one, from_attributes=True) for one in found])
+    return RunScoreList(scores=[ScoreOut.model_validate(one, from_attributes=True) for one in found])

@@ -11,10 +11,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
-from app.inference.splits.definition import CONTROL, Candidate, SplitDefinition, SplitUnit
-from app.workflows.runs.submission import ASSIGNED_LABELS
+from app.inference.splits.definition import CONTROL, SplitCandidate, SplitDefinition, SplitUnit
+from app.workflows.language.definition import ASSIGNED_LABELS
 
 #: The beginning of the label of a run that names its variant; the name of the split follows.
 VARIANT_LABEL = ASSIGNED_LABELS
@@ -32,7 +31,7 @@ _USER_FIELDS = ("user", "safety_identifier")
 class ActiveSplit:
     """A split that assigns now."""
 
-    id: UUID
+    id: str
     definition: SplitDefinition
     #: The part of the traffic that each candidate gets.
     share: float
@@ -66,14 +65,14 @@ class Assigned:
     split: str
     variant: str
     #: None for the control.
-    candidate: Candidate | None
+    candidate: SplitCandidate | None
     #: The labels that record it.
     labels: Mapping[str, str]
 
 
-def assign(split: ActiveSplit, namespace: str, unit: str | None, run_id: UUID, user: str | None = None) -> Assigned:
+def assign(split: ActiveSplit, namespace: str, unit: str | None, run_id: str, user: str | None = None) -> Assigned:
     """Assign a unit, or the run itself where it has none."""
-    variant = split.variant(namespace, unit or str(run_id), user)
+    variant = split.variant(namespace, unit or run_id, user)
     labels = {f"{VARIANT_LABEL}{split.name}": variant}
     if unit is not None:
         digest = hashlib.blake2b(f"{namespace}\0{unit}".encode(errors="replace"), digest_size=_UNIT_BYTES)
@@ -116,9 +115,9 @@ def _first(body: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _place(split: UUID, namespace: str, unit: str) -> float:
+def _place(split: str, namespace: str, unit: str) -> float:
     """The place of a unit among all, from 0 to 1."""
     digest = hashlib.blake2b(
-        f"{namespace}\0{unit}".encode(errors="replace"), digest_size=_HASH_BYTES, key=split.bytes
+        f"{namespace}\0{unit}".encode(errors="replace"), digest_size=_HASH_BYTES, key=split.encode()
     ).digest()
     return int.from_bytes(digest) / float(2 ** (8 * _HASH_BYTES))

@@ -72,7 +72,7 @@ class _SplitPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Candidate(_SplitPart):
+class SplitCandidate(_SplitPart):
     """A variant that is tried: what differs from the control."""
 
     name: Annotated[str, Field(pattern=_NAME)]
@@ -145,7 +145,7 @@ class SplitDefinition(_SplitPart):
     #: Where it holds; without any, everywhere.
     namespaces: tuple[_Text, ...] = Field(default=(), max_length=100)
     unit: SplitUnit = SplitUnit.USER
-    candidates: tuple[Candidate, ...] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    candidates: tuple[SplitCandidate, ...] = Field(min_length=1, max_length=MAX_CANDIDATES)
     pins: tuple[Pin, ...] = Field(default=(), max_length=MAX_PINS)
     ramp: tuple[SplitStage, ...] = Field(default=(SplitStage(share=0.1),), min_length=1, max_length=MAX_STAGES)
     goal: Goal = Goal()
@@ -158,7 +158,7 @@ class SplitDefinition(_SplitPart):
         """The largest part of the traffic that one candidate can get."""
         return 1 / len(self.candidates)
 
-    def candidate(self, name: str) -> Candidate | None:
+    def candidate(self, name: str) -> SplitCandidate | None:
         """The candidate of that name; None for the control."""
         return next((one for one in self.candidates if one.name == name), None)
 
@@ -228,7 +228,7 @@ def _problems(given: SplitDefinition) -> list[Problem]:
     return found
 
 
-def _of_candidate(given: SplitDefinition, candidate: Candidate, where: str) -> list[Problem]:
+def _of_candidate(given: SplitDefinition, candidate: SplitCandidate, where: str) -> list[Problem]:
     of_calls = {"model": candidate.model, "set": candidate.set, "system": candidate.system}
     of_runs = {"version": candidate.version, "models": candidate.models or None}
     own, other = (of_calls, of_runs) if given.model is not None else (of_runs, of_calls)

@@ -25,7 +25,7 @@ LEAST_UNITS = 20
 MOST_UNITS = 10**9
 
 
-class Verdict(StrEnum):
+class SplitVerdict(StrEnum):
     """What is known of a candidate, beside the control."""
 
     BETTER = "better"
@@ -36,7 +36,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class VariantSample:
     """The outcomes of one variant in one metric, as sums over units: of n observations with the sum x of one unit."""
 
     units: int = 0
@@ -50,10 +50,10 @@ class Sample:
     is_rate: bool = False
 
     @staticmethod
-    def of_values(values: list[float], *, is_rate: bool = False) -> Sample:
+    def of_values(values: list[float], *, is_rate: bool = False) -> VariantSample:
         """The sample of units with one observation each."""
         count, total = len(values), math.fsum(values)
-        return Sample(count, count, total, math.fsum(one * one for one in values), count, total, is_rate)
+        return VariantSample(count, count, total, math.fsum(one * one for one in values), count, total, is_rate)
 
     @property
     def mean(self) -> float | None:
@@ -91,16 +91,16 @@ class Comparison:
     #: Both have enough units.
     is_founded: bool
 
-    def verdict(self, effect: float, *, higher_is_better: bool) -> Verdict:
+    def verdict(self, effect: float, *, higher_is_better: bool) -> SplitVerdict:
         """What is known; `effect` is the smallest difference that matters."""
         if not self.is_founded:
-            return Verdict.UNDECIDED
+            return SplitVerdict.UNDECIDED
         if self.low > 0 or self.high < 0:
-            return Verdict.BETTER if (self.low > 0) is higher_is_better else Verdict.WORSE
-        return Verdict.EQUAL if -effect < self.low and self.high < effect else Verdict.UNDECIDED
+            return SplitVerdict.BETTER if (self.low > 0) is higher_is_better else SplitVerdict.WORSE
+        return SplitVerdict.EQUAL if -effect < self.low and self.high < effect else SplitVerdict.UNDECIDED
 
 
-def compare(control: Sample, candidate: Sample, effect: float, alpha: float) -> Comparison:
+def compare(control: VariantSample, candidate: VariantSample, effect: float, alpha: float) -> Comparison:
     """Compare two samples; `effect` is the smallest difference that matters, in the unit of the means."""
     before, after = control.mean, candidate.mean
     variance = control.variance + candidate.variance

@@ -6,14 +6,14 @@ A pass takes the splits one by one, each in a transaction of its own; two proces
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.catalog.catalog import Catalog
-from app.inference.splits import definition, evidence, store, table
-from app.inference.splits.definition import CONTROL, Candidate, SplitDefinition, SplitMetric
-from app.inference.splits.evidence import Comparison, Sample, Verdict
+from app.inference.splits import definition, evidence, judgement, store, table
+from app.inference.splits.definition import SplitCandidate, SplitDefinition, SplitMetric
+from app.inference.splits.evidence import SplitVerdict, VariantSample
+from app.inference.splits.judgement import VariantSamples
 from app.inference.splits.rows import SplitState, StoredSplit
 from app.kernel import ids
 from app.kernel.database import Database, UnitOfWork
@@ -24,21 +24,6 @@ from app.workflows.language.source import SourceDocument
 
 #: Most splits that run at the same time, and scores of one run.
 MAX_RUNNING, MAX_SCORES = 100, 16
-#: The probability that a guard ends the split of a candidate that is not worse, however often one looks.
-_GUARD_ALPHA = 0.01
-#: The effect for which guards look, where it is larger than what they tolerate.
-_GUARD_EFFECT = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateEvidence:
-    """A candidate beside the control in one metric."""
-
-    metric: SplitMetric
-    control: Sample
-    candidate: Sample
-    comparison: Comparison
-    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +120,7 @@ class Splits:
                 if found is None:
                     continue
                 given = definition.parse(found.definition)
-                new = store.collect(work, found, variants_of(given), given.score)
+                new = store.collect(work, found, judgement.variants_of(given), given.score)
                 outcomes += new
                 sampled = store.samples(work, id_)
                 end = _ending(given, sampled)
@@ -191,7 +176,9 @@ class Splits:
                 found += self._unknown_runs(given.workflow, candidate, f"candidates.{at}", namespace)
         return found
 
-    def _unknown_runs(self, workflow: str, candidate: Candidate, where: str, namespace: str | None) -> list[Problem]:
+    def _unknown_runs(
+        self, workflow: str, candidate: SplitCandidate, where: str, namespace: str | None
+    ) -> list[Problem]:
         scope = {} if namespace is None else {"namespace": namespace}
         try:
             version = registry.get(self._database, workflow, candidate.version, **scope)
@@ -205,72 +192,17 @@ class Splits:
         return []
 
 
-def variants_of(given: SplitDefinition) -> list[str]:
-    """Return the names of all variants, the control first."""
-    return [CONTROL, *(one.name for one in given.candidates)]
-
-
-def evidence_of(
-    given: SplitDefinition, samples: Mapping[tuple[str, SplitMetric], Sample], candidate: str, metric: SplitMetric
-) -> CandidateEvidence:
-    """Compare a candidate with the control in a metric, as sure as the goal asks for."""
-    control, other = (samples.get((name, metric), _empty(metric)) for name in (CONTROL, candidate))
-    effect = _scaled(metric, given.goal.effect)
-    found = evidence.compare(control, other, effect, given.goal.alpha / len(given.candidates))
-    verdict = found.verdict(effect, higher_is_better=metric.higher_is_better)
-    return CandidateEvidence(metric, control, other, found, verdict)
-
-
-def _scaled(metric: SplitMetric, effect: float) -> float:
-    """The effect in the unit of the means: of times, the logarithm of the ratio."""
-    return math.log1p(effect) if metric.is_logarithmic else effect
-
-
-def _empty(metric: SplitMetric) -> Sample:
-    return Sample(is_rate=metric is SplitMetric.ERROR)
-
-
-def broken_guard(
-    given: SplitDefinition, samples: Mapping[tuple[str, SplitMetric], Sample], candidate: str
-) -> str | None:
-    """
-    Return which guard a candidate has broken, or None.
-
-    It has when it is worse than the control for sure, and by more than is tolerated as far as one has seen.
-    """
-    alpha = _GUARD_ALPHA / (len(given.candidates) * max(len(given.guards.tolerances()), 1))
-    for metric, given_tolerance in given.guards.tolerances().items():
-        tolerance = math.log(given_tolerance) if metric.is_logarithmic else given_tolerance
-        control, other = (samples.get((name, metric), _empty(metric)) for name in (CONTROL, candidate))
-        found = evidence.compare(control, other, max(tolerance, _GUARD_EFFECT), alpha)
-        verdict = found.verdict(tolerance, higher_is_better=metric.higher_is_better)
-        if verdict is Verdict.WORSE and found.difference is not None and abs(found.difference) > tolerance:
-            before, after = shown_mean(metric, control), shown_mean(metric, other)
-            return f"{candidate}: {metric} is {after}, of the control {before}"
-    return None
-
-
-def shown_mean(metric: SplitMetric, sample: Sample) -> str:
-    """Return the mean of a sample for people; of times the geometric one."""
-    if sample.mean is None:
-        return "not known"
-    match metric:
-        case SplitMetric.ERROR:
-            return f"{sample.mean:.2%}"
-        case SplitMetric.SCORE:
-            return f"{sample.mean:.3f}"
-    return f"{math.exp(sample.mean):.3g} s"
-
-
-def _ending(given: SplitDefinition, samples: Mapping[tuple[str, SplitMetric], Sample]) -> SplitEnd | None:
+def _ending(given: SplitDefinition, samples: VariantSamples) -> SplitEnd | None:
     for candidate in given.candidates:
-        broken = broken_guard(given, samples, candidate.name)
+        broken = judgement.broken_guard(given, samples, candidate.name)
         if broken is not None:
             return SplitEnd(given.split, SplitState.ROLLED_BACK, broken, given.model)
     if not given.goal.stop:
         return None
-    verdicts = {one.name: evidence_of(given, samples, one.name, given.goal.metric).verdict for one in given.candidates}
-    if Verdict.UNDECIDED in verdicts.values():
+    verdicts = {
+        one.name: judgement.evidence_of(given, samples, one.name, given.goal.metric).verdict for one in given.candidates
+    }
+    if SplitVerdict.UNDECIDED in verdicts.values():
         return None
     reason = ", ".join(f"{name} is {verdict}" for name, verdict in verdicts.items())
     return SplitEnd(given.split, SplitState.DECIDED, f"{given.goal.metric}: {reason}", given.model)
@@ -280,14 +212,14 @@ def _may_ramp(
     work: UnitOfWork,
     found: StoredSplit,
     given: SplitDefinition,
-    samples: Mapping[tuple[str, SplitMetric], Sample],
+    samples: VariantSamples,
 ) -> bool:
     """Whether the stage is over: it has lasted, and each candidate has been seen often enough for its guards."""
     if found.share is not None or found.stage >= len(given.ramp) - 1:
         return False
     hold = given.ramp[found.stage].hold
     assert hold is not None, "only the last stage has none"
-    units = (samples.get((one.name, SplitMetric.ERROR), Sample()).units for one in given.candidates)
+    units = (samples.get((one.name, SplitMetric.ERROR), VariantSample()).units for one in given.candidates)
     return min(units) >= evidence.LEAST_UNITS and store.is_stage_over(work, found.id, hold.total_seconds())
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from app.inference.splits.assignment import UNIT_LABEL, VARIANT_LABEL
 from app.inference.splits.definition import SplitDefinition, SplitMetric
-from app.inference.splits.evidence import Sample
+from app.inference.splits.evidence import VariantSample
 from app.inference.splits.rows import SplitState, StoredSplit
 from app.kernel.database import UnitOfWork
 from app.kernel.errors import NotFound
@@ -196,10 +196,10 @@ def collect(work: UnitOfWork, split: StoredSplit, variants: list[str], score: st
     return found
 
 
-def samples(work: UnitOfWork, id_: UUID) -> dict[tuple[str, SplitMetric], Sample]:
+def samples(work: UnitOfWork, id_: UUID) -> dict[tuple[str, SplitMetric], VariantSample]:
     """Return the outcomes by variant and metric."""
     return {
-        (row.variant, SplitMetric(row.metric)): Sample(
+        (row.variant, SplitMetric(row.metric)): VariantSample(
             row.units, row.n, row.x, row.xx, row.nn, row.xn, row.metric == SplitMetric.ERROR
         )
         for row in work.rows(_SAMPLES, {"id": id_})

@@ -19,7 +19,7 @@ from app.catalog.catalog import Catalog
 from app.catalog.model import Model
 from app.inference.splits import assignment, definition, store
 from app.inference.splits.assignment import ActiveSplit, Assigned
-from app.inference.splits.definition import Candidate
+from app.inference.splits.definition import SplitCandidate
 from app.inference.splits.rows import StoredSplit
 from app.kernel import ids, log
 from app.kernel.database import Database
@@ -43,7 +43,7 @@ def active(stored: StoredSplit) -> ActiveSplit:
     share = (
         stored.share if stored.share is not None else float(found.ramp[min(stored.stage, len(found.ramp) - 1)].share)
     )
-    return ActiveSplit(stored.id, found, share)
+    return ActiveSplit(str(stored.id), found, share)
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class SplitTable:
         labels = {**request.definition.labels, **request.labels}
         unit = assignment.unit_of_run(split.definition.unit, labels)
         run_id = request.id or ids.new_id()
-        found = assignment.assign(split, namespace, unit, run_id, labels.get("user"))
+        found = assignment.assign(split, namespace, unit, str(run_id), labels.get("user"))
         changed = replace(request, id=run_id, assigned=found.labels)
         candidate = found.candidate
         if candidate is None:
@@ -135,7 +135,7 @@ def divide(
     None when the candidate's model is not in the catalogue: the call is not divided, and this is logged.
     """
     unit = assignment.unit_of_call(split.definition.unit, body)
-    found = assignment.assign(split, namespace, unit, run_id, assignment.user_of_call(body))
+    found = assignment.assign(split, namespace, unit, str(run_id), assignment.user_of_call(body))
     candidate = found.candidate
     if candidate is None:
         return DividedCall(model, body, found)
@@ -146,7 +146,7 @@ def divide(
     return DividedCall(other, changed_body(body, candidate), found)
 
 
-def changed_body(body: Mapping[str, Any], candidate: Candidate) -> Mapping[str, Any]:
+def changed_body(body: Mapping[str, Any], candidate: SplitCandidate) -> Mapping[str, Any]:
     """Return the body of a call with the fields of a candidate; a system message only for one that has messages."""
     changed = {**body, **candidate.set}
     if "max_tokens" in candidate.set or "max_completion_tokens" in candidate.set:

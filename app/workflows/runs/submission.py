@@ -32,7 +32,7 @@ from app.kernel.errors import (
 from app.kernel.security import texts
 from app.workflows.expressions import templates
 from app.workflows.language import inputs
-from app.workflows.language.definition import Definition, RoutedDefinition, RouteModels
+from app.workflows.language.definition import ASSIGNED_LABELS, Definition, RoutedDefinition, RouteModels
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import FANNED_KINDS
 from app.workflows.runs import admission
@@ -50,9 +50,6 @@ _log = log.get(__name__)
 #: The deepest nesting of calls, and the failure of a call beyond that.
 MAX_DEPTH = 16
 TOO_DEEP = f"workflows call each other more than {MAX_DEPTH} deep"
-
-#: How the labels begin that say how a run was assigned.
-ASSIGNED_LABELS = "split."
 
 #: The errors of a run that exceeds a limit.
 TOO_MANY = (ConcurrencyLimitReached,)
