@@ -26,7 +26,9 @@ MAX_CANDIDATES, MAX_STAGES, MAX_PINS = 4, 16, 100
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 _NAME_ACCEPTED = "lower-case letters, digits, '_' and '-', at most 40"
 _Part = Annotated[StrictFloat | StrictInt, Field(gt=0, le=1)]
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+#: A name of a model, a workflow, a user or a namespace.
+TargetText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+SplitName = Annotated[str, Field(pattern=_NAME, description=_NAME_ACCEPTED)]
 #: The fields of a call that a candidate may set.
 SETTABLE = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -77,7 +79,7 @@ class SplitCandidate(_SplitPart):
 
     name: Annotated[str, Field(pattern=_NAME)]
     #: Of a split of calls: the model that answers.
-    model: _Text | None = None
+    model: TargetText | None = None
     #: Of a split of calls: fields that replace those of the request.
     set: Mapping[str, Any] = Field(default={}, max_length=len(SETTABLE))
     #: Of a split of calls: the system message, in the place of that of the request.
@@ -85,7 +87,7 @@ class SplitCandidate(_SplitPart):
     #: Of a split of runs: the version of the workflow.
     version: Annotated[StrictInt, Field(ge=0)] | None = None
     #: Of a split of runs: other models by id of a step; `*` is every step that uses one.
-    models: Mapping[str, _Text] = Field(default={}, max_length=1_000)
+    models: Mapping[str, TargetText] = Field(default={}, max_length=1_000)
 
 
 class SplitStage(_SplitPart):
@@ -101,8 +103,8 @@ class Pin(_SplitPart):
     """A variant for some users or namespaces, whatever the hash says: a feature flag."""
 
     variant: Annotated[str, Field(pattern=_NAME)]
-    users: tuple[_Text, ...] = Field(default=(), max_length=1_000)
-    namespaces: tuple[_Text, ...] = Field(default=(), max_length=100)
+    users: tuple[TargetText, ...] = Field(default=(), max_length=1_000)
+    namespaces: tuple[TargetText, ...] = Field(default=(), max_length=100)
 
 
 class Goal(_SplitPart):
@@ -136,14 +138,14 @@ class Guards(_SplitPart):
 class SplitDefinition(_SplitPart):
     """A split: of the calls of a model, or of the runs of a workflow."""
 
-    split: Annotated[str, Field(pattern=_NAME, description=_NAME_ACCEPTED)]
+    split: SplitName
     description: Annotated[str, Field(max_length=1_000, pattern=r"^[^\x00]*$")] = ""
     #: The model whose calls are divided: a name or an alias.
-    model: _Text | None = None
+    model: TargetText | None = None
     #: The workflow whose runs are divided, where they name no version.
-    workflow: _Text | None = None
+    workflow: TargetText | None = None
     #: Where it holds; without any, everywhere.
-    namespaces: tuple[_Text, ...] = Field(default=(), max_length=100)
+    namespaces: tuple[TargetText, ...] = Field(default=(), max_length=100)
     unit: SplitUnit = SplitUnit.USER
     candidates: tuple[SplitCandidate, ...] = Field(min_length=1, max_length=MAX_CANDIDATES)
     pins: tuple[Pin, ...] = Field(default=(), max_length=MAX_PINS)
@@ -173,19 +175,19 @@ def parse(document: Any) -> SplitDefinition:
     try:
         found = SplitDefinition.model_validate(document)
     except ValidationError as error:
-        raise InvalidInput(
-            [
-                Problem(
-                    ".".join(map(str, one["loc"])) or "split", one["msg"].removeprefix("Value error, "), _accepted(one)
-                )
-                for one in error.errors(include_url=False, include_input=False)
-            ],
-            "split",
-        ) from None
+        raise InvalidInput(problems_of(error, "split"), "split") from None
     problems = list(_problems(found))
     if problems:
         raise InvalidInput(problems, "split")
     return found
+
+
+def problems_of(error: ValidationError, what: str) -> list[Problem]:
+    """Return what is wrong with a document, field by field; `what` names the document itself."""
+    return [
+        Problem(".".join(map(str, one["loc"])) or what, one["msg"].removeprefix("Value error, "), _accepted(one))
+        for one in error.errors(include_url=False, include_input=False)
+    ]
 
 
 def _accepted(error: Any) -> str:

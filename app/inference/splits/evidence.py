@@ -112,6 +112,15 @@ def compare(control: VariantSample, candidate: VariantSample, effect: float, alp
     return Comparison(difference, difference - reach, difference + reach, is_founded)
 
 
+def of_mean(sample: VariantSample, effect: float, alpha: float) -> Comparison:
+    """Compare the mean of a sample with 0: that of differences within pairs."""
+    mean, variance = sample.mean, sample.variance
+    if mean is None or math.isinf(variance):
+        return Comparison(mean, -math.inf, math.inf, False)
+    reach = half_width(variance, effect, alpha)
+    return Comparison(mean, mean - reach, mean + reach, sample.units >= LEAST_UNITS)
+
+
 def half_width(variance: float, effect: float, alpha: float) -> float:
     """Return half the width of the confidence sequence of a mean with this variance."""
     if variance <= 0:
