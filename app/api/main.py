@@ -76,7 +76,7 @@ from app.api.telemetry import exported
 from app.api.telemetry import models as model_metrics
 from app.api.telemetry.requests import RequestMetricsMiddleware
 from app.api.telemetry.tracing import TracingMiddleware
-from app.api.trials import splits
+from app.api.trials import shadows, splits
 from app.api.ui import errors as ui_errors
 from app.api.ui import routes as ui
 from app.api.workflows import events, payloads, prompts, run_control, runs, schedules, scores, tokens, workflows
@@ -91,6 +91,7 @@ from app.inference.openai.reranking import RerankingRequest
 from app.inference.openai.responses.request import ResponsesRequest
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
+from app.inference.shadows.definition import ShadowDefinition
 from app.inference.splits.definition import SplitDefinition
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
@@ -207,6 +208,7 @@ ROUTERS = (
     model_metrics.router,
     consolidations.router,
     splits.router,
+    shadows.router,
     scores.router,
     health.router,
     *ui.ROUTERS,
@@ -230,7 +232,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
     jobs.TriggerIn,
     *(Handoff, records.MendIn, handoffs.SampleIn),
-    *(SplitDefinition, splits.ShareIn, splits.NeededIn, scores.ScoreIn),
+    *(SplitDefinition, ShadowDefinition, splits.ShareIn, splits.NeededIn, scores.ScoreIn),
 )
 
 _DESCRIPTION = """

@@ -1,8 +1,8 @@
 """
 The comparison of pairs: what the original and the candidate did, side by side, and what many pairs say together.
 
-Each metric of a pair is one difference, so pairs are compared with themselves: what makes a request hard is the same for
-both. What is said of the mean difference holds however often one looks (`app.inference.splits.evidence`).
+Each metric of a pair is one difference, so pairs are compared with themselves: what makes a request hard is the same
+for both. What is said of the mean difference holds however often one looks (`app.inference.splits.evidence`).
 
 Nothing here reads a clock or a database.
 """
@@ -44,12 +44,18 @@ class PairMetric(StrEnum):
     @property
     def is_logarithmic(self) -> bool:
         """Whether the difference is relative."""
-        return self in (self.LENGTH, self.TOKENS_OUT, self.SECONDS, self.FIRST_TOKEN, self.COST)
+        return self in (
+            PairMetric.LENGTH,
+            PairMetric.TOKENS_OUT,
+            PairMetric.SECONDS,
+            PairMetric.FIRST_TOKEN,
+            PairMetric.COST,
+        )
 
     @property
     def higher_is_better(self) -> bool:
         """Whether more of it is better. Of lengths neither is: there `better` says that it is shorter."""
-        return self in (self.VALID, self.SAME_TOOLS, self.JUDGE, self.SCORE)
+        return self in (PairMetric.VALID, PairMetric.SAME_TOOLS, PairMetric.JUDGE, PairMetric.SCORE)
 
 
 class Preference(StrEnum):

@@ -1,4 +1,4 @@
-"""The section `splits` of the settings: how often splits are looked at."""
+"""The section `splits` of the settings: how often splits and shadows are looked at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.kernel.units.durations import Duration
 
 
 class SplitSettings(Section):
-    """Splits of calls and runs."""
+    """Splits and shadows of calls and runs."""
 
-    #: Interval of the job that reads outcomes, ramps up and rolls back.
+    #: Interval of the jobs that read outcomes, ramp up and roll back, and do again what shadows sample.
     check_every: Annotated[Duration, durations.at_least("100ms")] = timedelta(seconds=2)

@@ -93,6 +93,7 @@ NAMED = {
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
     "/v1/splits": {"name": ("nothing", "nowhere")},
+    "/v1/shadows": {"name": ("nothing", "nowhere")},
     "/v1/jobs": {"name": ("sweep", "nothing"), "pass_id": (UNKNOWN, UNKNOWN)},
     "/v1/actions": {"action_id": ("{action}", UNKNOWN)},
     "/v1/alerts": {
