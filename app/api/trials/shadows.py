@@ -17,7 +17,7 @@ from app.api.callers import InjectedCaller, requires
 from app.api.routers import ApiRouter
 from app.api.services import InjectedServices
 from app.inference.shadows import definition, store
-from app.inference.shadows.comparison import PairMetric, Preference
+from app.inference.shadows.comparison import JudgePreference, PairMetric
 from app.inference.shadows.definition import ShadowDefinition
 from app.inference.shadows.rows import PairState, ShadowState, StoredShadow
 from app.inference.shadows.service import ShadowReport, Shadows
@@ -77,7 +77,7 @@ class ShadowReportOut(ShadowListed):
     metrics: list[PairEvidenceOut]
     similarity: float | None = Field(description="the mean cosine of the texts, from -1 to 1")
     similar_pairs: int
-    preferences: dict[Preference, int] = Field(description="what the judge prefers, asked in both orders")
+    preferences: dict[JudgePreference, int] = Field(description="what the judge prefers, asked in both orders")
     position_bias: float | None = Field(description="how often the judge named the first place; 0.5 is no bias")
 
 
@@ -90,7 +90,7 @@ class PairOut(BaseModel):
     reason: str
     differences: dict[PairMetric, float] = Field(description="candidate less original; logarithms of ratios")
     similarity: float | None
-    preference: Preference | None
+    preference: JudgePreference | None
     error: str | None = Field(description="why the candidate failed")
     at: datetime
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -14,7 +13,7 @@ from app.cli import texts
 from app.cli.client import connected
 from app.cli.output import AsJson, ago, console, notes, print_json, settings_of, state, table
 from app.inference.shadows import definition
-from app.kernel import clock
+from app.kernel import clock, ids
 from app.kernel.errors import InvalidInput, Problem
 from app.workflows.language import source
 
@@ -58,7 +57,7 @@ def shadow(
 
     with connected(settings_of(context)) as client:
         options = {"max_tokens": max_tokens}
-        counted = side_by_side.vote_on(client, (model, candidate), ask, options, random.SystemRandom())
+        counted = side_by_side.vote_on(client, (model, candidate), ask, options, lambda: bool(ids.new_id().int & 1))
     notes().print(", ".join(f"{name}: {count}" for name, count in counted.most_common()) or "no votes", highlight=False)
 
 
@@ -177,9 +176,7 @@ def _more(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"similarity of the texts: {found['similarity']:.3f} ({found['similar_pairs']} pairs)")
     if found["preferences"]:
         listed = ", ".join(f"{name} {count}" for name, count in found["preferences"].items())
-        bias = (
-            f"; it named the first place in {found['position_bias']:.0%}" if found["position_bias"] is not None else ""
-        )
+        bias = "" if found["position_bias"] is None else f"; it named the first place in {found['position_bias']:.0%}"
         lines.append(f"the judge prefers: {listed}{bias}")
     if found["skipped"]:
         lines.append("left out: " + ", ".join(f"{count} ({reason})" for reason, count in found["skipped"].items()))

@@ -7,7 +7,6 @@ Which model is on which side is drawn for each prompt and shown after the vote. 
 from __future__ import annotations
 
 import json
-import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -56,12 +55,13 @@ def vote_on(
     models: tuple[str, str],
     ask: Callable[[str], str],
     options: Mapping[str, Any],
-    chance: random.Random,
+    swaps: Callable[[], bool],
 ) -> Counter[str]:
     """
     Ask for prompts until there is none, and for a vote on each pair of answers. Returns the votes by model, and `tie`.
 
-    `ask` returns a line of the person; it raises EOFError at the end of the input.
+    `ask` returns a line of the person; it raises EOFError at the end of the input. `swaps` says whether the first model
+    is on the right.
     """
     counted: Counter[str] = Counter()
     while True:
@@ -72,7 +72,8 @@ def vote_on(
         if not prompt:
             return counted
         sides = [SideAnswer(model) for model in models]
-        chance.shuffle(sides)
+        if swaps():
+            sides.reverse()
         _answer(client, sides, prompt, options)
         key = _key(ask)
         if key == "q":

@@ -58,7 +58,7 @@ class PairMetric(StrEnum):
         return self in (PairMetric.VALID, PairMetric.SAME_TOOLS, PairMetric.JUDGE, PairMetric.SCORE)
 
 
-class Preference(StrEnum):
+class JudgePreference(StrEnum):
     """What a judge that was asked in both orders prefers."""
 
     CANDIDATE = "candidate"
@@ -119,22 +119,22 @@ def is_valid(text: str, request: Any) -> bool | None:
     return validation.conforms(schema, value)
 
 
-def preference(first: str | None, second: str | None) -> Preference | None:
+def preference(first: str | None, second: str | None) -> JudgePreference | None:
     """Return what a judge prefers: first the original was A, then the candidate was. None without both answers."""
     if first is None or second is None:
         return None
     match first, second:
         case "tie", "tie":
-            return Preference.TIE
+            return JudgePreference.TIE
         case "A", "B":
-            return Preference.ORIGINAL
+            return JudgePreference.ORIGINAL
         case "B", "A":
-            return Preference.CANDIDATE
+            return JudgePreference.CANDIDATE
         case "A", "A":
-            return Preference.POSITION_A
+            return JudgePreference.POSITION_A
         case "B", "B":
-            return Preference.POSITION_B
-    return Preference.UNSURE
+            return JudgePreference.POSITION_B
+    return JudgePreference.UNSURE
 
 
 def cosine(vectors: Any) -> float | None:
@@ -147,7 +147,7 @@ def cosine(vectors: Any) -> float | None:
 
 
 def compared(
-    original: PairSide, candidate: PairSide | None, request: Any, judged: Preference | None
+    original: PairSide, candidate: PairSide | None, request: Any, judged: JudgePreference | None
 ) -> dict[str, float]:
     """Return the differences of a pair by metric. `candidate` is None when it failed."""
     found: dict[str, float] = {PairMetric.ERROR: float(candidate is None)}
@@ -160,7 +160,7 @@ def compared(
         # A disagreement counts against the candidate: 0 is the best that it can be.
         found[PairMetric.SAME_TOOLS] = float(list(original.tools) == list(candidate.tools)) - 1.0
     if judged is not None:
-        found[PairMetric.JUDGE] = {Preference.CANDIDATE: 1.0, Preference.ORIGINAL: -1.0}.get(judged, 0.0)
+        found[PairMetric.JUDGE] = {JudgePreference.CANDIDATE: 1.0, JudgePreference.ORIGINAL: -1.0}.get(judged, 0.0)
     if original.score is not None and candidate.score is not None:
         found[PairMetric.SCORE] = candidate.score - original.score
     ratios = (

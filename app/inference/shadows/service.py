@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 
 from app.catalog.catalog import Catalog
 from app.inference.shadows import comparison, definition, pairing, store
-from app.inference.shadows.comparison import PairEvidence, PairSide, Preference
+from app.inference.shadows.comparison import JudgePreference, PairEvidence, PairSide
 from app.inference.shadows.definition import ShadowDefinition
 from app.inference.shadows.rows import PairState, ShadowState, StoredPair, StoredShadow
 from app.inference.splits import table
@@ -70,7 +70,7 @@ class ShadowReport:
     #: The mean similarity of the texts, and of how many pairs.
     similarity: float | None
     similar_pairs: int
-    preferences: Mapping[Preference, int]
+    preferences: Mapping[JudgePreference, int]
     #: The part of the judge's answers that named the first place; 0.5 is without a bias.
     position_bias: float | None
 
@@ -124,7 +124,7 @@ class Shadows:
             results = store.results(work, found.id, MOST_REPORTED)
         given = definition.parse(found.definition)
         near = [one["similarity"] for one in results if one.get("similarity") is not None]
-        preferred = [Preference(one["preference"]) for one in results if one.get("preference")]
+        preferred = [JudgePreference(one["preference"]) for one in results if one.get("preference")]
         answers = [one[order] for one in results for order in ("first", "second") if one.get(order) in ("A", "B")]
         return ShadowReport(
             found,
@@ -135,7 +135,7 @@ class Shadows:
             comparison.evidence_of((one["differences"] for one in results), given.effect, given.alpha),
             sum(near) / len(near) if near else None,
             len(near),
-            {one: preferred.count(one) for one in Preference if one in preferred},
+            {one: preferred.count(one) for one in JudgePreference if one in preferred},
             answers.count("A") / len(answers) if answers else None,
         )
 
