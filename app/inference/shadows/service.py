@@ -255,7 +255,7 @@ class Shadows:
             try:
                 result, reason = self._result(pair), ""
             except NotFound:
-                result, reason = None, "one of its runs was removed"
+                result, reason = None, "one of its runs was cancelled or removed"
             except Unavailable:
                 raise
             except Exception:  # noqa: BLE001 one pair that cannot be compared stops no other one
