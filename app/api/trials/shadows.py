@@ -25,7 +25,8 @@ from app.inference.splits.evidence import SplitVerdict
 
 router = ApiRouter(prefix="/v1/shadows", tags=["trials"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
-_Name = Annotated[str, Path(description="the name of the shadow", examples=["next-model"], max_length=40)]
+#: The types of endpoints' arguments: the name of a shadow, and the service.
+ShadowName = Annotated[str, Path(description="the name of the shadow", examples=["next-model"], max_length=40)]
 _OPERATE = requires(KeyScope.OPERATE, all_namespaces=True)
 
 
@@ -33,7 +34,7 @@ def _service(services: InjectedServices) -> Shadows:
     return Shadows(services.runs, lambda: services.catalog)
 
 
-_Service = Annotated[Shadows, Depends(_service)]
+InjectedShadows = Annotated[Shadows, Depends(_service)]
 
 
 class ShadowListed(BaseModel):
@@ -120,7 +121,7 @@ def page(
     openapi_extra=bodies.documented_as(ShadowDefinition),
 )
 def start(
-    request: Request, body: RequestBody, services: InjectedServices, caller: InjectedCaller, shadows: _Service
+    request: Request, body: RequestBody, services: InjectedServices, caller: InjectedCaller, shadows: InjectedShadows
 ) -> ShadowListed:
     """From now on a candidate does a share of the calls or runs again, and nobody sees what it says. JSON or YAML."""
     with services.database.work() as work:
@@ -130,16 +131,16 @@ def start(
 
 
 @router.get("/{name}", summary="The report of a shadow", responses=problems.documented(404, 422))
-def report(name: _Name, shadows: _Service) -> ShadowReportOut:
+def report(name: ShadowName, shadows: InjectedShadows) -> ShadowReportOut:
     """A shadow, and what its pairs say: at most the 10,000 newest."""
     return _report(shadows.report(name))
 
 
 @router.get("/{name}/pairs", summary="Pairs of a shadow", responses=problems.documented(404, 422))
 def pairs(
-    name: _Name,
+    name: ShadowName,
     services: InjectedServices,
-    shadows: _Service,
+    shadows: InjectedShadows,
     limit: Annotated[int, Query(ge=1, le=500, description="most pairs")] = 50,
     offset: Annotated[int, Query(ge=0, le=1_000_000, description="pairs that are passed over")] = 0,
 ) -> PairList:
@@ -168,9 +169,9 @@ def pairs(
     "/{name}/stop", dependencies=[_OPERATE], summary="Stop a shadow", responses=problems.documented(404, 409, 422)
 )
 def stop(
-    name: _Name,
+    name: ShadowName,
     services: InjectedServices,
-    shadows: _Service,
+    shadows: InjectedShadows,
     reason: Annotated[
         str, Query(max_length=1000, pattern=r"^[^\x00]*$", description="the reason, which is shown with the shadow")
     ] = "",
@@ -188,7 +189,7 @@ def stop(
     summary="Remove a shadow",
     responses=problems.documented(404, 409, 422),
 )
-def remove(name: _Name, services: InjectedServices, shadows: _Service) -> Response:
+def remove(name: ShadowName, services: InjectedServices, shadows: InjectedShadows) -> Response:
     """Remove a shadow that has ended, with its pairs. The runs of its candidate stay for their retention."""
     with services.database.work() as work:
         shadows.remove(work, name)

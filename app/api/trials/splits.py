@@ -26,7 +26,8 @@ from app.kernel.live.notices import ChangeTopic
 
 router = ApiRouter(prefix="/v1/splits", tags=["trials"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
-_Name = Annotated[str, Path(description="the name of the split", examples=["shorter-answers"], max_length=40)]
+#: The types of endpoints' arguments: the name of a split, and the service.
+SplitName = Annotated[str, Path(description="the name of the split", examples=["shorter-answers"], max_length=40)]
 _Reason = Annotated[
     str, Query(max_length=1000, pattern=r"^[^\x00]*$", description="the reason, which is shown with the split")
 ]
@@ -37,7 +38,7 @@ def _service(services: InjectedServices) -> Splits:
     return Splits(services.database, lambda: services.catalog)
 
 
-_Service = Annotated[Splits, Depends(_service)]
+InjectedSplits = Annotated[Splits, Depends(_service)]
 
 
 class VariantOut(BaseModel):
@@ -155,7 +156,7 @@ def page(
     openapi_extra=bodies.documented_as(SplitDefinition),
 )
 def start(
-    request: Request, body: RequestBody, services: InjectedServices, caller: InjectedCaller, splits: _Service
+    request: Request, body: RequestBody, services: InjectedServices, caller: InjectedCaller, splits: InjectedSplits
 ) -> SplitOut:
     """Divide the calls of a model, or the runs of a workflow, from now on. As JSON or YAML."""
     with services.database.work() as work:
@@ -176,7 +177,7 @@ def size(body: Annotated[NeededIn, bodies.of(NeededIn)]) -> NeededOut:
 
 
 @router.get("/{name}", summary="One split", responses=problems.documented(404, 422))
-def get(name: _Name, services: InjectedServices, splits: _Service) -> SplitOut:
+def get(name: SplitName, services: InjectedServices, splits: InjectedSplits) -> SplitOut:
     """A split, the outcomes of its variants, and what they say."""
     return _out(services, splits.get(name))
 
@@ -184,7 +185,7 @@ def get(name: _Name, services: InjectedServices, splits: _Service) -> SplitOut:
 @router.post(
     "/{name}/stop", dependencies=[_OPERATE], summary="Stop a split", responses=problems.documented(404, 409, 422)
 )
-def stop(name: _Name, services: InjectedServices, splits: _Service, reason: _Reason = "") -> SplitOut:
+def stop(name: SplitName, services: InjectedServices, splits: InjectedSplits, reason: _Reason = "") -> SplitOut:
     """End a split: everything goes to the control."""
     with services.database.work() as work:
         found = splits.stop(work, name, reason)
@@ -200,7 +201,7 @@ def stop(name: _Name, services: InjectedServices, splits: _Service, reason: _Rea
     openapi_extra=bodies.documented_as(ShareIn),
 )
 def set_share(
-    name: _Name, body: Annotated[ShareIn, bodies.of(ShareIn)], services: InjectedServices, splits: _Service
+    name: SplitName, body: Annotated[ShareIn, bodies.of(ShareIn)], services: InjectedServices, splits: InjectedSplits
 ) -> SplitOut:
     """Set the share of each candidate, in the place of its ramp. A larger one adds units and takes none away."""
     with services.database.work() as work:
@@ -216,7 +217,7 @@ def set_share(
     summary="Remove a split",
     responses=problems.documented(404, 409, 422),
 )
-def remove(name: _Name, services: InjectedServices, splits: _Service) -> Response:
+def remove(name: SplitName, services: InjectedServices, splits: InjectedSplits) -> Response:
     """Remove a split that has ended, with its outcomes. The labels of its runs stay."""
     with services.database.work() as work:
         splits.remove(work, name)
