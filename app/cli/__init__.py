@@ -125,6 +125,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.trials.shadow:app",
         "Shadows: a candidate does a share of the work again, and nobody sees what it says.",
     ),
+    "dataset": LazyCommand(
+        "app.cli.trials.evaluate:dataset",
+        "Make a dataset of runs that succeeded: their inputs and outputs, as cases for `arriero evaluate`.",
+    ),
+    "evaluate": LazyCommand(
+        "app.cli.trials.evaluate:evaluate",
+        "Have a candidate do the cases of a dataset, check the outputs, and compare them with the recorded ones.",
+    ),
     "splits": LazyCommand("app.cli.trials.splits:app", "Splits: a share of calls or runs goes to a candidate."),
     "files": LazyCommand("app.cli.batches.files:app", "Files: inputs of batches, their results, and data of users."),
     "batches": LazyCommand(

@@ -105,3 +105,34 @@ def test_a_split_is_sticky_and_shown(live: Live, tmp_path: Path) -> None:
     live.arriero("splits", "stop", "short")
     assert "stopped" in live.arriero("splits", "list").stdout
     live.arriero("splits", "remove", "short")
+
+
+def test_a_version_is_tried_on_the_cases_of_runs(live: Live, tmp_path: Path) -> None:
+    cases, checks, calls = tmp_path / "cases.jsonl", tmp_path / "checks.yaml", tmp_path / "calls.jsonl"
+    flow = {"workflow": "shout", "inputs": {"text": {"type": "string"}}, "outputs": {"said": "steps.say.output"}}
+    for cel in ("inputs.text + '!'", "inputs.text + inputs.text + '!'"):
+        body = {**flow, "steps": [{"id": "say", "kind": "transform", "cel": cel}]}
+        assert httpx2.put(f"{live.api}/v1/workflows/shout", json=body, timeout=30).is_success
+    for text, label in (("a", "evaluation"), ("b", "evaluation"), ("private", "none")):
+        body = {"workflow": "shout", "version": 1, "inputs": {"text": text}, "labels": {"consent": label}}
+        live.until_ended(httpx2.post(f"{live.api}/v1/runs", json=body, timeout=30).json()["id"])
+
+    assert "2 cases" in live.arriero("dataset", str(cases), "--workflow", "shout").stderr
+    assert "private" not in cases.read_text()
+    checks.write_text(
+        "[{name: as before, that: output == expected}, {name: loud, that: 'output.said.endsWith(\"!\")'}]"
+    )
+    same = ["evaluate", str(cases), "--workflow", "shout", "--checks", str(checks)]
+    first = json.loads(live.arriero(*same, "--version", "1", "--json").stdout)
+    assert (first["pass_rate"], [one["passed"] for one in first["checks"]]) == (1.0, [2, 2])
+    changed = live.arriero(*same, "--version", "2", expect=1).stdout
+    assert "0.0% passed" in changed
+    assert "as before" in changed
+    live.arriero(*same, "--version", "2", "--require", "0")
+
+    line = {"request": {"messages": [{"role": "user", "content": "Hello"}]}, "output": "Hi"}
+    calls.write_text(json.dumps(line) + "\n")
+    tried = live.arriero("evaluate", str(calls), "--model", MODEL, "--set", "max_tokens=4", "--json").stdout
+    assert json.loads(tried)["cases"] == 1
+    assert "no field" in live.arriero("evaluate", str(calls), "--model", MODEL, "--set", "x=1", expect=2).stderr
+    assert "have no inputs" in live.arriero("evaluate", str(calls), "--workflow", "shout", expect=2).stderr

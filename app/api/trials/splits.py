@@ -27,7 +27,7 @@ from app.kernel.live.notices import ChangeTopic
 router = ApiRouter(prefix="/v1/splits", tags=["trials"], dependencies=[requires(KeyScope.READ, all_namespaces=True)])
 
 #: The types of endpoints' arguments: the name of a split, and the service.
-SplitName = Annotated[str, Path(description="the name of the split", examples=["shorter-answers"], max_length=40)]
+SplitInPath = Annotated[str, Path(description="the name of the split", examples=["shorter-answers"], max_length=40)]
 _Reason = Annotated[
     str, Query(max_length=1000, pattern=r"^[^\x00]*$", description="the reason, which is shown with the split")
 ]
@@ -177,7 +177,7 @@ def size(body: Annotated[NeededIn, bodies.of(NeededIn)]) -> NeededOut:
 
 
 @router.get("/{name}", summary="One split", responses=problems.documented(404, 422))
-def get(name: SplitName, services: InjectedServices, splits: InjectedSplits) -> SplitOut:
+def get(name: SplitInPath, services: InjectedServices, splits: InjectedSplits) -> SplitOut:
     """A split, the outcomes of its variants, and what they say."""
     return _out(services, splits.get(name))
 
@@ -185,7 +185,7 @@ def get(name: SplitName, services: InjectedServices, splits: InjectedSplits) -> 
 @router.post(
     "/{name}/stop", dependencies=[_OPERATE], summary="Stop a split", responses=problems.documented(404, 409, 422)
 )
-def stop(name: SplitName, services: InjectedServices, splits: InjectedSplits, reason: _Reason = "") -> SplitOut:
+def stop(name: SplitInPath, services: InjectedServices, splits: InjectedSplits, reason: _Reason = "") -> SplitOut:
     """End a split: everything goes to the control."""
     with services.database.work() as work:
         found = splits.stop(work, name, reason)
@@ -201,7 +201,7 @@ def stop(name: SplitName, services: InjectedServices, splits: InjectedSplits, re
     openapi_extra=bodies.documented_as(ShareIn),
 )
 def set_share(
-    name: SplitName, body: Annotated[ShareIn, bodies.of(ShareIn)], services: InjectedServices, splits: InjectedSplits
+    name: SplitInPath, body: Annotated[ShareIn, bodies.of(ShareIn)], services: InjectedServices, splits: InjectedSplits
 ) -> SplitOut:
     """Set the share of each candidate, in the place of its ramp. A larger one adds units and takes none away."""
     with services.database.work() as work:
@@ -217,7 +217,7 @@ def set_share(
     summary="Remove a split",
     responses=problems.documented(404, 409, 422),
 )
-def remove(name: SplitName, services: InjectedServices, splits: InjectedSplits) -> Response:
+def remove(name: SplitInPath, services: InjectedServices, splits: InjectedSplits) -> Response:
     """Remove a split that has ended, with its outcomes. The labels of its runs stay."""
     with services.database.work() as work:
         splits.remove(work, name)

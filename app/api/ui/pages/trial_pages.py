@@ -12,7 +12,7 @@ from app.api.services import InjectedServices
 from app.api.trials import shadows as shadows_resource
 from app.api.trials import splits as splits_resource
 from app.api.trials.shadows import InjectedShadows, ShadowName
-from app.api.trials.splits import InjectedSplits, SplitName
+from app.api.trials.splits import InjectedSplits, SplitInPath
 from app.api.ui.pages.written import written
 from app.api.ui.rendering import render
 
@@ -37,7 +37,7 @@ def listed(request: Request, caller: InjectedCaller, services: InjectedServices)
 
 @router.get("/trials/splits/{name}")
 def split(
-    request: Request, caller: InjectedCaller, services: InjectedServices, name: SplitName, splits: InjectedSplits
+    request: Request, caller: InjectedCaller, services: InjectedServices, name: SplitInPath, splits: InjectedSplits
 ) -> HTMLResponse:
     """A split, the outcomes of its variants, and what they say."""
     found = splits_resource.get(name, services, splits)
