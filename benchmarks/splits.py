@@ -6,6 +6,8 @@ Splits: whether their verdicts are right, what they cost a call, and how soon a 
 Verdicts: seeded outcomes of a known truth, with a look after every 50. Calls: an `arriero up` with a small model;
 rounds with and without a split in turn, each of so many calls by four clients. Roll-back: the candidate is a server
 that does not answer; from its first failure until the split has ended, and until the last call that went there.
+Shadows: the same rounds with a shadow that does every call again with the same model, beside none; and how many pairs
+there are some time later.
 """
 
 from __future__ import annotations
@@ -171,15 +173,53 @@ def main() -> None:
                     if way == "with":
                         client.post("/v1/splits/same/stop")
                         assert client.delete("/v1/splits/same").status_code == 204
+        shadow = {
+            "shadow": "all",
+            "model": MODEL,
+            "share": 1.0,
+            "max_open": 10_000,
+            "candidate": {"set": {"temperature": 0.5}},
+        }
+        shadowed: dict[str, list[list[float]]] = {"alone": [], "shadowed": []}
+        with httpx2.Client(base_url=up.url, timeout=60) as client:
+            for number in range(given.rounds):
+                for way in ("alone", "shadowed") if number % 2 else ("shadowed", "alone"):
+                    if way == "shadowed":
+                        assert client.post("/v1/shadows", json=shadow).status_code == 201
+                        time.sleep(3)  # what ended before is read
+                    shadowed[way].append(latencies(up.url, given.calls))
+                    if way == "shadowed":
+                        result["pairs"] = _settled(client, given.calls)
+                        client.post("/v1/shadows/all/stop")
+                        assert client.delete("/v1/shadows/all").status_code == 204
+        result["shadow"] = _ratios(shadowed, "alone", "shadowed")
         result["roll_back"] = rolled_back(up.url)
-    for name, quantile in (("p50", 0.5), ("p99", 0.99)):
-        values = {way: [sorted(one)[int(quantile * len(one))] for one in found] for way, found in rounds.items()}
-        ratios = [after / before for before, after in zip(values["without"], values["with"], strict=True)]
-        result[name] = {way: statistics.median(found) * 1000 for way, found in values.items()}
-        result[name]["ratio"] = statistics.median(ratios)
+    result["split"] = _ratios(rounds, "without", "with")
     _print(result)
     if given.json:
         given.json.write_text(json.dumps(result, indent=2))
+
+
+def _settled(client: httpx2.Client, calls: int) -> int:
+    """Wait until each call is a pair, and return how many are compared after a minute at the latest."""
+    limit = time.perf_counter() + 120
+    while True:
+        found = client.get("/v1/shadows/all").json()
+        done: int = found["compared"] + sum(found["skipped"].values())
+        if done >= calls or time.perf_counter() > limit:
+            return int(found["compared"])
+        time.sleep(0.5)
+
+
+def _ratios(rounds: dict[str, list[list[float]]], before: str, after: str) -> dict[str, dict[str, float]]:
+    """Quantiles in milliseconds, medians of rounds, and the median of the ratios of each round."""
+    found = {}
+    for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+        values = {way: [sorted(one)[int(quantile * len(one))] for one in listed] for way, listed in rounds.items()}
+        ratios = [second / first for first, second in zip(values[before], values[after], strict=True)]
+        found[name] = {way: statistics.median(listed) * 1000 for way, listed in values.items()}
+        found[name]["ratio"] = statistics.median(ratios)
+    return found
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -188,11 +228,11 @@ def _print(result: dict[str, Any]) -> None:
     for one in result["verdicts"]:
         table.add_row(*(f"{one[name]}" for name in ("control", "candidate", "effect", "right", "rate", "looked_at")))
     console.print(table)
-    for name in ("p50", "p99"):
-        found = result[name]
-        console.print(
-            f"a call, {name}: {found['without']:.1f} ms, with a split {found['with']:.1f}, {found['ratio']:.3f}x"
-        )
+    for kind in ("split", "shadow"):
+        for name, found in result[kind].items():
+            shown = ", ".join(f"{way} {value:.1f} ms" for way, value in found.items() if way != "ratio")
+            console.print(f"calls, {kind}, {name}: {shown}; {found['ratio']:.3f}x")
+    console.print(f"pairs of the last round: {result['pairs']}")
     console.print(f"roll-back: {result['roll_back']}")
 
 

@@ -7,7 +7,7 @@ Nothing here reads a clock or a database.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
@@ -52,7 +52,10 @@ class ShadowDefinition(_ShadowPart):
     #: What differs, as the candidate of a split has it, without a name.
     candidate: Mapping[str, Any]
     compare: CompareOptions = CompareOptions()
-    #: Most runs of the candidate that wait or run at a time; what comes then is left out.
+    #: `idle`: a candidate begins when nobody has waited for anything for some seconds. `always`: at once, for a
+    #: candidate with devices of its own.
+    when: Literal["idle", "always"] = "idle"
+    #: Most pairs that wait for their candidate or its end; what is sampled then is left out.
     max_open: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
     #: It ends after so many pairs; None: when it is stopped.
     pairs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -34,6 +35,8 @@ _log = log.get(__name__)
 
 #: Most shadows that run at the same time, runs that one pass begins and pairs that it compares of one shadow.
 MAX_RUNNING, BATCH = 50, 200
+#: With `when: idle`: for how long nobody may have waited for anything, and most runs of a candidate at a time.
+QUIET, MOST_IDLE = timedelta(seconds=2), 4
 #: Most pairs, the newest, that a report is made of.
 MOST_REPORTED = 10_000
 #: Bytes of a text that is compared; longer runs are left out.
@@ -140,46 +143,61 @@ class Shadows:
         )
 
     def advance(self) -> ShadowPass:
-        """Begin runs of candidates for what has ended, and compare pairs whose candidate has ended."""
+        """Sample what has ended, begin runs of candidates, and compare pairs whose candidate has ended."""
         with self._database.work() as work:
             running, waiting = store.running(work), store.with_open_pairs(work)
-        begun = skipped = compared = 0
-        for one in running:
-            done = self._begin(one.id)
+        skipped = sum(self._sample(one.id) for one in running)
+        begun = compared = 0
+        for one in {one.id: one for one in (*waiting, *running)}.values():
+            done = self._begin(one)
             begun, skipped = begun + done[0], skipped + done[1]
-        for one in waiting:
             compared += self._compare(one)
         return ShadowPass(begun, compared, skipped)
 
     # -- the runs of candidates -------------------------------------------------------------------------------------
 
-    def _begin(self, id_: UUID) -> tuple[int, int]:
-        """Begin runs of the candidate of a shadow; returns how many, and how many runs are left out."""
+    def _sample(self, id_: UUID) -> int:
+        """Make pairs of what has ended; returns how many runs are left out."""
         with self._database.work() as work:
             found = store.lock_running(work, id_)
             if found is None:
-                return 0, 0
+                return 0
             given = definition.parse(found.definition)
-            model = None if given.model is None else self._name(given.model)
-            chosen = store.sampled(work, id_, given, model, BATCH)
-            room = given.max_open - store.count_open(work, id_)
+            room, left = max(given.max_open - store.count_open(work, id_), 0), None
             if given.pairs is not None:
-                done = sum(count for state, _, count in store.counts(work, id_) if state is not PairState.SKIPPED)
-                room, left = min(room, given.pairs - done), given.pairs - done
+                made = (count for state, _, count in store.counts(work, id_) if state is not PairState.SKIPPED)
+                left = given.pairs - sum(made)
                 if left <= 0:
                     store.end(work, id_, ShadowState.COMPLETE, f"{given.pairs} pairs")
-                    return 0, 0
+                    return 0
+            model = None if given.model is None else self._name(given.model)
+            chosen = store.sampled(work, id_, given, model, BATCH)
+            if left is not None:
+                chosen = chosen[:left]
+            for run_id in chosen[:room]:
+                store.put_pair(work, id_, run_id, PairState.OPEN)
+            for run_id in chosen[room:]:
+                store.put_pair(work, id_, run_id, PairState.SKIPPED, f"{given.max_open} pairs were open")
+        return len(chosen[room:])
+
+    def _begin(self, found: StoredShadow) -> tuple[int, int]:
+        """Begin runs of the candidate of a shadow; returns how many, and how many cannot be done again."""
+        given = definition.parse(found.definition)
+        with self._database.work() as work:
+            if given.when == "idle":
+                room = 0 if store.is_busy(work, QUIET) else MOST_IDLE - store.count_begun(work, found.id)
+            else:
+                room = BATCH
+            chosen = store.waiting(work, found.id, room) if room > 0 else []
         begun = skipped = 0
         for run_id in chosen:
-            if begun >= room:
-                reason: str | None = f"{given.max_open} runs of the candidate were open"
-                candidate = None
-            else:
-                candidate, reason = self._submitted(found, given, run_id)
-            state = PairState.OPEN if candidate is not None else PairState.SKIPPED
+            candidate, reason = self._submitted(found, given, run_id)
             with self._database.work() as work:
-                if store.put_pair(work, id_, run_id, candidate, state, reason or ""):
-                    begun, skipped = begun + (candidate is not None), skipped + (candidate is None)
+                if candidate is not None:
+                    store.set_candidate(work, found.id, run_id, candidate)
+                else:
+                    store.close_pair(work, found.id, run_id, PairState.SKIPPED, None, reason or "")
+            begun, skipped = begun + (candidate is not None), skipped + (candidate is None)
         return begun, skipped
 
     def _submitted(self, found: StoredShadow, given: ShadowDefinition, run_id: UUID) -> tuple[UUID | None, str | None]:

@@ -8,6 +8,7 @@ a pair once.
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -61,14 +62,36 @@ _CALLS_SAMPLED = text(
 )
 _RUNS_SAMPLED = text(_SAMPLED.format(join=""))
 _PUT_PAIR = text("""
-    INSERT INTO shadow_pair (shadow_id, run_id, candidate_run_id, state, reason)
-    VALUES (:shadow, :run, :candidate, :state, :reason) ON CONFLICT DO NOTHING
+    INSERT INTO shadow_pair (shadow_id, run_id, state, reason) VALUES (:shadow, :run, :state, :reason)
+    ON CONFLICT DO NOTHING
+""")
+_WAITING = text("""
+    SELECT run_id FROM shadow_pair WHERE shadow_id = :id AND state = 'open' AND candidate_run_id IS NULL
+    ORDER BY at, run_id LIMIT :limit
+""")
+_SET_CANDIDATE = text("""
+    UPDATE shadow_pair SET candidate_run_id = :candidate WHERE shadow_id = :shadow AND run_id = :run AND state = 'open'
+""")
+_BEGUN = text("""
+    SELECT count(*) AS count FROM shadow_pair
+    WHERE shadow_id = :id AND state = 'open' AND candidate_run_id IS NOT NULL
+""")
+# Steps and calls for which somebody waits, or waited a moment ago. Runs of candidates are of the class batch.
+_IS_BUSY = text("""
+    SELECT EXISTS (
+        SELECT FROM step WHERE state IN ('ready', 'running') AND model IS NOT NULL AND priority <> 'batch'
+    ) OR EXISTS (
+        SELECT FROM attempt JOIN step ON step.id = step_id
+        WHERE attempt.finished_at > now() - CAST(:quiet AS interval) AND attempt.model IS NOT NULL
+          AND step.priority <> 'batch'
+    ) AS busy
 """)
 _OPEN = text("SELECT count(*) AS count FROM shadow_pair WHERE shadow_id = :id AND state = 'open'")
 _ENDED = text(f"""
     SELECT {", ".join(f"shadow_pair.{name.strip()}" for name in _PAIR.split(","))} FROM shadow_pair
     LEFT JOIN run ON run.id = candidate_run_id
-    WHERE shadow_id = :id AND shadow_pair.state = 'open' AND (run.id IS NULL OR run.finished_at IS NOT NULL)
+    WHERE shadow_id = :id AND shadow_pair.state = 'open' AND candidate_run_id IS NOT NULL
+      AND (run.id IS NULL OR run.finished_at IS NOT NULL)
     ORDER BY at LIMIT :limit
 """)
 _CLOSE = text("""
@@ -151,16 +174,33 @@ def sampled(work: UnitOfWork, id_: UUID, given: ShadowDefinition, model: str | N
     return found
 
 
-def put_pair(
-    work: UnitOfWork, shadow: UUID, run: UUID, candidate: UUID | None, state: PairState, reason: str = ""
-) -> bool:
+def put_pair(work: UnitOfWork, shadow: UUID, run: UUID, state: PairState, reason: str = "") -> bool:
     """Store a pair; False when the run is one already."""
-    values = {"shadow": shadow, "run": run, "candidate": candidate, "state": state, "reason": reason[:500]}
-    return work.run(_PUT_PAIR, values) == 1
+    return work.run(_PUT_PAIR, {"shadow": shadow, "run": run, "state": state, "reason": reason[:500]}) == 1
+
+
+def waiting(work: UnitOfWork, id_: UUID, limit: int) -> list[UUID]:
+    """Return the runs of pairs whose candidate has not begun, the oldest first."""
+    return [row.run_id for row in work.rows(_WAITING, {"id": id_, "limit": limit})]
+
+
+def set_candidate(work: UnitOfWork, shadow: UUID, run: UUID, candidate: UUID) -> None:
+    """Note the run of the candidate of a pair."""
+    work.run(_SET_CANDIDATE, {"shadow": shadow, "run": run, "candidate": candidate})
+
+
+def count_begun(work: UnitOfWork, id_: UUID) -> int:
+    """Return how many runs of the candidate have begun and are not compared."""
+    return int(work.rows(_BEGUN, {"id": id_})[0].count)
+
+
+def is_busy(work: UnitOfWork, quiet: timedelta) -> bool:
+    """Whether somebody waits for a model, or did within this time."""
+    return bool(work.rows(_IS_BUSY, {"quiet": quiet})[0].busy)
 
 
 def count_open(work: UnitOfWork, id_: UUID) -> int:
-    """Return how many runs of the candidate wait or run."""
+    """Return how many pairs wait for their candidate, or for its end."""
     return int(work.rows(_OPEN, {"id": id_})[0].count)
 
 

@@ -26,6 +26,7 @@ SHADOW: dict[str, Any] = {
     "shadow": "next",
     "model": MODEL,
     "share": 1.0,
+    "when": "always",
     "candidate": {"model": OTHER, "set": {"max_tokens": 5}},
 }
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -132,8 +133,8 @@ def test_the_number_of_open_runs_and_of_pairs_is_limited(shadows: Shadows, runs:
         called(runs)
     done = shadows.advance()
 
-    assert (done.begun, done.skipped) == (3, 3)
-    assert shadows.report("next").skipped == {"2 runs of the candidate were open": 1}
+    assert (done.begun, done.skipped) == (3, 1)
+    assert shadows.report("next").skipped == {"2 pairs were open": 1}
     called(runs)
     shadows.advance()
     assert shadows.report("few").stored.state == ShadowState.COMPLETE
@@ -183,3 +184,25 @@ def test_shadows_end_and_are_removed(shadows: Shadows, runs: Runs, database: Dat
         shadows.remove(work, "next")
         with pytest.raises(NotFound):
             shadows.get(work, "next")
+
+
+def test_a_candidate_waits_until_nobody_waits(shadows: Shadows, runs: Runs, database: Database) -> None:
+    start(shadows, database, when="idle")
+    for _ in range(6):
+        called(runs)
+    assert shadows.advance().begun == 0, "somebody waited a moment ago"
+    long_ago = text("UPDATE attempt SET finished_at = finished_at - interval '10 seconds'")
+    with database.work() as work:
+        work.run(long_ago)
+    waits = DirectRequest.new(MODEL, {"messages": HELLO}, "interactive", {}, 0)
+    claim = runs.submit_held(waits.submission(), OWNER)
+    assert claim is not None
+    assert shadows.advance().begun == 0, "somebody waits"
+
+    runs.succeed(claim, OWNER, Success(answer("Hi"), TokenUsage(10, 4)))
+    with database.work() as work:
+        work.run(long_ago)
+    assert shadows.advance().begun == 4
+    assert shadows.advance().begun == 0
+    found = shadows.report("next")
+    assert (found.open, found.compared) == (7, 0)
