@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,6 +101,18 @@ class LlamaModel:
         self._pieces |= {(token, False): self.piece(token, special=True) for token in tags}
         forbidden = [token for token in self.control_tokens if token not in self.end_tokens and token not in tags]
         self.forbidden_tokens = np.array(forbidden, np.intp)
+
+    def know(self, *, shown: Collection[str] = (), ends: Collection[str] = ()) -> None:
+        """
+        Make control tokens with these texts known, before any use of the model: those that are `shown` are written as
+        their text, and those of `ends` end a text, also if the file does not say so.
+        """
+        spelled = {token: self.piece(token, special=True) for token in self.control_tokens}
+        visible, final = {text.encode() for text in shown}, {text.encode() for text in ends}
+        self._pieces |= {(token, False): piece for token, piece in spelled.items() if piece in visible}
+        self.end_tokens |= {token for token, piece in spelled.items() if piece in final}
+        others = [token for token in self.forbidden_tokens.tolist() if token not in self.end_tokens]
+        self.forbidden_tokens = np.array(others, np.intp)
 
     def close(self) -> None:
         """Free the model. Its contexts must be freed before."""

@@ -14,12 +14,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from app.catalog.profiles.family import ToolCallStyle
 from app.inference.requests import ChatMessage, Tool, ToolCall
 from workers.engine.chat.call_scanner import arguments_of
-
-ToolCallStyle = Literal["hermes", "llama3"]
 
 #: The tags around a call of the style `hermes`.
 OPENING, CLOSING = "<tool_call>", "</tool_call>"

@@ -20,16 +20,21 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.catalog.model import PromptProfile
+from app.catalog.profiles.family import ToolCallStyle
+from app.catalog.profiles.resolution import SAMPLING_KEYS, FileFacts, resolve
 from app.inference.requests import ChatMessage, GenerateRequest
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.bindings.llama import LlamaModel
 from workers.engine.chat import calls
-from workers.engine.chat.calls import ToolCallStyle
 
 #: Unicode non-characters, which ordinary texts do not contain. One of them marks spelled-out control tokens.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
+#: Variables of templates: the switch of thinking, and its level.
+_SWITCH, _LEVEL = "enable_thinking", "reasoning_effort"
+#: Levels that templates do not have, and those that are nearest.
+_LEVELS: Mapping[str, str] = {"none": "low", "minimal": "low", "xhigh": "high"}
 #: Templates for models whose file has none.
 SHIPPED: Mapping[str, str] = {
     "chatml": (
@@ -63,6 +68,10 @@ class Prompt:
     tokens: tuple[int, ...]
     #: Texts that end the answer, beyond those of the request.
     stop: tuple[str, ...] = ()
+    #: Whether the answer begins inside a block of thinking. None: it has no such block.
+    thinking: bool | None = None
+    #: Thinking was switched off.
+    is_unthinking: bool = False
 
 
 def _merge_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -99,8 +108,18 @@ class ChatTemplate:
         spelled = {model.piece(token, special=True).decode("utf-8", "replace") for token in model.control_tokens}
         longest_first = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
         self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        #: The style of the model's tool calls: from the profile, or recognised in the template.
-        self.tools: ToolCallStyle | None = profile.tools or _tool_style(self.source or "")
+        facts = FileFacts(
+            model.architecture,
+            self.source or "",
+            " ".join(filter(None, (model.meta("general.name"), model.meta("general.basename")))),
+            {name: value for name, key in SAMPLING_KEYS.items() if (value := model.meta(key)) is not None},
+        )
+        #: The model's profile: its family, tool calls, thinking and recommended sampling.
+        self.profile = resolve(profile, facts)
+        self.tools: ToolCallStyle | None = self.profile.tools
+        thinking = self.profile.thinking
+        shown = () if thinking is None else (thinking.opening, thinking.closing)
+        model.know(shown=shown, ends=self.profile.ends)
         #: The template does not support tools: they are described in a system message.
         self._describes_tools = not re.search(r"\btools\b", self.source or "")
 
@@ -129,6 +148,7 @@ class ChatTemplate:
         rendered = [self._rendered(message, mark) for message in messages]
         if self._profile.system == "user":
             rendered = _merge_system(rendered)
+        arguments_given = self._arguments(request, mark)
         try:
             text = self._template.render(
                 messages=rendered,
@@ -136,13 +156,49 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
-                **self._profile.arguments,
+                **arguments_given,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise StepFailure(
                 FailureReason.TEMPLATE_ERROR, f"the chat template rejects these messages: {error}"
             ) from error
-        return Prompt(tuple(self._tokens(text + self._marked(request.prefill, mark), mark)), self._profile.stop)
+        text, thinking, is_unthinking = self._opened(text, request, arguments_given)
+        tokens = self._tokens(text + self._marked(request.prefill, mark), mark)
+        return Prompt(tuple(tokens), self._profile.stop, thinking, is_unthinking)
+
+    def _arguments(self, request: GenerateRequest, mark: str) -> dict[str, Any]:
+        """The variables of the template: those of the catalogue, of the requested effort, and of the request."""
+        found: dict[str, Any] = dict(self._profile.arguments)
+        effort, source = request.reasoning_effort, self.source or ""
+        if effort is not None and _SWITCH in source:
+            found[_SWITCH] = effort not in ("none", "minimal")
+        elif effort is not None and _LEVEL in source:
+            found[_LEVEL] = _LEVELS.get(effort, effort)
+        return found | {name: self._marked_in(value, mark) for name, value in request.template_arguments.items()}
+
+    def _opened(
+        self, text: str, request: GenerateRequest, arguments: Mapping[str, Any]
+    ) -> tuple[str, bool | None, bool]:
+        """
+        Return the rendered text, whether the answer begins inside the thinking (None: it does not think), and whether
+        thinking was switched off.
+
+        A prefill is the beginning of the answer, so thinking that the template opened is closed before it. A text with
+        a grammar is opened here if the template leaves that to the model: the grammar then begins after its end.
+        """
+        tags = self.profile.thinking
+        if tags is None:
+            return text, None, False
+        end = text.rstrip()
+        opened, closed = end.endswith(tags.opening), end.endswith(tags.closing)
+        if request.prefill:
+            return (f"{end}\n{tags.closing}\n\n" if opened else text), None, closed
+        if opened or closed:
+            return text, opened or None, closed
+        switched_on = _SWITCH in (self.source or "") and arguments.get(_SWITCH) is not False
+        if _begins_with_grammar(request):
+            return (f"{text}{tags.opening}\n", True, False) if switched_on else (text, None, False)
+        return text, False, False
 
     def rerank_prompt(self, query: str, document: str) -> list[int]:
         """Return the tokens of a query and a document for a reranker, in the file's own prompt if it has one."""
@@ -200,12 +256,10 @@ def _unused_mark(*texts: str) -> str:
     )
 
 
-def _tool_style(source: str) -> ToolCallStyle | None:
-    if "<tool_call>" in source:
-        return "hermes"
-    if "<|python_tag|>" in source or '"parameters":' in source:
-        return "llama3"
-    return None
+def _begins_with_grammar(request: GenerateRequest) -> bool:
+    """Whether a grammar constrains the answer from its beginning."""
+    forced = bool(request.tools) and request.tool_choice not in ("auto", "none")
+    return forced or request.schema is not None or request.grammar is not None
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from app.catalog.profiles.family import ToolCallStyle
 from app.inference.requests import GenerateRequest, NamedTool, Tool
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.chat import calls
-from workers.engine.chat.calls import ToolCallStyle
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache
 
 #: Most calls in one text, because a small model repeats itself.

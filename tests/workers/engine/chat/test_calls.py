@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.catalog.profiles.family import ToolCallStyle
 from app.inference.requests import ChatMessage, Tool, ToolCall
 from workers.engine.chat import calls
-from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.chat.calls import ToolCallDetector
 from workers.engine.text import TextStream
 
 STYLES: list[ToolCallStyle] = ["hermes", "llama3"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.catalog.model import PromptProfile
+from app.catalog.profiles.family import ToolCallStyle
 from app.inference.requests import (
     ChatMessage,
     Generated,
@@ -23,7 +24,7 @@ from app.inference.requests import (
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.bindings import native
 from workers.engine.chat import calls, tools
-from workers.engine.chat.calls import ToolCallStyle
+from workers.engine.chat.calls import ToolCallDetector
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
@@ -154,7 +155,7 @@ def test_a_token_that_continues_an_opening_wrongly_is_rejected(tiny: LlamaEngine
     candidates, model = TokenCandidates(tiny.model.n_vocab), tiny.model
     tiny._loop.byte_index.prepare()
     compiled = tools.compile_tools(tiny._grammars, ask(), "hermes")
-    lazy = LazyGrammar(model, tiny._loop.byte_index, compiled, "hermes", "")
+    lazy = LazyGrammar(model, tiny._loop.byte_index, compiled, ToolCallDetector("hermes"))
 
     def token(text: str) -> int:
         (found,) = model.tokenize(text, add_special=False, parse_special=False)
