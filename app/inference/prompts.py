@@ -53,6 +53,8 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
         if step.tools
         else "auto",
         parallel_calls=step.parallel_tool_calls,
+        template_arguments=step.template_arguments,
+        reasoning_effort=step.reasoning_effort,
         prefill="" if step.prefill is None else templates.render(step.prefill, data),
     )
 

@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
+from app.workflows.language.template_arguments import ReasoningLevel
+
 
 class PriorityClass(StrEnum):
     """The priority class of a request; `RANKS` defines the order."""
@@ -100,10 +102,6 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
 
 
-#: OpenAI's levels of `reasoning_effort`. With `none` and `minimal` a model that has a switch does not think.
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-
-
 @dataclass(frozen=True, slots=True)
 class NamedTool:
     """The one tool that the model must call."""
@@ -151,7 +149,7 @@ class GenerateRequest:
     #: Variables for the chat template, such as `enable_thinking`; they replace those of the catalogue.
     template_arguments: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     #: How much the model thinks, if its template has a variable for that.
-    reasoning_effort: ReasoningEffort | None = None
+    reasoning_effort: ReasoningLevel | None = None
 
 
 class FinishReason(StrEnum):

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from app.catalog import header
-from app.catalog.profiles.family import ThinkingTags, ToolCallStyle
+from app.catalog.profiles.family import ToolCallStyle
 from app.grammar import to_gbnf
 from app.inference.recommended import applied
 from app.inference.requests import (
@@ -39,10 +39,9 @@ from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFai
 from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
 from workers.engine.bindings.llama import LlamaModel, load_loras, use_loras
 from workers.engine.chat import tools
-from workers.engine.chat.calls import ToolCallDetector
+from workers.engine.chat.calls import ToolCallDetector, as_bytes
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.chat.templates import ChatTemplate
-from workers.engine.chat.thinking import ThinkingSplitter
 from workers.engine.chat.truncation import truncated
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.loop import EngineLoop
@@ -181,7 +180,7 @@ class LlamaEngine:
                 on_piece,
                 *self._call_detection(request, grammar, style, prompt.thinking),
                 index=index,
-                splitter=self._splitter(prompt.thinking),
+                splitter=self._template.splitter(prompt.thinking),
             )
             for index in range(request.n)
         ]
@@ -330,13 +329,6 @@ class LlamaEngine:
     def _tool_style(self, request: GenerateRequest) -> ToolCallStyle | None:
         return self._template.tools if request.tools and request.tool_choice != "none" else None
 
-    def _splitter(self, thinking: bool | None, encode: Callable[[str], str] = str) -> ThinkingSplitter | None:
-        """Return the splitter of one text, for a prompt that opened the thinking or not."""
-        tags = self._template.profile.thinking
-        if thinking is None or tags is None:
-            return None
-        return ThinkingSplitter(ThinkingTags(encode(tags.opening), encode(tags.closing)), thinking, not thinking)
-
     def _call_detection(
         self,
         request: GenerateRequest,
@@ -348,13 +340,13 @@ class LlamaEngine:
         if grammar is None:
             return None, None
         detector = None if style is None else ToolCallDetector(style)
-        splitter, free = self._splitter(thinking, _as_bytes), None
+        splitter, free = self._template.splitter(thinking, as_bytes), None
         if style is not None and detector is not None and request.tool_choice == "auto":
             if detector.feed(request.prefill) != request.prefill:
                 message = "the prefill begins a tool call; to force a call, set tool_choice to 'required'"
                 raise StepFailure(FailureReason.INVALID_REQUEST, message)
-            free = ToolCallDetector(style)
-            free.feed(_as_bytes(request.prefill))
+            free = ToolCallDetector(style, is_encoded=True)
+            free.feed(as_bytes(request.prefill))
         elif not thinking:
             return detector, None
         return detector, LazyGrammar(self.model, self._loop.byte_index, grammar, free, splitter)
@@ -390,11 +382,6 @@ def _require_classifier(path: Path) -> None:
     """
     if not any(tensor.name.startswith("cls") for tensor in header.read(path).tensors):
         raise ModelUnsupported(path, "it has no classifier (tensors named cls), so its scores would be meaningless")
-
-
-def _as_bytes(text: str) -> str:
-    """Return the text with a character for each of its bytes."""
-    return text.encode().decode("latin-1")
 
 
 def _deadline(request: GenerateRequest) -> float | None:

@@ -25,11 +25,10 @@ from app.inference.requests import RANKS, FinishReason, Generated, GenerateReque
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnPiece
 from workers.engine.batch import INTERACTIVE, BatchWork
-from workers.engine.chat import calls
-from workers.engine.chat.call_scanner import ToolCallScanner
+from workers.engine.chat import call_forms
 from workers.engine.chat.calls import ToolCallDetector
 from workers.engine.chat.lazy_grammar import LazyGrammar
-from workers.engine.chat.thinking import ThinkingSplitter
+from workers.engine.chat.thinking import AnswerSplitter
 from workers.engine.sampling.grammars import CompiledGrammar
 from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.text import TextStream
@@ -80,7 +79,7 @@ class EngineTask:
         self, task_id: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str],
         grammar: CompiledGrammar | None, seed: int, deadline: float | None, on_piece: OnPiece | None,
         detector: ToolCallDetector | None = None, lazy_grammar: LazyGrammar | None = None, index: int = 0,
-        splitter: ThinkingSplitter | None = None,
+        splitter: AnswerSplitter | None = None,
     ) -> None:  # fmt: skip
         #: Which text of the request it is.
         self.index = index
@@ -104,7 +103,7 @@ class EngineTask:
         self._on_piece = on_piece
         #: Log-probabilities that were passed to the reader.
         self._passed = 0
-        self._scanner = ToolCallScanner(calls.ARGUMENTS[detector.style]) if detector and on_piece else None
+        self._scanner = call_forms.scanner(detector.style, request.tools) if detector and on_piece else None
         self.future: Future[Generated] = Future()
         self.submitted = perf_counter()
         self.first_at = 0.0
@@ -271,7 +270,7 @@ class LlamaTicket:
             return text
         whole = text.text + written
         try:
-            tool_calls = calls.parse(written, self._style)
+            tool_calls = call_forms.parse(written, self._style, task.request.tools)
         except ValueError as error:
             if cut_is_kept:
                 return replace(text, text=whole)

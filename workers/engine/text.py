@@ -13,7 +13,7 @@ import codecs
 from collections.abc import Sequence
 
 from workers.engine.chat.calls import ToolCallDetector
-from workers.engine.chat.thinking import ThinkingSplitter
+from workers.engine.chat.thinking import AnswerSplitter
 
 
 class TextStream:
@@ -25,7 +25,7 @@ class TextStream:
         self,
         stops: Sequence[str] = (),
         detector: ToolCallDetector | None = None,
-        splitter: ThinkingSplitter | None = None,
+        splitter: AnswerSplitter | None = None,
     ) -> None:
         self._detector, self._splitter = detector, splitter
         #: The thinking, and what of it was not taken.

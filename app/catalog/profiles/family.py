@@ -13,8 +13,8 @@ from pydantic import Field
 
 from app.catalog.source import CatalogTable
 
-#: The forms in which models write tool calls; `workers.engine.chat.calls` reads and writes them.
-ToolCallStyle = Literal["hermes", "llama3"]
+#: The forms in which models write tool calls; `workers.engine.chat.call_forms` reads and writes them.
+ToolCallStyle = Literal["hermes", "llama3", "mistral", "mistral-args", "phi4", "deepseek", "harmony", "coder"]
 
 
 class RecommendedSampling(CatalogTable):
@@ -58,6 +58,14 @@ class Family:
     tools: ToolCallStyle | None = None
     #: None: its models do not think in a block of their own.
     thinking: ThinkingTags | None = None
+    #: Answers are messages in channels (OpenAI's harmony): thinking, calls and text are told apart by their headers.
+    has_channels: bool = False
+    #: How its template is given tools that it does not list by itself: as JSON in the system message.
+    tools_in_system: bool = False
+    #: Its template has no earlier calls: they are written into the content.
+    calls_in_content: bool = False
+    #: Its template has earlier calls, with arguments that are texts, in messages whose content is none.
+    calls_as_texts: bool = False
     #: Control tokens that end a turn, also where a file does not mark them as such.
     ends: tuple[str, ...] = ()
     sampling: RecommendedSampling = NO_SAMPLING

@@ -111,7 +111,9 @@ def facts_of(read: Header, prompt: PromptProfile) -> FileFacts:
 def recognised_style(template: str) -> ToolCallStyle | None:
     """The style of tool calls that a template shows."""
     if "<tool_call>" in template:
-        return "hermes"
+        return "coder" if "<function=" in template else "hermes"
+    if "[TOOL_CALLS]" in template:
+        return "mistral-args" if "[ARGS]" in template else "mistral"
     if "<|python_tag|>" in template or '"parameters":' in template:
         return "llama3"
     return None

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     Discriminator,
     Field,
     JsonValue,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
     Tag,
     field_validator,
     model_validator,
 )
 
 from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, GenerationRequest, PlainText, RequestPart
-from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, ReasoningEffort, Tool, ToolCall
+from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, Tool, ToolCall
 from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.template_arguments import ReasoningLevel, TemplateArguments
 
 #: Most messages, parts of a message, tools, and tool calls in a message.
 _MAX_MESSAGES, _MAX_PARTS, _MAX_TOOLS = 10_000, 1_000, 128
-#: Variables of templates that the request has already, and the names of others.
-_RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now")
-_VARIABLE = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}\Z")
 #: Fields of OpenAI's API that no local model can honour, with what to do instead.
 _REFUSED: Mapping[str, str] = {
     "functions": "`tools`",
@@ -37,30 +30,6 @@ _REFUSED: Mapping[str, str] = {
     "moderation": "no moderation: send the texts to a model for it",
     "web_search_options": "no web search: offer a tool instead",
 }
-
-
-def _for_templates(given: dict[str, Any]) -> dict[str, Any]:
-    for name in given:
-        if name in _RESERVED or not _VARIABLE.match(name):
-            raise ValueError(
-                f"{name[:40]!r} cannot be set; accepted are names of up to 64 letters, digits and _ that the template "
-                f"itself defines, such as enable_thinking, and none of {', '.join(_RESERVED)}"
-            )
-    return given
-
-
-#: Variables for a chat template.
-TemplateArguments = Annotated[
-    dict[
-        str,
-        StrictBool
-        | Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
-        | Annotated[StrictFloat, Field(allow_inf_nan=False, ge=-(2.0**53), le=2.0**53)]
-        | Annotated[PlainText, Field(max_length=1_000)],
-    ],
-    Field(max_length=16),
-    AfterValidator(_for_templates),
-]
 
 
 class ContentPart(RequestPart):
@@ -226,7 +195,7 @@ class ChatRequest(GenerationRequest):
     user: Annotated[PlainText, Field(max_length=200)] | None = None
     memory: MemoryOptions | None = None
     #: Whether, and how much, a model thinks whose template has a variable for that.
-    reasoning_effort: ReasoningEffort | None = None
+    reasoning_effort: ReasoningLevel | None = None
     #: An extension, as in vLLM and llama.cpp: variables for the chat template.
     chat_template_kwargs: TemplateArguments | None = None
 

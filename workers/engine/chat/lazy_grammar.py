@@ -16,7 +16,7 @@ from workers.engine.bindings import native
 from workers.engine.bindings.llama import LlamaModel
 from workers.engine.chat import calls
 from workers.engine.chat.calls import ToolCallDetector
-from workers.engine.chat.thinking import ThinkingSplitter
+from workers.engine.chat.thinking import AnswerSplitter
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.grammars import CompiledGrammar
 
@@ -35,7 +35,7 @@ class LazyGrammar:
         byte_index: FirstByteIndex,
         compiled: CompiledGrammar,
         detector: ToolCallDetector | None,
-        splitter: ThinkingSplitter | None = None,
+        splitter: AnswerSplitter | None = None,
     ) -> None:
         """
         Without a detector, the grammar begins with the answer, after the thinking. The byte index must be prepared.

@@ -9,9 +9,11 @@ Ordinary texts are tokenised exactly as llama.cpp does.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,13 +22,16 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.catalog.model import PromptProfile
-from app.catalog.profiles.family import ToolCallStyle
+from app.catalog.profiles.family import Family, ThinkingTags, ToolCallStyle
 from app.catalog.profiles.resolution import SAMPLING_KEYS, FileFacts, resolve
-from app.inference.requests import ChatMessage, GenerateRequest
+from app.inference.requests import ChatMessage, GenerateRequest, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.bindings.llama import LlamaModel
 from workers.engine.chat import calls
+from workers.engine.chat.call_forms import render, to_json
+from workers.engine.chat.channels import MARKERS, ChannelSplitter
+from workers.engine.chat.thinking import AnswerSplitter, ThinkingSplitter
 
 #: Unicode non-characters, which ordinary texts do not contain. One of them marks spelled-out control tokens.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -74,7 +79,7 @@ class Prompt:
     is_unthinking: bool = False
 
 
-def _merge_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Merge system messages into the first user message."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     others = [message for message in messages if message["role"] != "system"]
@@ -117,9 +122,10 @@ class ChatTemplate:
         #: The model's profile: its family, tool calls, thinking and recommended sampling.
         self.profile = resolve(profile, facts)
         self.tools: ToolCallStyle | None = self.profile.tools
+        self._family = self.profile.family or Family("", "")
         thinking = self.profile.thinking
         shown = () if thinking is None else (thinking.opening, thinking.closing)
-        model.know(shown=shown, ends=self.profile.ends)
+        model.know(shown=shown, allowed=MARKERS if self._family.has_channels else (), ends=self.profile.ends)
         #: The template does not support tools: they are described in a system message.
         self._describes_tools = not re.search(r"\btools\b", self.source or "")
 
@@ -144,8 +150,11 @@ class ChatTemplate:
         if default is not None and not any(message.role == "system" for message in messages):
             messages = (ChatMessage("system", default), *messages)
         if self._describes_tools and self.tools is not None:
-            messages, tools = calls.describe_tools(messages, tools, self.tools), ()
-        rendered = [self._rendered(message, mark) for message in messages]
+            keeps = self._family.calls_as_texts
+            messages, tools = calls.describe_tools(messages, tools, self.tools, keeps_turns=keeps), ()
+        rendered = self._rendered_turns(messages, mark)
+        if self._family.tools_in_system and tools:
+            rendered = _in_system(rendered, [self._marked_in(calls.template_tool(tool), mark) for tool in tools])
         if self._profile.system == "user":
             rendered = _merge_system(rendered)
         arguments_given = self._arguments(request, mark)
@@ -186,10 +195,11 @@ class ChatTemplate:
         A prefill is the beginning of the answer, so thinking that the template opened is closed before it. A text with
         a grammar is opened here if the template leaves that to the model: the grammar then begins after its end.
         """
-        tags = self.profile.thinking
+        tags, end = self.profile.thinking, text.rstrip()
+        if self._family.has_channels:
+            return self._in_channel(text, request)
         if tags is None:
             return text, None, False
-        end = text.rstrip()
         opened, closed = end.endswith(tags.opening), end.endswith(tags.closing)
         if request.prefill:
             return (f"{end}\n{tags.closing}\n\n" if opened else text), None, closed
@@ -199,6 +209,26 @@ class ChatTemplate:
         if _begins_with_grammar(request):
             return (f"{text}{tags.opening}\n", True, False) if switched_on else (text, None, False)
         return text, False, False
+
+    def _in_channel(self, text: str, request: GenerateRequest) -> tuple[str, bool | None, bool]:
+        """As `_opened`, for answers in channels: False means that the answer begins with a header."""
+        if text.rstrip().endswith("<|message|>"):  # a template that opens the answer itself
+            return text, None, False
+        if request.prefill:
+            return f"{text}<|channel|>final<|message|>", None, False
+        if _begins_with_grammar(request):
+            return f"{text}<|channel|>analysis<|message|>", True, False
+        return text, False, False
+
+    def splitter(self, thinking: bool | None, encode: Callable[[str], str] = str) -> AnswerSplitter | None:
+        """Return the splitter of one text. `thinking` is that of its prompt; the tags are encoded like the text."""
+        if thinking is None:
+            return None
+        if self._family.has_channels:
+            return ChannelSplitter("thinking" if thinking else "header")
+        tags = self.profile.thinking
+        assert tags is not None, "a prompt without tags has no thinking"
+        return ThinkingSplitter(ThinkingTags(encode(tags.opening), encode(tags.closing)), thinking, not thinking)
 
     def rerank_prompt(self, query: str, document: str) -> list[int]:
         """Return the tokens of a query and a document for a reranker, in the file's own prompt if it has one."""
@@ -226,14 +256,45 @@ class ChatTemplate:
         """Return the text with a mark between the characters of each control token that it spells."""
         return self._controls.sub(lambda found: mark.join(found[0]), text)
 
-    def _rendered(self, message: ChatMessage, mark: str) -> dict[str, Any]:
-        """Return the message in the form that chat templates expect, with control tokens marked."""
-        rendered: dict[str, Any] = {"role": message.role, "content": self._marked(message.content, mark)}
-        if message.tool_calls:
-            functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls]
-            rendered["tool_calls"] = [
-                {"type": "function", "function": self._marked_in(function, mark)} for function in functions
-            ]
+    def _rendered_turns(self, messages: Sequence[ChatMessage], mark: str) -> list[dict[str, Any]]:
+        """
+        Return the messages in the form that chat templates expect, with control tokens marked.
+
+        Calls have ids of nine characters, as Mistral's templates need them; results follow in the order of the calls.
+        """
+        count, waiting = itertools.count(1), deque[str]()
+        found = []
+        for message in messages:
+            ids = [f"call{next(count) % 100_000:05d}" for _ in message.tool_calls]
+            found.append(self._rendered(message, mark, ids))
+            if ids:
+                waiting = deque(ids)
+            elif message.role == "tool":
+                found[-1]["tool_call_id"] = waiting.popleft() if waiting else f"call{next(count) % 100_000:05d}"
+        return found
+
+    def _rendered(self, message: ChatMessage, mark: str, ids: Sequence[str]) -> dict[str, Any]:
+        content = self._marked(message.content, mark)
+        rendered: dict[str, Any] = {"role": message.role, "content": content}
+        if not message.tool_calls:
+            return rendered
+        made = [
+            ToolCall(self._marked(call.name, mark), self._marked_in(dict(call.arguments), mark))
+            for call in message.tool_calls
+        ]
+        if self._family.calls_in_content and self.tools is not None:
+            return {"role": message.role, "content": content + render(made, self.tools)}
+        as_texts = self._family.calls_as_texts
+        if as_texts and not content:
+            rendered["content"] = None
+        rendered["tool_calls"] = [
+            {
+                "id": id_,
+                "type": "function",
+                "function": {"name": call.name, "arguments": to_json(call.arguments) if as_texts else call.arguments},
+            }
+            for id_, call in zip(ids, made, strict=True)
+        ]
         return rendered
 
     def _marked_in(self, value: Any, mark: str) -> Any:
@@ -254,6 +315,15 @@ def _unused_mark(*texts: str) -> str:
     raise StepFailure(
         FailureReason.INVALID_REQUEST, "the texts contain all Unicode non-characters from U+FDD0 to U+FDEF"
     )
+
+
+def _in_system(messages: list[dict[str, Any]], tools: list[Any]) -> list[dict[str, Any]]:
+    """Return the messages with the tools, as JSON, in the first system message."""
+    first = next((message for message in messages if message["role"] == "system"), None)
+    if first is None:
+        messages = [first := {"role": "system", "content": ""}, *messages]
+    first["tools"] = to_json([tool["function"] for tool in tools])
+    return messages
 
 
 def _begins_with_grammar(request: GenerateRequest) -> bool:

@@ -9,8 +9,31 @@ Characters that may be a part of a tag are held back until that is decided. Whit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from app.catalog.profiles.family import ThinkingTags
+
+
+class AnswerSplitter(Protocol):
+    """A splitter of one text."""
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text is inside the thinking."""
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether what was written so far may be the beginning of the thinking."""
+
+    def feed(self, new: str) -> tuple[str, str]:
+        """Add new text. Returns the thinking and the answer that are decided by it."""
+
+    def finish(self) -> tuple[str, str]:
+        """End the text. Returns what was held back, as `feed` does."""
+
+    def copy(self) -> AnswerSplitter:
+        """Return a splitter in the same state."""
+
 
 #: Most characters of whitespace that are held back.
 _MAX_WHITE = 64
