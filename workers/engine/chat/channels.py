@@ -70,8 +70,11 @@ class ChannelSplitter:
 
     def _header(self, text: str, said: list[str]) -> str:
         """Read a header. Returns the text after it; what is not decided is held back."""
-        ends = text.find("<|message|>")
-        called = text.find(_RECIPIENT, 0, ends if ends >= 0 else None)
+        if not _may_be_header(text):
+            self.part, self._gap = "text", ""
+            return text
+        ends = text.find("<|message|>", 0, _MAX_HEADER)
+        called = text.find(_RECIPIENT, 0, ends if ends >= 0 else _MAX_HEADER)
         if called >= 0:
             self.part = "call"
             said.append(_CALL)
@@ -82,9 +85,10 @@ class ChannelSplitter:
             has = self._has_thinking if self.part == "thinking" else self._has_text
             self._gap = "\n\n" if has else ""
             return text[ends + len("<|message|>") :]
-        if len(text) > _MAX_HEADER or not _may_be_header(text):
-            self.part, self._gap = "text", ""
-            return text
+        if len(text) >= _MAX_HEADER:
+            self.part, self._gap, self._has_text = "text", "", True
+            said.append(text[:_MAX_HEADER])
+            return text[_MAX_HEADER:]
         self._held = text
         return ""
 

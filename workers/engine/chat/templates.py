@@ -110,9 +110,6 @@ class ChatTemplate:
             self._template = environment.from_string(self.source) if self.source else None
         except TemplateSyntaxError as error:
             raise ModelUnsupported(model.path, f"its chat template is not valid Jinja: {error}") from error
-        spelled = {model.piece(token, special=True).decode("utf-8", "replace") for token in model.control_tokens}
-        longest_first = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
-        self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         facts = FileFacts(
             model.architecture,
             self.source or "",
@@ -126,6 +123,11 @@ class ChatTemplate:
         thinking = self.profile.thinking
         shown = () if thinking is None else (thinking.opening, thinking.closing)
         model.know(shown=shown, allowed=MARKERS if self._family.has_channels else (), ends=self.profile.ends)
+        spelled = {model.piece(token, special=True).decode("utf-8", "replace") for token in model.control_tokens}
+        # llama.cpp makes ordinary tokens of some of these, which it finds in any text.
+        spelled |= set(MARKERS) if self._family.has_channels else set()
+        longest_first = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
+        self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         #: The template does not support tools: they are described in a system message.
         self._describes_tools = not re.search(r"\btools\b", self.source or "")
 
@@ -144,7 +146,9 @@ class ChatTemplate:
         tools_text = json.dumps([calls.template_tool(tool) for tool in request.tools], ensure_ascii=False)
         arguments = [dict(call.arguments) for message in request.messages for call in message.tool_calls]
         calls_text = json.dumps(arguments, ensure_ascii=False)
-        mark = _unused_mark(*(message.content for message in request.messages), request.prefill, tools_text, calls_text)
+        variables = [value for value in request.template_arguments.values() if isinstance(value, str)]
+        texts = [*(message.content for message in request.messages), request.prefill, *variables]
+        mark = _unused_mark(*texts, tools_text, calls_text)
         messages, tools = request.messages, () if request.tool_choice == "none" else request.tools
         default = self._profile.default_system
         if default is not None and not any(message.role == "system" for message in messages):
@@ -247,10 +251,15 @@ class ChatTemplate:
             text = text[len(bos) :]  # llama.cpp adds it itself
         tokens: list[int] = []
         for index, part in enumerate(re.split(f"((?:[^{mark}]{mark})+[^{mark}]?)", text)):
-            if part or not index:
+            if index % 2 and self._family.has_channels:
+                tokens += [token for one in part.replace(mark, "") for token in self._plain(one)]
+            elif part or not index:
                 first = add_special and not index
                 tokens += self._model.tokenize(part.replace(mark, ""), add_special=first, parse_special=not index % 2)
         return tokens
+
+    def _plain(self, character: str) -> list[int]:
+        return self._model.tokenize(character, add_special=False, parse_special=False)
 
     def _marked(self, text: str, mark: str) -> str:
         """Return the text with a mark between the characters of each control token that it spells."""
