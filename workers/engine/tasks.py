@@ -269,15 +269,22 @@ class LlamaTicket:
         if self._style is None or not written:
             return text
         whole = text.text + written
+        # Whoever takes what there is gets what is no call, or one that does not conform, as text.
+        text_is_kept = cut_is_kept or (task.request.keeps_cut and task.request.tool_choice == "auto")
         try:
             tool_calls = call_forms.parse(written, self._style, task.request.tools)
         except ValueError as error:
-            if cut_is_kept:
+            if text_is_kept:
                 return replace(text, text=whole)
             cut = f"was cut at max_tokens ({task.request.max_tokens}) inside a tool call"
             why = cut if text.finish is FinishReason.LENGTH else f"contains an invalid tool call: {error}"
             raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text {why}", text=whole) from None
-        answers.require_calls(tool_calls, task.request, whole)
+        try:
+            answers.require_calls(tool_calls, task.request, whole)
+        except StepFailure:
+            if text_is_kept:
+                return replace(text, text=whole)
+            raise
         return replace(text, tool_calls=tool_calls)
 
 

@@ -67,6 +67,11 @@ class ModelProfile:
         return None if self.family is None else self.family.thinking
 
     @property
+    def thinks(self) -> bool:
+        """Whether its models can think apart from the answer."""
+        return self.family is not None and (self.family.thinking is not None or self.family.has_channels)
+
+    @property
     def ends(self) -> tuple[str, ...]:
         """The control tokens that end its turns."""
         return () if self.family is None else self.family.ends

@@ -304,12 +304,13 @@ def _profile(profile: ModelProfile) -> dict[str, Any]:
     """Return what is known of the model's family, under the names in `--json`."""
     tags, plain = profile.thinking, profile.sampling(thinks=False).shown()
     sampling = profile.sampling().shown()
+    apart = "in a channel" if profile.thinks else None
     return {
         "profile": profile.name,
         "reason": profile.reason,
         "models": "" if profile.family is None else profile.family.title,
         "tool_calls": profile.tools,
-        "thinking": None if tags is None else f"{tags.opening} … {tags.closing}",
+        "thinking": apart if tags is None else f"{tags.opening} … {tags.closing}",
         "recommended_sampling": _listed(sampling) or "none: the defaults of llama.cpp",
         "sampling_without_thinking": _listed(plain) if plain != sampling else None,
         "published_in": "" if profile.family is None else profile.family.published,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ollama
 import openai
 import pytest
 
@@ -51,3 +52,31 @@ def test_thinking_reaches_clients_plain_and_streamed(client: Any, engine: LlamaE
     assert "".join(thought) == "A greeting."
     assert sum(map(bool, thought)) > 1, "piece by piece"
     assert "".join(delta.content or "" for delta in deltas) == "Hello, you."
+
+
+def test_thinking_is_an_item_of_a_response(client: Any, engine: LlamaEngine) -> None:
+    with written(engine, TEXT, ends=True):
+        whole = client.responses.create(model=MODEL, input="Hello.")
+    assert [item.type for item in whole.output] == ["reasoning", "message"]
+    assert whole.output[0].content[0].text == "A greeting."
+    assert whole.output_text == "Hello, you."
+
+    with written(engine, TEXT, ends=True):
+        events = list(client.responses.create(model=MODEL, input="Hello.", stream=True))
+    assert "".join(one.delta for one in events if one.type == "response.reasoning_text.delta") == "A greeting."
+    assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]
+
+
+def test_ollamas_clients_get_it_beside_the_text(client: Any, api: str, engine: LlamaEngine) -> None:
+    with ollama.Client(api) as one:
+        with written(engine, TEXT, ends=True):
+            whole = one.chat(MODEL, HELLO, think=True)
+        assert (whole.message.thinking, whole.message.content) == ("A greeting.", "Hello, you.")
+        for logprobs in (False, True):
+            with written(engine, TEXT, ends=True):
+                lines = list(one.chat(MODEL, HELLO, stream=True, logprobs=logprobs))
+            assert "".join(line.message.thinking or "" for line in lines) == "A greeting."
+            assert "".join(line.message.content or "" for line in lines) == "Hello, you."
+        with written(engine, TEXT, ends=True):
+            made = one.generate(MODEL, "Hello.", think="low")
+        assert (made.thinking, made.response) == ("A greeting.", "Hello, you.")

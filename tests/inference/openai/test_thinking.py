@@ -11,7 +11,10 @@ from pydantic import ValidationError
 from app.inference.openai import answers, pieces
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.chunks import Chunks
-from app.inference.requests import FinishReason, Generated, TextPiece
+from app.inference.openai.responses import document as responses
+from app.inference.openai.responses.events import ResponseEvents
+from app.inference.openai.responses.request import ResponsesRequest
+from app.inference.requests import FinishReason, Generated, TextPiece, ToolCall, ToolCallPiece
 
 RUN = "00000000-0000-0000-0000-000000000001"
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello."}]}
@@ -53,6 +56,53 @@ def test_chunks_have_all_of_the_thinking_once_whatever_was_received(received: in
 def test_a_piece_of_thinking_is_no_plain_text() -> None:
     assert pieces.is_plain(TextPiece("a"))
     assert not pieces.is_plain(TextPiece("", reasoning="a"))
+
+
+@pytest.mark.parametrize("received", range(7))
+def test_a_response_has_its_thinking_as_an_item_whatever_was_received(received: int) -> None:
+    """The events end in the same items as the plain answer, in an order that clients can follow."""
+    stream = [
+        TextPiece("", reasoning="H"),
+        TextPiece("", reasoning="m."),
+        TextPiece("Ye", reasoning="!"),
+        TextPiece("s."),
+    ]
+    stream += [TextPiece("", calls=(ToolCallPiece(0, "f", "{"),)), TextPiece("", calls=(ToolCallPiece(0, None, "}"),))]
+    request = ResponsesRequest.model_validate({"model": "m", "input": "Hello.", "reasoning": {"effort": "low"}})
+    call = ToolCall("f", {}, "{}")
+    done = generated(reasoning="Hm.!", reasoning_tokens=5, tool_calls=(call,))
+    chat = answers.document(ChatRequest.model_validate(HELLO), done, RUN, 0)
+    events = ResponseEvents(request, RUN, 0)
+    sent = [*events.begin(), *(one for piece in stream[:received] for one in events.pieces([pieces.document(piece)]))]
+    sent += events.last(chat)
+    whole = responses.answered(request, RUN, chat)
+    assert sent[-1]["response"] == whole
+    assert [item["type"] for item in whole["output"]] == ["reasoning", "message", "function_call"]
+    assert whole["output"][0]["content"] == [{"type": "reasoning_text", "text": "Hm.!"}]
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 5}
+    assert whole["reasoning"]["effort"] == "low"
+    deltas = [one["delta"] for one in sent if one["type"] == "response.reasoning_text.delta"]
+    assert "".join(deltas) == "Hm.!"
+    added = [one["output_index"] for one in sent if one["type"] == "response.output_item.added"]
+    finished = [one["output_index"] for one in sent if one["type"] == "response.output_item.done"]
+    assert added == finished == [0, 1, 2]
+
+
+def test_a_response_that_was_cut_while_thinking_has_only_that() -> None:
+    request = ResponsesRequest.model_validate({"model": "m", "input": "Hello."})
+    cut = generated(text="", reasoning="Hm", reasoning_tokens=2, finish=FinishReason.LENGTH)
+    chat = answers.document(ChatRequest.model_validate(HELLO), cut, RUN, 0)
+    events = ResponseEvents(request, RUN, 0)
+    sent = [*events.begin(), *events.last(chat)]
+    assert sent[-1]["response"] == responses.answered(request, RUN, chat)
+    (item,) = sent[-1]["response"]["output"]
+    assert (item["type"], item["status"]) == ("reasoning", "incomplete")
+
+
+def test_the_effort_of_a_response_is_that_of_its_chat() -> None:
+    given = {"model": "m", "input": "Hello.", "reasoning": {"effort": "none"}, "chat_template_kwargs": {"a": 1}}
+    request = ResponsesRequest.model_validate(given).translated(()).translated()
+    assert (request.reasoning_effort, request.template_arguments) == ("none", {"a": 1})
 
 
 def test_thinking_is_switched_by_the_request() -> None:

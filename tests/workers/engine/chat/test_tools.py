@@ -151,6 +151,20 @@ def test_several_calls_of_the_style_coder_have_typed_arguments(make: MakeEngine,
         assert call.arguments["n"] in (1, 2, 3)
 
 
+def test_what_is_no_proper_call_stays_text_for_those_who_take_it(make: MakeEngine, tiny_llama: Path) -> None:
+    """In the style `coder` a grammar does not bound texts; the schema does."""
+    engine = make(tiny_llama, slots=1, context=4096, profile=PromptProfile(tools="coder"))
+    short = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 2}}, "required": ["a"]}
+    text = render([ToolCall("f", {"a": "far too long"})], "coder")
+    request = ask(tools=(Tool("f", "", short),), max_tokens=100, parallel_calls=False)
+    with written(engine, f"Well. {text}", ends=True):
+        kept = engine.generate(replace(request, keeps_cut=True)).result(100)
+    assert (kept.text, kept.tool_calls) == (f"Well. {text}", ())
+    with written(engine, text, ends=True), pytest.raises(StepFailure) as caught:
+        engine.generate(request).result(100)
+    assert (caught.value.reason, caught.value.text) == (FailureReason.INVALID_OUTPUT, text)
+
+
 def test_a_text_without_calls_is_unconstrained(tiny: LlamaEngine) -> None:
     result, shown = run(tiny, ask(max_tokens=40, sampling=Sampling(temperature=1.5, seed=3, ignore_end=True)))
     assert (result.text, result.tool_calls, result.tokens_out) == (shown, (), 40)
