@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,25 @@ def test_the_client_always_wins() -> None:
     greedy = Sampling(temperature=0, unset=RECOMMENDABLE - {"temperature"})
     assert applied(greedy, published) == greedy, "no penalty changes the likeliest text"
     assert applied(Sampling(), published) == Sampling(), "what a program set whole is not changed"
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:
+    """Each family is described, and each number that is recommended."""
+    page = (Path(__file__).parents[3] / "docs/profiles.md").read_text()
+    table = page.split("## Thinking")[0]
+    assert set(re.findall(r"^\| `([\w.-]+)` \|", table, re.MULTILINE)) == set(FAMILIES)
+    columns = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
+    told: dict[str, dict[str, float]] = {}
+    for line in page.split("## Recommended sampling")[1].splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 7:
+            values = {name: float(cell) for name, cell in zip(columns, cells[1:6], strict=True) if cell}
+            told |= {part.strip().replace("`", ""): values for part in cells[0].split(",")}
+    expected = {
+        family.name: {name: float(value) for name, value in family.sampling.shown().items()}
+        for family in FAMILIES.values()
+        if family.sampling.shown()
+    }
+    plain = FAMILIES["qwen3"].sampling_unthinking
+    assert plain is not None
+    assert told == expected | {"qwen3 switched off": {name: float(value) for name, value in plain.shown().items()}}
