@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, field_validator, model_validator
 
 from app.catalog.engine_options import EngineEntry, KvType, SlotCount, require_compatible
 from app.catalog.pool_options import PoolOptions, SimulatedOptions
+from app.catalog.profiles.families import FAMILIES
+from app.catalog.profiles.family import RecommendedSampling, ToolCallStyle
 from app.catalog.serving.remote_options import RemoteEntry
 from app.catalog.serving.selection_options import ALIAS_ACCEPTED, SELECTOR_PREFIX, Alias, FallbackOptions, Rating
 from app.catalog.source import CatalogTable, ModelSource, ServerSource
 
 #: Maps the catalogue's values of `flash_attention` to those of an engine; None lets llama.cpp choose.
 FLASH_ATTENTION: Mapping[str, bool | None] = {"auto": None, "on": True, "off": False}
+#: Names of templates that are shipped, for models whose file has none.
+SHIPPED_TEMPLATES = ("chatml", "gemma", "llama3", "plain")
 _NAME = r"^[a-z0-9][a-z0-9._-]*:[a-z0-9][a-z0-9._-]*$"
 _NAME_ACCEPTED = "family:size in lower case, such as 'qwen3:0.6b' (letters, digits, '.', '_', '-'; at most 64)"
 
@@ -55,7 +59,11 @@ class PromptProfile(CatalogTable):
     #: System message of conversations that have none.
     default_system: str | None = Field(default=None, min_length=1, description="a text")
     #: The format in which the model writes tool calls; None detects it from the template.
-    tools: Literal["hermes", "llama3"] | None = Field(default=None, description="hermes or llama3")
+    tools: ToolCallStyle | None = Field(default=None, description=f"one of {', '.join(get_args(ToolCallStyle))}")
+    #: The family of the model (docs/profiles.md); None detects it from the file.
+    profile: str | None = Field(default=None, description=f"none, or one of {', '.join(FAMILIES)}")
+    #: Replaces what the family, or the file, recommends for requests without these parameters.
+    sampling: RecommendedSampling = Field(default=RecommendedSampling(), description="a table of numbers")
     #: Variables for the template, such as `enable_thinking`.
     arguments: Mapping[str, StrictBool | StrictInt | StrictFloat | str] = Field(
         default_factory=dict, description="a table of texts, numbers and booleans"
@@ -66,6 +74,13 @@ class PromptProfile(CatalogTable):
     query_prefix: str = Field(default="", description="a text")
     #: Prefix of a text that is embedded as a document.
     document_prefix: str = Field(default="", description="a text")
+
+    @field_validator("profile")
+    @classmethod
+    def _is_known(cls, given: str | None) -> str | None:
+        if given is not None and given != "none" and given not in FAMILIES:
+            raise ValueError(f"{given[:40]!r} is no profile; accepted are none, {', '.join(FAMILIES)}")
+        return given
 
 
 _UseCase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=32)]

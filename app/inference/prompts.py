@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.grammar import gbnf_source
+from app.inference.recommended import RECOMMENDABLE
 from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, PriorityClass, Sampling, Tool, ToolCall
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
 from app.workflows.expressions import conditions, templates
@@ -52,6 +53,8 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
         if step.tools
         else "auto",
         parallel_calls=step.parallel_tool_calls,
+        template_arguments=step.template_arguments,
+        reasoning_effort=step.reasoning_effort,
         prefill="" if step.prefill is None else templates.render(step.prefill, data),
     )
 
@@ -59,8 +62,9 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
 def sampling_of(fields: SamplingFields) -> Sampling:
     """Returns the sampling parameters of a step."""
     given = fields.model_dump(exclude_none=True, exclude={"logit_bias"})
+    unset = RECOMMENDABLE - given.keys()
     bias = {int(token): float("-inf") if value <= -100 else value for token, value in fields.logit_bias.items()}
-    return replace(Sampling(), **given, logit_bias=bias)
+    return replace(Sampling(), **given, logit_bias=bias, unset=unset)
 
 
 def _grammar(source: str) -> str:

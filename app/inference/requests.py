@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
+from app.workflows.language.template_arguments import ReasoningLevel
+
 
 class PriorityClass(StrEnum):
     """The priority class of a request; `RANKS` defines the order."""
@@ -86,6 +88,8 @@ class Sampling:
     ignore_end: bool = False
     #: Texts that end a repeated sequence.
     dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    #: Names of parameters that the client did not set: what is recommended for the model replaces them.
+    unset: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,10 @@ class GenerateRequest:
     parallel_calls: bool = True
     #: The start of the answer, which the model continues; placed after the template's opening of the answer.
     prefill: str = ""
+    #: Variables for the chat template, such as `enable_thinking`; they replace those of the catalogue.
+    template_arguments: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    #: How much the model thinks, if its template has a variable for that.
+    reasoning_effort: ReasoningLevel | None = None
 
 
 class FinishReason(StrEnum):
@@ -189,13 +197,15 @@ class TextPiece:
     #: The tokens since the last piece, if the request asks for log-probabilities.
     logprobs: tuple[TokenLogprob, ...] = ()
     calls: tuple[ToolCallPiece, ...] = ()
+    #: A new part of the thinking.
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
     """The result of a GenerateRequest: the text, token counts and times."""
 
-    #: The text without tool calls.
+    #: The text without tool calls and thinking.
     text: str
     finish: FinishReason
     #: Tokens of the prompt, template included.
@@ -208,7 +218,7 @@ class Generated:
     time_to_first: timedelta
     #: From submission to the end.
     time_total: timedelta
-    #: One for each generated token, if the request asks for them.
+    #: One for each generated token that is no part of the thinking, if the request asks for them.
     logprobs: tuple[TokenLogprob, ...] = ()
     #: Tool calls, with arguments that conform to the schemas of the tools.
     tool_calls: tuple[ToolCall, ...] = ()
@@ -216,6 +226,10 @@ class Generated:
     seed: int | None = None
     #: The second and further texts, if the request asks for several.
     alternatives: tuple[Generated, ...] = ()
+    #: What the model thought before the text, without its tags.
+    reasoning: str = ""
+    #: Generated tokens of the thinking, tags included.
+    reasoning_tokens: int = 0
 
 
 class LongText(StrEnum):

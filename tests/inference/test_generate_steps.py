@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.inference import prompts, step_outputs
+from app.inference.recommended import RECOMMENDABLE
 from app.inference.requests import (
     ChatMessage,
     FinishReason,
@@ -43,7 +44,7 @@ def text(written: str = "hello", **more: Any) -> Generated:
 
 
 def test_every_sampling_parameter_of_the_engine_can_be_set() -> None:
-    assert {one.name for one in fields(Sampling)} == set(SamplingFields.model_fields)
+    assert {one.name for one in fields(Sampling)} - {"unset"} == set(SamplingFields.model_fields)
 
 
 def test_every_field_of_a_request_can_be_set() -> None:
@@ -66,6 +67,8 @@ def test_the_fields_reach_the_engine() -> None:
         prefill="So, {{ inputs.name }}",
         truncation="auto",
         max_tokens=None,
+        reasoning_effort="none",
+        template_arguments={"enable_thinking": False},
         sampling={"logit_bias": {"5": -100, "6": 2}, "mirostat": True, "dry_breakers": ["x"], "penalty_last_n": -1},
         data={"inputs": {"name": "Ann"}},
     )
@@ -75,8 +78,14 @@ def test_the_fields_reach_the_engine() -> None:
     assert made.prefill == "So, Ann"
     assert (made.truncates, made.fits_context) == (True, True)
     assert made.sampling == Sampling(
-        logit_bias={5: float("-inf"), 6: 2.0}, mirostat=True, dry_breakers=("x",), penalty_last_n=-1
+        logit_bias={5: float("-inf"), 6: 2.0},
+        mirostat=True,
+        dry_breakers=("x",),
+        penalty_last_n=-1,
+        unset=RECOMMENDABLE,
     )
+    assert (made.reasoning_effort, made.template_arguments) == ("none", {"enable_thinking": False})
+    assert request(sampling={"temperature": 0.1}).sampling.unset == RECOMMENDABLE - {"temperature"}
     assert request(grammar='root ::= ("a")').grammar == 'root ::= "a"\n'
     assert (request().logprobs, request(logprobs=True).logprobs) == (None, 0)
 

@@ -22,7 +22,9 @@ from typing import Any
 import structlog
 
 from app.catalog import header
+from app.catalog.profiles.family import ToolCallStyle
 from app.grammar import to_gbnf
+from app.inference.recommended import applied
 from app.inference.requests import (
     Embedded,
     EmbedRequest,
@@ -37,7 +39,7 @@ from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFai
 from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
 from workers.engine.bindings.llama import LlamaModel, load_loras, use_loras
 from workers.engine.chat import tools
-from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.chat.calls import ToolCallDetector, as_bytes
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.chat.templates import ChatTemplate
 from workers.engine.chat.truncation import truncated
@@ -162,6 +164,8 @@ class LlamaEngine:
         grammar, style = self._output_grammar(request), self._tool_style(request)
         if grammar is not None:
             self._loop.byte_index.prepare()
+        recommended = self._template.profile.sampling(thinks=not prompt.is_unthinking)
+        request = replace(request, sampling=applied(request.sampling, recommended))
         seed = request.sampling.seed if request.sampling.seed is not None else ids.new_id().int & 0xFFFFFFFF
         stop = (*request.stop, *prompt.stop)
         tasks = [
@@ -174,8 +178,9 @@ class LlamaEngine:
                 (seed + index) & 0xFFFFFFFF,
                 deadline,
                 on_piece,
-                *self._call_detection(request, grammar, style),
+                *self._call_detection(request, grammar, style, prompt.thinking),
                 index=index,
+                splitter=self._template.splitter(prompt.thinking),
             )
             for index in range(request.n)
         ]
@@ -325,18 +330,26 @@ class LlamaEngine:
         return self._template.tools if request.tools and request.tool_choice != "none" else None
 
     def _call_detection(
-        self, request: GenerateRequest, grammar: CompiledGrammar | None, style: ToolCallStyle | None
+        self,
+        request: GenerateRequest,
+        grammar: CompiledGrammar | None,
+        style: ToolCallStyle | None,
+        thinking: bool | None,
     ) -> tuple[ToolCallDetector | None, LazyGrammar | None]:
-        """Return the detector of calls for one text, and the lazy grammar if free text may precede the calls."""
-        if style is None or grammar is None:
+        """Return the detector of calls for one text, and its lazy grammar if free text or thinking may come first."""
+        if grammar is None:
             return None, None
-        detector = ToolCallDetector(style)
-        if request.tool_choice != "auto":
+        detector = None if style is None else ToolCallDetector(style)
+        splitter, free = self._template.splitter(thinking, as_bytes), None
+        if style is not None and detector is not None and request.tool_choice == "auto":
+            if detector.feed(request.prefill) != request.prefill:
+                message = "the prefill begins a tool call; to force a call, set tool_choice to 'required'"
+                raise StepFailure(FailureReason.INVALID_REQUEST, message)
+            free = ToolCallDetector(style, is_encoded=True)
+            free.feed(as_bytes(request.prefill))
+        elif not thinking:
             return detector, None
-        if detector.feed(request.prefill) != request.prefill:
-            message = "the prefill begins a tool call; to force a call, set tool_choice to 'required'"
-            raise StepFailure(FailureReason.INVALID_REQUEST, message)
-        return detector, LazyGrammar(self.model, self._loop.byte_index, grammar, style, request.prefill)
+        return detector, LazyGrammar(self.model, self._loop.byte_index, grammar, free, splitter)
 
     def _start_embedding(
         self, tokens: Sequence[Sequence[int]], policy: LongText, priority: PriorityClass

@@ -369,7 +369,7 @@ class EngineLoop:
             return
         task.written += 1
         self.meter.tokens_out += 1
-        task.emit(task.stream.feed(self.model.piece(token)))
+        task.write(self.model.piece(token))
         if task.stream.stopped:
             self._finish(task, FinishReason.STOP)
         elif task.written >= task.request.max_tokens:

@@ -19,15 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from app.catalog.profiles.family import ToolCallStyle
 from app.inference import answers
 from app.inference.requests import RANKS, FinishReason, Generated, GenerateRequest, TextPiece, TokenLogprob
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnPiece
 from workers.engine.batch import INTERACTIVE, BatchWork
-from workers.engine.chat import calls
-from workers.engine.chat.call_scanner import ToolCallScanner
-from workers.engine.chat.calls import ToolCallDetector, ToolCallStyle
+from workers.engine.chat import call_forms
+from workers.engine.chat.calls import ToolCallDetector
 from workers.engine.chat.lazy_grammar import LazyGrammar
+from workers.engine.chat.thinking import AnswerSplitter
 from workers.engine.sampling.grammars import CompiledGrammar
 from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.text import TextStream
@@ -39,6 +40,7 @@ class EngineTask:
     """One text that is being generated."""
 
     __slots__ = (
+        "_classified",
         "_on_piece",
         "_passed",
         "_scanner",
@@ -60,6 +62,7 @@ class EngineTask:
         "parked_at",
         "prompt",
         "rank",
+        "reasoning_tokens",
         "request",
         "sampler",
         "seed",
@@ -76,6 +79,7 @@ class EngineTask:
         self, task_id: int, request: GenerateRequest, prompt: tuple[int, ...], stop: Sequence[str],
         grammar: CompiledGrammar | None, seed: int, deadline: float | None, on_piece: OnPiece | None,
         detector: ToolCallDetector | None = None, lazy_grammar: LazyGrammar | None = None, index: int = 0,
+        splitter: AnswerSplitter | None = None,
     ) -> None:  # fmt: skip
         #: Which text of the request it is.
         self.index = index
@@ -93,11 +97,13 @@ class EngineTask:
         self.written = 0
         #: Prompt tokens that were reused from another sequence.
         self.cached = 0
-        self.stream = TextStream(stop, detector)
+        self.stream = TextStream(stop, detector, splitter)
+        #: Tokens of the thinking, and tokens that are known to be of it or not.
+        self.reasoning_tokens = self._classified = 0
         self._on_piece = on_piece
         #: Log-probabilities that were passed to the reader.
         self._passed = 0
-        self._scanner = ToolCallScanner(calls.ARGUMENTS[detector.style]) if detector and on_piece else None
+        self._scanner = call_forms.scanner(detector.style, request.tools) if detector and on_piece else None
         self.future: Future[Generated] = Future()
         self.submitted = perf_counter()
         self.first_at = 0.0
@@ -128,9 +134,23 @@ class EngineTask:
         """Whether each token is awaited: the text is streamed, or the request is interactive."""
         return self._on_piece is not None or self.rank == INTERACTIVE
 
+    def write(self, piece: bytes) -> None:
+        """Add the bytes of the token that was written last, and pass what they decide to the reader."""
+        stream = self.stream
+        thought = stream.is_thinking
+        text = stream.feed(piece)
+        if thought or stream.is_thinking:
+            # What was undecided until now was the opening tag.
+            self.reasoning_tokens += self.written - self._classified
+            del self.logprobs[self.written - self.reasoning_tokens :]
+            self._classified = self.written
+        elif not stream.is_undecided:
+            self._classified = self.written
+        self.emit(text)
+
     def emit(self, text: str) -> None:
         """
-        Pass new text, new parts of tool calls, and their log-probabilities to the reader.
+        Pass new text, thinking, new parts of tool calls, and their log-probabilities to the reader.
 
         A reader that raises is not called again; the text continues.
         """
@@ -138,10 +158,13 @@ class EngineTask:
             return
         try:
             parts = () if self._scanner is None else self._scanner.feed(self.stream.calls)
+            reasoning = self.stream.take_reasoning()
+            logprobs: tuple[TokenLogprob, ...] = ()
             if text or parts:  # log-probabilities wait for their text
-                logprobs = tuple(self.logprobs[self._passed : self.written])
+                logprobs = tuple(self.logprobs[self._passed : self.written - self.reasoning_tokens])
                 self._passed += len(logprobs)
-                self._on_piece(TextPiece(text, self.index, logprobs, parts))
+            if text or parts or reasoning:
+                self._on_piece(TextPiece(text, self.index, logprobs, parts, reasoning))
         except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
             _LOG.exception("text_reader_failed", task_id=self.id)
             self._on_piece = None
@@ -160,8 +183,10 @@ class EngineTask:
                 time_to_first=timedelta(seconds=(self.first_at or now) - self.submitted),
                 time_total=timedelta(seconds=now - self.submitted),
                 # The token that ended the text is not part of it.
-                logprobs=tuple(self.logprobs[: self.written]),
+                logprobs=tuple(self.logprobs[: self.written - self.reasoning_tokens]),
                 seed=self.seed,
+                reasoning=self.stream.reasoning,
+                reasoning_tokens=self.reasoning_tokens,
             )
         )
 
@@ -244,15 +269,22 @@ class LlamaTicket:
         if self._style is None or not written:
             return text
         whole = text.text + written
+        # Whoever takes what there is gets what is no call, or one that does not conform, as text.
+        text_is_kept = cut_is_kept or (task.request.keeps_cut and task.request.tool_choice == "auto")
         try:
-            tool_calls = calls.parse(written, self._style)
+            tool_calls = call_forms.parse(written, self._style, task.request.tools)
         except ValueError as error:
-            if cut_is_kept:
+            if text_is_kept:
                 return replace(text, text=whole)
             cut = f"was cut at max_tokens ({task.request.max_tokens}) inside a tool call"
             why = cut if text.finish is FinishReason.LENGTH else f"contains an invalid tool call: {error}"
             raise StepFailure(FailureReason.INVALID_OUTPUT, f"the text {why}", text=whole) from None
-        answers.require_calls(tool_calls, task.request, whole)
+        try:
+            answers.require_calls(tool_calls, task.request, whole)
+        except StepFailure:
+            if text_is_kept:
+                return replace(text, text=whole)
+            raise
         return replace(text, tool_calls=tool_calls)
 
 

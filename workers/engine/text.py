@@ -4,7 +4,7 @@ The text stream: turns the bytes of tokens into whole characters, up to the firs
 A character is emitted when all its bytes have arrived. Invalid bytes are emitted as U+FFFD. A character that is
 incomplete when the text ends is dropped.
 Characters that may begin a stop text are held back until that is decided. A stop text is never emitted.
-Tool calls are collected separately: they are not part of the text, and no stop text ends them.
+Thinking and tool calls are collected separately: they are not part of the text, and no stop text ends them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ import codecs
 from collections.abc import Sequence
 
 from workers.engine.chat.calls import ToolCallDetector
+from workers.engine.chat.thinking import AnswerSplitter
 
 
 class TextStream:
     """The stream of one text."""
 
-    __slots__ = ("_decoder", "_detector", "_held", "_parts", "_stops", "stopped")
+    __slots__ = ("_decoder", "_detector", "_held", "_new", "_parts", "_splitter", "_stops", "_thought", "stopped")
 
-    def __init__(self, stops: Sequence[str] = (), detector: ToolCallDetector | None = None) -> None:
-        self._detector = detector
+    def __init__(
+        self,
+        stops: Sequence[str] = (),
+        detector: ToolCallDetector | None = None,
+        splitter: AnswerSplitter | None = None,
+    ) -> None:
+        self._detector, self._splitter = detector, splitter
+        #: The thinking, and what of it was not taken.
+        self._thought: list[str] = []
+        self._new = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stop for stop in stops if stop)
         self._parts: list[str] = []
@@ -32,6 +41,9 @@ class TextStream:
     def feed(self, piece: bytes) -> str:
         """Add the bytes of one token. Returns the text that can be emitted now."""
         new = self._decoder.decode(piece)
+        if self._splitter is not None:
+            reasoning, new = self._splitter.feed(new)
+            self._think(reasoning)
         return self._emit(new if self._detector is None else self._detector.feed(new))
 
     def _emit(self, new: str) -> str:
@@ -55,7 +67,13 @@ class TextStream:
 
     def finish(self) -> str:
         """End the text. Returns what was held back."""
-        late = "" if self._detector is None or self.stopped else self._emit(self._detector.finish())
+        late = ""
+        if self._splitter is not None and not self.stopped:
+            reasoning, rest = self._splitter.finish()
+            self._think(reasoning)
+            late = self._emit(rest if self._detector is None else self._detector.feed(rest))
+        if self._detector is not None and not self.stopped:
+            late += self._emit(self._detector.finish())
         held, self._held = self._held, ""
         if held:
             self._parts.append(held)
@@ -67,6 +85,31 @@ class TextStream:
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
+
+    def take_reasoning(self) -> str:
+        """Return the thinking since the last call."""
+        new, self._new = self._new, ""
+        return new
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking so far, without its tags."""
+        return "".join(self._thought)
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text is inside a block of thinking."""
+        return self._splitter is not None and self._splitter.is_thinking
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the text so far may be the beginning of a block of thinking."""
+        return self._splitter is not None and self._splitter.may_begin
+
+    def _think(self, reasoning: str) -> None:
+        if reasoning:
+            self._thought.append(reasoning)
+            self._new += reasoning
 
     @property
     def calls(self) -> str:

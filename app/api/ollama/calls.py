@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -68,7 +68,7 @@ class OllamaCall:
         self._call, self._name, self._kind, self._at_end = call, name, kind, at_end
         self._times = _Times()
         #: Characters that were sent.
-        self._sent = 0
+        self._sent = self._thought = 0
 
     async def answer(self, request: Request) -> Response:
         """The whole answer. A client that goes away stops the call. Raises what `ModelCall.answer` raises."""
@@ -133,25 +133,40 @@ class OllamaCall:
             case EntryKind.TEXT:
                 self._sent += len(entry.value)
                 return [self._piece(entry.value)]
+            case EntryKind.PIECES:
+                return [line for piece in entry.json() if not piece["index"] for line in self._of_piece(piece)]
             case EntryKind.DONE:
                 document = entry.json()
                 await self._at_end()
                 text, calls = _parts(document)
-                rest = [self._piece(text[self._sent :])] if len(text) > self._sent else []
+                thought = _thinking(document)[self._thought :]
+                rest = [self._piece("", thinking=thought)] if thought else []
+                rest += [self._piece(text[self._sent :])] if len(text) > self._sent else []
                 called = [self._piece("", calls)] if calls else []
                 return [*rest, *called, self._last(document, whole=False)]
             case EntryKind.FAILED:
                 return [{"error": str(entry.json()["message"])}]
             case _:
-                return []  # what is no plain text comes whole, at the end
+                return []
 
-    def _piece(self, text: str, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        return {**heading(self._name), **self._text(text, calls or []), "done": False}
+    def _of_piece(self, piece: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a piece; tool calls come whole, at the end."""
+        if thought := piece.get("reasoning"):
+            self._thought += len(thought)
+            yield self._piece("", thinking=thought)
+        if piece["text"]:
+            self._sent += len(piece["text"])
+            yield self._piece(piece["text"])
 
-    def _text(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    def _piece(self, text: str, calls: list[dict[str, Any]] | None = None, *, thinking: str = "") -> dict[str, Any]:
+        return {**heading(self._name), **self._text(text, calls or [], thinking), "done": False}
+
+    def _text(self, text: str, calls: list[dict[str, Any]], thinking: str) -> dict[str, Any]:
+        thought = {"thinking": thinking} if thinking else {}
         if self._kind == "generate":
-            return {"response": text}
-        return {"message": {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}}
+            return {"response": text, **thought}
+        called = {"tool_calls": calls} if calls else {}
+        return {"message": {"role": "assistant", "content": text, **thought, **called}}
 
     def _last(self, document: Any, *, whole: bool) -> dict[str, Any]:
         choice, usage = document["choices"][0], document["usage"]
@@ -159,7 +174,7 @@ class OllamaCall:
         logprobs = (choice.get("logprobs") or {}).get("content")
         return {
             **heading(self._name),
-            **self._text(text, calls),
+            **self._text(text, calls, _thinking(document) if whole else ""),
             **({"logprobs": logprobs} if logprobs else {}),
             "done": True,
             "done_reason": "length" if choice["finish_reason"] == "length" else "stop",
@@ -213,6 +228,11 @@ def _parts(document: Any) -> tuple[str, list[dict[str, Any]]]:
         for place, (name, arguments) in enumerate(functions)
     ]
     return choice["message"].get("content") or "", shown
+
+
+def _thinking(document: Any) -> str:
+    """The thinking of an answer."""
+    return str(document["choices"][0].get("message", {}).get("reasoning_content") or "")
 
 
 def _line(content: dict[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from app.catalog import files
 from app.catalog import header as headers
 from app.catalog.metadata import Header
 from app.catalog.model import Model
+from app.catalog.profiles.resolution import facts_of, resolve
 from app.kernel import clock
 from app.kernel.errors import ModelFileUnusable
 
@@ -43,7 +44,7 @@ def writes(model: Model) -> bool:
 def capabilities(services: Services, model: Model) -> list[str] | None:
     """What a model can do; None where its file is not on this host."""
     path = path_of(model, services)
-    return None if path is None else capabilities_of(model, template(model, header_of(path)))
+    return None if path is None else capabilities_of(model, header_of(path))
 
 
 def path_of(model: Model, services: Services) -> Path | None:
@@ -113,13 +114,16 @@ def template(model: Model, read: Header | None) -> str:
     return model.prompt.chat_template or (read.chat_template if read is not None else "") or ""
 
 
-def capabilities_of(model: Model, chat_template: str) -> list[str]:
-    """What a model with that chat template can do."""
+def capabilities_of(model: Model, read: Header | None) -> list[str]:
+    """What a model with that header can do."""
+    profile = None if read is None else resolve(model.prompt, facts_of(read, model.prompt))
     found = []
     if "embed" in model.use_cases:
         found.append("embedding")
     if writes(model):
         found.append("completion")
-        if model.prompt.tools or "tools" in chat_template:
+        if (profile is not None and profile.tools) or model.prompt.tools or "tools" in template(model, read):
             found.append("tools")
+        if profile is not None and profile.thinks:
+            found.append("thinking")
     return found

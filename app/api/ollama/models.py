@@ -182,7 +182,7 @@ def show(services: InjectedServices, body: Annotated[OllamaShowIn, bodies.of(Oll
         template=template,
         details=descriptions.details(read),
         model_info=descriptions.info(model, read),
-        capabilities=descriptions.capabilities_of(model, template),
+        capabilities=descriptions.capabilities_of(model, read),
         modified_at=descriptions.modified_at(path),
     )
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StrictBool, field_validator, model_validator
 
 from app.api.ollama.keep_alive import KeepAliveIn
 from app.inference.openai.embedding import MAX_INPUTS
@@ -136,13 +136,17 @@ class OllamaMessageIn(RequestPart):
         return {"role": self.role, "content": self.content, **({"tool_calls": calls} if calls else {})}
 
 
+#: By `think`, the effort in OpenAI's form.
+_EFFORTS: Mapping[bool | str, str] = {True: "medium", False: "none"}
+
+
 class _GenerationIn(_RequestIn):
     """What requests for text have."""
 
     stream: bool | None = None
     format: Literal["", "json"] | dict[str, JsonValue] | None = None
     options: OllamaOptions | None = None
-    think: bool | str | None = None
+    think: StrictBool | Literal["low", "medium", "high"] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
@@ -151,14 +155,10 @@ class _GenerationIn(_RequestIn):
         """Whether the answer is streamed, which is the default."""
         return self.stream is not False
 
-    @model_validator(mode="after")
-    def _think_is_off(self) -> _GenerationIn:
-        if self.think:
-            raise ValueError(f"{self.model!r} does not support thinking: send no `think`, or false")
-        return self
-
     def _shared(self, model: str, context: int) -> dict[str, Any]:
         found = {"model": model, **(self.options or OllamaOptions()).translated(context)}
+        if self.think is not None:
+            found["reasoning_effort"] = _EFFORTS.get(self.think, self.think)
         if self.logprobs:
             found |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if isinstance(self.format, dict):

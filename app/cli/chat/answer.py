@@ -21,6 +21,8 @@ class Answer:
     """An answer, as far as it was written."""
 
     text: str = ""
+    #: Characters of the thinking, which is not printed.
+    thought: int = 0
     finish: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
     #: The model that answered.
@@ -45,6 +47,8 @@ def written(client: Client, model: str, messages: Sequence[Mapping[str, str]], o
                 for piece in _pieces(event, answer):
                     status.clear()
                     _print(piece)
+                if answer.thought and not answer.text:
+                    status.show("thinking …")
     except KeyboardInterrupt:
         answer.stopped = True
     if answer.text and not answer.text.endswith("\n") and sys.stdout.isatty():
@@ -65,6 +69,7 @@ def _pieces(event: ServerEvent, answer: Answer) -> Iterator[str]:
     answer.model = chunk.get("model") or answer.model
     for choice in chunk["choices"]:
         answer.finish = choice["finish_reason"] or answer.finish
+        answer.thought += len(choice["delta"].get("reasoning_content") or "")
         piece = choice["delta"].get("content") or ""
         answer.text += piece
         if piece:

@@ -21,6 +21,7 @@ from app.catalog.catalog import Catalog
 from app.catalog.install import format_bytes
 from app.catalog.metadata import Header
 from app.catalog.model import Model
+from app.catalog.profiles.resolution import ModelProfile, facts_of, resolve
 from app.catalog.serving import servability
 from app.cli.client import connected
 from app.cli.lazy import LazyCommand, register
@@ -133,8 +134,10 @@ def show(
             read = _header(model, settings)
         except ModelFileUnusable as error:
             summary |= {"state": "damaged", "reason": str(error)}
+    profile = None if read is None else resolve(model.prompt, facts_of(read, model.prompt))
     if as_json:
-        print_json(summary | {"header": None if read is None else _facts(read) | {"chat_template": read.chat_template}})
+        of_file = None if read is None else _facts(read) | {"chat_template": read.chat_template}
+        print_json(summary | {"header": of_file, "profile": None if profile is None else _profile(profile)})
         return
     rows = {
         "model": model.name,
@@ -160,6 +163,9 @@ def show(
     else:
         out.print(Text("\nheader of the file", "bold"))
         out.print(_pairs(_facts(read)))
+        if profile is not None and model.remote is None:
+            out.print(Text("\nprofile", "bold"))
+            out.print(_pairs(_profile(profile)))
         if read.chat_template:
             out.print(Text("\nchat template", "bold"))
             typer.echo(_shortened(read.chat_template))
@@ -291,6 +297,23 @@ def _facts(read: Header) -> dict[str, Any]:
         "tensor_bytes": read.tensor_bytes,
         "tensors": len(read.tensors),
         "gguf_version": read.version,
+    }
+
+
+def _profile(profile: ModelProfile) -> dict[str, Any]:
+    """Return what is known of the model's family, under the names in `--json`."""
+    tags, plain = profile.thinking, profile.sampling(thinks=False).shown()
+    sampling = profile.sampling().shown()
+    apart = "in a channel" if profile.thinks else None
+    return {
+        "profile": profile.name,
+        "reason": profile.reason,
+        "models": "" if profile.family is None else profile.family.title,
+        "tool_calls": profile.tools,
+        "thinking": apart if tags is None else f"{tags.opening} … {tags.closing}",
+        "recommended_sampling": _listed(sampling) or "none: the defaults of llama.cpp",
+        "sampling_without_thinking": _listed(plain) if plain != sampling else None,
+        "published_in": "" if profile.family is None else profile.family.published,
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Changes with the form of cached answers.
-_VERSION = 1
+_VERSION = 2
 #: Fields of a request that do not change its answer.
 _WITHOUT_EFFECT = frozenset({"model", "stream", "stream_options", "service_tier", "user"})
 

@@ -53,12 +53,15 @@ def heading(kind: str, model: str, run_id: str, created: int, *, whole: bool) ->
 
 def usage(generated: Generated) -> dict[str, Any]:
     """The token counts; those of the prompt count once, whatever the number of texts."""
-    tokens_out = sum(text.tokens_out for text in (generated, *generated.alternatives))
+    texts = (generated, *generated.alternatives)
+    tokens_out = sum(text.tokens_out for text in texts)
+    thought = sum(text.reasoning_tokens for text in texts)
     return {
         "prompt_tokens": generated.tokens_in,
         "completion_tokens": tokens_out,
         "total_tokens": generated.tokens_in + tokens_out,
         "prompt_tokens_details": {"cached_tokens": generated.tokens_cached},
+        **({"completion_tokens_details": {"reasoning_tokens": thought}} if thought else {}),
     }
 
 
@@ -69,6 +72,8 @@ def call_id(run_id: str, index: int, place: int) -> str:
 
 def _chat_choice(index: int, text: Generated, run_id: str) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": text.text, "refusal": None}
+    if text.reasoning:
+        message["reasoning_content"] = text.reasoning
     if text.tool_calls:
         message["content"] = text.text or None
         message["tool_calls"] = [

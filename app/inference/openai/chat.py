@@ -6,11 +6,19 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, GenerationRequest, PlainText, RequestPart
 from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, Tool, ToolCall
 from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.template_arguments import ReasoningLevel, TemplateArguments
 
 #: Most messages, parts of a message, tools, and tool calls in a message.
 _MAX_MESSAGES, _MAX_PARTS, _MAX_TOOLS = 10_000, 1_000, 128
@@ -186,6 +194,10 @@ class ChatRequest(GenerationRequest):
     conversation_id: Annotated[PlainText, Field(min_length=1, max_length=200)] | None = None
     user: Annotated[PlainText, Field(max_length=200)] | None = None
     memory: MemoryOptions | None = None
+    #: Whether, and how much, a model thinks whose template has a variable for that.
+    reasoning_effort: ReasoningLevel | None = None
+    #: An extension, as in vLLM and llama.cpp: variables for the chat template.
+    chat_template_kwargs: TemplateArguments | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -239,6 +251,8 @@ class ChatRequest(GenerationRequest):
             tools=tuple(_tool(tool.function) for tool in self.tools or ()),
             tool_choice=choice if self.tools else "auto",
             parallel_calls=self.parallel_tool_calls is not False,
+            template_arguments=self.chat_template_kwargs or {},
+            reasoning_effort=self.reasoning_effort,
         )
 
 

@@ -21,6 +21,8 @@ class _Sent:
     begun: bool = False
     #: Characters of its text, and tokens with log-probabilities.
     characters: int = 0
+    #: Characters of its thinking.
+    reasoning: int = 0
     tokens: int = 0
     #: Characters of the tokens with log-probabilities.
     offset: int = 0
@@ -67,7 +69,10 @@ class Chunks:
             if not sent.begun:
                 yield self._begin(index)
             delta: dict[str, Any] = {}
-            if piece["text"] or "tool_calls" not in piece:
+            if reasoning := piece.get("reasoning", ""):
+                sent.reasoning += len(reasoning)
+                delta["reasoning_content"] = reasoning
+            if piece["text"] or not (reasoning or "tool_calls" in piece):
                 sent.characters += len(piece["text"])
                 delta["content"] = piece["text"]
             if calls := piece.get("tool_calls"):
@@ -83,6 +88,8 @@ class Chunks:
                 yield self._begin(index)
             message = choice["message"] if self._chat else {"content": choice["text"]}
             calls = message.get("tool_calls") or ()
+            if thought := message.get("reasoning_content", "")[sent.reasoning :]:
+                yield self._chunk(index, {"reasoning_content": thought})
             rest = (message.get("content") or "")[sent.characters :]
             # The text of an answer that was cut within a tool call has that call, which was sent as one.
             if rest and (calls or not sent.calls):
@@ -132,7 +139,7 @@ class Chunks:
     def _chunk(
         self, index: int, delta: dict[str, Any], found: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
-        content = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
+        content: dict[str, Any] = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
         choice = {"index": index, **content, "logprobs": found, "finish_reason": finish}
         usage: dict[str, Any] = {"usage": None} if self._includes_usage else {}
         return {**self._heading, "choices": [choice], **usage}

@@ -3,7 +3,7 @@ The parameters that chat completions and completions share, and their translatio
 
 A parameter that llama.cpp cannot honour is refused by name. One that the ecosystem sends without a meaning for a local
 model (`user`, `metadata`, `store`, cache keys) is accepted and has no effect; so are unknown fields.
-A parameter that is not set has llama.cpp's default, not OpenAI's.
+A parameter that is not set has the value that is recommended for the model, or else llama.cpp's default, not OpenAI's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import ErrorDetails
 
+from app.inference.recommended import RECOMMENDABLE
 from app.inference.requests import PriorityClass, Sampling
 from app.kernel.security import texts
 
@@ -121,7 +122,7 @@ class GenerationRequest(RequestPart):
             given["logit_bias"] = {
                 int(token): float("-inf") if bias <= -100 else bias for token, bias in self.logit_bias.items()
             }
-        return Sampling(**given)
+        return Sampling(**given, unset=RECOMMENDABLE - given.keys())
 
 
 def place_of(error: ErrorDetails) -> tuple[int | str, ...]:

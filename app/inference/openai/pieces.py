@@ -1,7 +1,7 @@
 """
-Pieces of texts in token streams, as JSON: the text of a choice, its tool calls and its log-probabilities.
+Pieces of texts in token streams, as JSON: the text of a choice, its thinking, tool calls and log-probabilities.
 
-A piece is `{"index", "text", "logprobs"?, "tool_calls"?}`; its parts have the form of chat completions.
+A piece is `{"index", "text", "logprobs"?, "tool_calls"?, "reasoning"?}`; its parts have the form of chat completions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ def document(piece: TextPiece) -> dict[str, Any]:
     made: dict[str, Any] = {"index": piece.index, "text": piece.text}
     if piece.logprobs:
         made["logprobs"] = logprobs.of_chat(piece.logprobs)
+    if piece.reasoning:
+        made["reasoning"] = piece.reasoning
     if piece.calls:
         made["tool_calls"] = [
             {
@@ -30,4 +32,4 @@ def document(piece: TextPiece) -> dict[str, Any]:
 
 def is_plain(piece: TextPiece) -> bool:
     """Whether it is nothing but text of the first choice."""
-    return not (piece.index or piece.logprobs or piece.calls)
+    return not (piece.index or piece.logprobs or piece.calls or piece.reasoning)

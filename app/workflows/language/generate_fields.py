@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from app.workflows.expressions.result_type import ResultType
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.step_work import DocumentPart, Expression, Fallback, StepWork, Template
+from app.workflows.language.template_arguments import ReasoningLevel, TemplateArguments
 
 #: The id of a token, as the key of a mapping.
 VOCABULARY_ID = r"^\d{1,9}$"
@@ -157,6 +158,10 @@ class GenerateFields(StepWork):
         Discriminator(_choice_tag),
     ] = "auto"
     parallel_tool_calls: bool = True
+    #: Whether, and how much, a model thinks whose template has a variable for that.
+    reasoning_effort: ReasoningLevel | None = None
+    #: Variables for the chat template, such as `enable_thinking`.
+    template_arguments: TemplateArguments = Field(default_factory=dict)
     #: The id of a conversation that the messages continue: it goes before them, and they and the answer are appended.
     conversation: Template | None = None
     #: Whose long-term memory is used; by default that of the conversation's user.

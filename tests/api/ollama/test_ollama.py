@@ -100,7 +100,7 @@ def test_embeddings_in_both_forms(api: str, start_pool: StartPool) -> None:
         ("generate", {"prompt": "a", "images": ["b"]}, 400, "images are not supported"),
         ("generate", {"prompt": "a", "context": [1]}, 400, "context is not supported"),
         ("generate", {"prompt": "a", "raw": True, "system": "b"}, 400, "raw cannot be used"),
-        ("generate", {"prompt": "a", "think": True}, 400, "does not support thinking"),
+        ("generate", {"prompt": "a", "think": "much"}, 400, "think"),
         ("generate", {"prompt": "a", "options": {"num_ctx": 10_000_000}}, 400, "num_ctx"),
         ("generate", {"prompt": "a", "options": {"mirostat": 2}}, 400, "mirostat is not supported"),
         ("generate", {"prompt": "a", "options": {"temperature": 99}}, 400, "temperature"),

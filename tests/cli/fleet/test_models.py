@@ -130,6 +130,30 @@ def test_show_as_json_holds_header_and_template(run: Run) -> None:
     assert "<|im_start|>" in shown["header"]["chat_template"]
 
 
+def test_show_says_the_profile_why_it_is_so_and_the_sampling(run: Run, tmp_path: Path) -> None:
+    shown = json.loads(run("show", "smollm2:135m", "--json").stdout)["profile"]
+    assert (shown["profile"], shown["tool_calls"], shown["thinking"]) == ("none", None, None)
+    assert "no family has the architecture llama" in shown["reason"]
+    own = tmp_path / "own.toml"
+    own.write_text(
+        '[[models]]\nname = "own:1b"\nuse_cases = ["chat"]\n'
+        f'source = {{ path = "{SMOLLM2}" }}\nprompt = {{ profile = "qwen3", sampling = {{ top_k = 7 }} }}\n'
+    )
+    text = run("show", "own:1b", config={"ARRIERO_CATALOG__FILES": str(own)}).stdout
+    for part in (
+        "named in the catalogue",
+        "hermes",
+        "<think> … </think>",
+        "temperature = 0.6",
+        "top_k = 7",
+        "min_p = 0.0",
+    ):
+        assert part in text
+    own.write_text(own.read_text().replace('"qwen3"', '"qwen4"'))
+    with pytest.raises(InvalidCatalog, match="'qwen4' is no profile"):
+        run("list", config={"ARRIERO_CATALOG__FILES": str(own)})
+
+
 def test_show_prints_the_whole_template_alone(run: Run) -> None:
     shown = json.loads(run("show", "smollm2:135m", "--json").stdout)
     assert run("show", "smollm2:135m", "--template").stdout == shown["header"]["chat_template"] + "\n"

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, NamedTool, Sampling, Tool, ToolCall
+from app.inference.requests import (
+    ChatMessage,
+    FinishReason,
+    GenerateRequest,
+    NamedTool,
+    Sampling,
+    TextPiece,
+    Tool,
+    ToolCall,
+)
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.remote.body import body
@@ -54,6 +63,9 @@ class Server:
                 if text == "nonsense":
                     self.wfile.write(b"data: {broken\n\n")
                     return
+                if text == "think":
+                    for name in ("reasoning_content", "reasoning"):
+                        self.event({"choices": [{"delta": {name: f"by {name}; "}}]})
                 for word in ["Hello", " wörld"] if not text.startswith("{") else [text]:
                     self.event({"choices": [{"delta": {"content": word}, "text": word}]})
                 if text == "endless":
@@ -117,6 +129,17 @@ def test_a_text_is_streamed_and_counted(server: Server, engine: RemoteEngine) ->
     (seen,) = server.seen
     assert (seen["path"], seen["key"], seen["model"]) == ("/v1/chat/completions", "Bearer key-of-server", "m")
     assert (seen["seed"], seen["stop"], seen["top_k"]) == (3, ["x"], 40)
+
+
+def test_the_thinking_of_a_server_is_passed_on(server: Server, engine: RemoteEngine) -> None:
+    pieces: list[TextPiece] = []
+    request = chat("think", reasoning_effort="low", template_arguments={"enable_thinking": True})
+    result = engine.generate(request, on_piece=pieces.append).result(60)
+    assert (result.reasoning, result.text) == ("by reasoning_content; by reasoning; ", "Hello wörld")
+    assert "".join(piece.reasoning for piece in pieces) == result.reasoning
+    assert "".join(piece.text for piece in pieces) == result.text
+    assert server.seen[0]["reasoning_effort"] == "low"
+    assert server.seen[0]["chat_template_kwargs"] == {"enable_thinking": True}
 
 
 def test_a_prompt_without_messages_goes_to_completions(server: Server, engine: RemoteEngine) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from app.kernel.errors import (
     ModelUnsupported,
 )
 from workers.engine.bindings import native
-from workers.engine.chat import calls
+from workers.engine.chat.call_forms import TAGS
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
 
 #: Logits of a decode, one row for each output.
@@ -42,7 +42,7 @@ Logits = npt.NDArray[np.float32]
 POOLING = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _SPLIT = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 _ROPE = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
-_TAGS = (calls.OPENING.encode(), calls.CLOSING.encode())
+_TAGS = tuple(text.encode() for text in TAGS)
 _ALLOCATION = re.compile(
     r"(?:unable|failed|cannot) (?:to )?allocate|out ?of ?memory|OutOf(?:Device|Host)Memory|bad_alloc|cudaMalloc failed",
     re.IGNORECASE,
@@ -101,6 +101,25 @@ class LlamaModel:
         self._pieces |= {(token, False): self.piece(token, special=True) for token in tags}
         forbidden = [token for token in self.control_tokens if token not in self.end_tokens and token not in tags]
         self.forbidden_tokens = np.array(forbidden, np.intp)
+
+    def know(self, *, shown: Collection[str] = (), allowed: Collection[str] = (), ends: Collection[str] = ()) -> None:
+        """
+        Make control tokens with these texts known, before any use of the model.
+
+        Those that are `shown` are written as their text, those that are `allowed` also in texts with a grammar; those
+        of `ends` end a text, also if the file does not say so.
+        """
+        spelled = {token: self.piece(token, special=True) for token in self.control_tokens}
+        usual, final = {text.encode() for text in allowed}, {text.encode() for text in ends}
+        visible = usual | {text.encode() for text in shown}
+        self._pieces |= {(token, False): piece for token, piece in spelled.items() if piece in visible}
+        self.end_tokens |= {token for token, piece in spelled.items() if piece in final}
+        others = [
+            token
+            for token in self.forbidden_tokens.tolist()
+            if token not in self.end_tokens and spelled[token] not in usual
+        ]
+        self.forbidden_tokens = np.array(others, np.intp)
 
     def close(self) -> None:
         """Free the model. Its contexts must be freed before."""

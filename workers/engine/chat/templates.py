@@ -9,9 +9,11 @@ Ordinary texts are tokenised exactly as llama.cpp does.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,16 +22,24 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.catalog.model import PromptProfile
-from app.inference.requests import ChatMessage, GenerateRequest
+from app.catalog.profiles.family import Family, ThinkingTags, ToolCallStyle
+from app.catalog.profiles.resolution import SAMPLING_KEYS, FileFacts, resolve
+from app.inference.requests import ChatMessage, GenerateRequest, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.bindings.llama import LlamaModel
 from workers.engine.chat import calls
-from workers.engine.chat.calls import ToolCallStyle
+from workers.engine.chat.call_forms import render, to_json
+from workers.engine.chat.channels import MARKERS, ChannelSplitter
+from workers.engine.chat.thinking import AnswerSplitter, ThinkingSplitter
 
 #: Unicode non-characters, which ordinary texts do not contain. One of them marks spelled-out control tokens.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
+#: Variables of templates: the switch of thinking, and its level.
+_SWITCH, _LEVEL = "enable_thinking", "reasoning_effort"
+#: Levels that templates do not have, and those that are nearest.
+_LEVELS: Mapping[str, str] = {"none": "low", "minimal": "low", "xhigh": "high"}
 #: Templates for models whose file has none.
 SHIPPED: Mapping[str, str] = {
     "chatml": (
@@ -63,9 +73,13 @@ class Prompt:
     tokens: tuple[int, ...]
     #: Texts that end the answer, beyond those of the request.
     stop: tuple[str, ...] = ()
+    #: Whether the answer begins inside a block of thinking. None: it has no such block.
+    thinking: bool | None = None
+    #: Thinking was switched off.
+    is_unthinking: bool = False
 
 
-def _merge_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Merge system messages into the first user message."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     others = [message for message in messages if message["role"] != "system"]
@@ -96,11 +110,24 @@ class ChatTemplate:
             self._template = environment.from_string(self.source) if self.source else None
         except TemplateSyntaxError as error:
             raise ModelUnsupported(model.path, f"its chat template is not valid Jinja: {error}") from error
+        facts = FileFacts(
+            model.architecture,
+            self.source or "",
+            " ".join(filter(None, (model.meta("general.name"), model.meta("general.basename")))),
+            {name: value for name, key in SAMPLING_KEYS.items() if (value := model.meta(key)) is not None},
+        )
+        #: The model's profile: its family, tool calls, thinking and recommended sampling.
+        self.profile = resolve(profile, facts)
+        self.tools: ToolCallStyle | None = self.profile.tools
+        self._family = self.profile.family or Family("", "")
+        thinking = self.profile.thinking
+        shown = () if thinking is None else (thinking.opening, thinking.closing)
+        model.know(shown=shown, allowed=MARKERS if self._family.has_channels else (), ends=self.profile.ends)
         spelled = {model.piece(token, special=True).decode("utf-8", "replace") for token in model.control_tokens}
+        # llama.cpp makes ordinary tokens of some of these, which it finds in any text.
+        spelled |= set(MARKERS) if self._family.has_channels else set()
         longest_first = sorted((text for text in spelled if len(text) > 1), key=len, reverse=True)
         self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        #: The style of the model's tool calls: from the profile, or recognised in the template.
-        self.tools: ToolCallStyle | None = profile.tools or _tool_style(self.source or "")
         #: The template does not support tools: they are described in a system message.
         self._describes_tools = not re.search(r"\btools\b", self.source or "")
 
@@ -119,16 +146,22 @@ class ChatTemplate:
         tools_text = json.dumps([calls.template_tool(tool) for tool in request.tools], ensure_ascii=False)
         arguments = [dict(call.arguments) for message in request.messages for call in message.tool_calls]
         calls_text = json.dumps(arguments, ensure_ascii=False)
-        mark = _unused_mark(*(message.content for message in request.messages), request.prefill, tools_text, calls_text)
+        variables = [value for value in request.template_arguments.values() if isinstance(value, str)]
+        texts = [*(message.content for message in request.messages), request.prefill, *variables]
+        mark = _unused_mark(*texts, tools_text, calls_text)
         messages, tools = request.messages, () if request.tool_choice == "none" else request.tools
         default = self._profile.default_system
         if default is not None and not any(message.role == "system" for message in messages):
             messages = (ChatMessage("system", default), *messages)
         if self._describes_tools and self.tools is not None:
-            messages, tools = calls.describe_tools(messages, tools, self.tools), ()
-        rendered = [self._rendered(message, mark) for message in messages]
+            keeps = self._family.calls_as_texts
+            messages, tools = calls.describe_tools(messages, tools, self.tools, keeps_turns=keeps), ()
+        rendered = self._rendered_turns(messages, mark)
+        if self._family.tools_in_system and tools:
+            rendered = _in_system(rendered, [self._marked_in(calls.template_tool(tool), mark) for tool in tools])
         if self._profile.system == "user":
             rendered = _merge_system(rendered)
+        arguments_given = self._arguments(request, mark)
         try:
             text = self._template.render(
                 messages=rendered,
@@ -136,13 +169,70 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
-                **self._profile.arguments,
+                **arguments_given,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise StepFailure(
                 FailureReason.TEMPLATE_ERROR, f"the chat template rejects these messages: {error}"
             ) from error
-        return Prompt(tuple(self._tokens(text + self._marked(request.prefill, mark), mark)), self._profile.stop)
+        text, thinking, is_unthinking = self._opened(text, request, arguments_given)
+        tokens = self._tokens(text + self._marked(request.prefill, mark), mark)
+        return Prompt(tuple(tokens), self._profile.stop, thinking, is_unthinking)
+
+    def _arguments(self, request: GenerateRequest, mark: str) -> dict[str, Any]:
+        """The variables of the template: those of the catalogue, of the requested effort, and of the request."""
+        found: dict[str, Any] = dict(self._profile.arguments)
+        effort, source = request.reasoning_effort, self.source or ""
+        if effort is not None and _SWITCH in source:
+            found[_SWITCH] = effort not in ("none", "minimal")
+        elif effort is not None and _LEVEL in source:
+            found[_LEVEL] = _LEVELS.get(effort, effort)
+        return found | {name: self._marked_in(value, mark) for name, value in request.template_arguments.items()}
+
+    def _opened(
+        self, text: str, request: GenerateRequest, arguments: Mapping[str, Any]
+    ) -> tuple[str, bool | None, bool]:
+        """
+        Return the rendered text, whether the answer begins inside the thinking (None: it does not think), and whether
+        thinking was switched off.
+
+        A prefill is the beginning of the answer, so thinking that the template opened is closed before it. A text with
+        a grammar is opened here if the template leaves that to the model: the grammar then begins after its end.
+        """
+        tags, end = self.profile.thinking, text.rstrip()
+        if self._family.has_channels:
+            return self._in_channel(text, request)
+        if tags is None:
+            return text, None, False
+        opened, closed = end.endswith(tags.opening), end.endswith(tags.closing)
+        if request.prefill:
+            return (f"{end}\n{tags.closing}\n\n" if opened else text), None, closed
+        if opened or closed:
+            return text, opened or None, closed
+        switched_on = _SWITCH in (self.source or "") and arguments.get(_SWITCH) is not False
+        if _begins_with_grammar(request):
+            return (f"{text}{tags.opening}\n", True, False) if switched_on else (text, None, False)
+        return text, False, False
+
+    def _in_channel(self, text: str, request: GenerateRequest) -> tuple[str, bool | None, bool]:
+        """As `_opened`, for answers in channels: False means that the answer begins with a header."""
+        if text.rstrip().endswith("<|message|>"):  # a template that opens the answer itself
+            return text, None, False
+        if request.prefill:
+            return f"{text}<|channel|>final<|message|>", None, False
+        if _begins_with_grammar(request):
+            return f"{text}<|channel|>analysis<|message|>", True, False
+        return text, False, False
+
+    def splitter(self, thinking: bool | None, encode: Callable[[str], str] = str) -> AnswerSplitter | None:
+        """Return the splitter of one text. `thinking` is that of its prompt; the tags are encoded like the text."""
+        if thinking is None:
+            return None
+        if self._family.has_channels:
+            return ChannelSplitter("thinking" if thinking else "header")
+        tags = self.profile.thinking
+        assert tags is not None, "a prompt without tags has no thinking"
+        return ThinkingSplitter(ThinkingTags(encode(tags.opening), encode(tags.closing)), thinking, not thinking)
 
     def rerank_prompt(self, query: str, document: str) -> list[int]:
         """Return the tokens of a query and a document for a reranker, in the file's own prompt if it has one."""
@@ -161,23 +251,59 @@ class ChatTemplate:
             text = text[len(bos) :]  # llama.cpp adds it itself
         tokens: list[int] = []
         for index, part in enumerate(re.split(f"((?:[^{mark}]{mark})+[^{mark}]?)", text)):
-            if part or not index:
+            if index % 2 and self._family.has_channels:
+                tokens += [token for one in part.replace(mark, "") for token in self._plain(one)]
+            elif part or not index:
                 first = add_special and not index
                 tokens += self._model.tokenize(part.replace(mark, ""), add_special=first, parse_special=not index % 2)
         return tokens
+
+    def _plain(self, character: str) -> list[int]:
+        return self._model.tokenize(character, add_special=False, parse_special=False)
 
     def _marked(self, text: str, mark: str) -> str:
         """Return the text with a mark between the characters of each control token that it spells."""
         return self._controls.sub(lambda found: mark.join(found[0]), text)
 
-    def _rendered(self, message: ChatMessage, mark: str) -> dict[str, Any]:
-        """Return the message in the form that chat templates expect, with control tokens marked."""
-        rendered: dict[str, Any] = {"role": message.role, "content": self._marked(message.content, mark)}
-        if message.tool_calls:
-            functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls]
-            rendered["tool_calls"] = [
-                {"type": "function", "function": self._marked_in(function, mark)} for function in functions
-            ]
+    def _rendered_turns(self, messages: Sequence[ChatMessage], mark: str) -> list[dict[str, Any]]:
+        """
+        Return the messages in the form that chat templates expect, with control tokens marked.
+
+        Calls have ids of nine characters, as Mistral's templates need them; results follow in the order of the calls.
+        """
+        count, waiting = itertools.count(1), deque[str]()
+        found = []
+        for message in messages:
+            ids = [f"call{next(count) % 100_000:05d}" for _ in message.tool_calls]
+            found.append(self._rendered(message, mark, ids))
+            if ids:
+                waiting = deque(ids)
+            elif message.role == "tool":
+                found[-1]["tool_call_id"] = waiting.popleft() if waiting else f"call{next(count) % 100_000:05d}"
+        return found
+
+    def _rendered(self, message: ChatMessage, mark: str, ids: Sequence[str]) -> dict[str, Any]:
+        content = self._marked(message.content, mark)
+        rendered: dict[str, Any] = {"role": message.role, "content": content}
+        if not message.tool_calls:
+            return rendered
+        made = [
+            ToolCall(self._marked(call.name, mark), self._marked_in(dict(call.arguments), mark))
+            for call in message.tool_calls
+        ]
+        if self._family.calls_in_content and self.tools is not None:
+            return {"role": message.role, "content": content + render(made, self.tools)}
+        as_texts = self._family.calls_as_texts
+        if as_texts and not content:
+            rendered["content"] = None
+        rendered["tool_calls"] = [
+            {
+                "id": id_,
+                "type": "function",
+                "function": {"name": call.name, "arguments": to_json(call.arguments) if as_texts else call.arguments},
+            }
+            for id_, call in zip(ids, made, strict=True)
+        ]
         return rendered
 
     def _marked_in(self, value: Any, mark: str) -> Any:
@@ -200,12 +326,19 @@ def _unused_mark(*texts: str) -> str:
     )
 
 
-def _tool_style(source: str) -> ToolCallStyle | None:
-    if "<tool_call>" in source:
-        return "hermes"
-    if "<|python_tag|>" in source or '"parameters":' in source:
-        return "llama3"
-    return None
+def _in_system(messages: list[dict[str, Any]], tools: list[Any]) -> list[dict[str, Any]]:
+    """Return the messages with the tools, as JSON, in the first system message."""
+    first = next((message for message in messages if message["role"] == "system"), None)
+    if first is None:
+        messages = [first := {"role": "system", "content": ""}, *messages]
+    first["tools"] = to_json([tool["function"] for tool in tools])
+    return messages
+
+
+def _begins_with_grammar(request: GenerateRequest) -> bool:
+    """Whether a grammar constrains the answer from its beginning."""
+    forced = bool(request.tools) and request.tool_choice not in ("auto", "none")
+    return forced or request.schema is not None or request.grammar is not None
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:

@@ -34,6 +34,9 @@ class StreamedAnswer:
     def __init__(self, submitted: float) -> None:
         self._submitted, self._first = submitted, 0.0
         self._parts: list[str] = []
+        self._thought: list[str] = []
+        #: The thinking since the last time it was taken.
+        self.new_reasoning = ""
         self._finish: str | None = None
         self._usage: Mapping[str, Any] = {}
         self._pieces = 0
@@ -67,11 +70,23 @@ class StreamedAnswer:
                 function = call.get("function") or {}
                 said[0] += function.get("name") or ""
                 said[1] += function.get("arguments") or ""
+            # Servers name it in one of two ways.
+            thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+            if not isinstance(thought, str):
+                raise TypeError("the thinking is no text")
+            self._thought.append(thought)
+            self.new_reasoning += thought
             new += delta.get("content") or choice.get("text") or ""
-        if new:
+        if new or self.new_reasoning:
             self._first = self._first or perf_counter()
             self._pieces += 1
+        if new:
             self._parts.append(new)
+        return new
+
+    def take_reasoning(self) -> str:
+        """Return the thinking since the last call."""
+        new, self.new_reasoning = self.new_reasoning, ""
         return new
 
     def generated(self, request: GenerateRequest) -> Generated:
@@ -89,6 +104,8 @@ class StreamedAnswer:
             time_to_first=timedelta(seconds=(self._first or now) - self._submitted),
             time_total=timedelta(seconds=now - self._submitted),
             seed=request.sampling.seed,
+            reasoning="".join(self._thought),
+            reasoning_tokens=_count(self._usage.get("completion_tokens_details"), "reasoning_tokens", 0),
         )
         cut_is_kept = request.keeps_cut and found.finish is FinishReason.LENGTH
         if request.schema is not None and not cut_is_kept:

@@ -36,6 +36,8 @@ def body(request: GenerateRequest, model: str, *, llama_fields: bool) -> dict[st
         found["seed"] = sampling.seed
     if sampling.logit_bias:
         found["logit_bias"] = {str(token): max(-100, min(100, bias)) for token, bias in sampling.logit_bias.items()}
+    if request.reasoning_effort is not None:
+        found["reasoning_effort"] = request.reasoning_effort
     if request.schema is not None:
         schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
         found["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -57,6 +59,8 @@ def body(request: GenerateRequest, model: str, *, llama_fields: bool) -> dict[st
         found["parallel_tool_calls"] = request.parallel_calls
     if llama_fields:
         found |= {"top_k": sampling.top_k, "min_p": sampling.min_p, "typical_p": sampling.typical_p}
+        if request.template_arguments:
+            found["chat_template_kwargs"] = dict(request.template_arguments)
         found |= {"repeat_penalty": sampling.repeat_penalty, "repeat_last_n": sampling.penalty_last_n}
         if request.grammar is not None:
             found["grammar"] = request.grammar

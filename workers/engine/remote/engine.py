@@ -97,12 +97,12 @@ class RemoteTicket:
         """See the protocol."""
         self.future.add_done_callback(lambda _: action())
 
-    def emit(self, text: str) -> None:
-        """Count a piece of text, and pass it to the reader. A reader that raises is not called again."""
+    def emit(self, text: str, reasoning: str = "") -> None:
+        """Count a piece of text or thinking, and pass it to the reader. A reader that raises is not called again."""
         self.pieces += 1
         if self._on_piece is not None:
             try:
-                self._on_piece(TextPiece(text))
+                self._on_piece(TextPiece(text, reasoning=reasoning))
             except Exception:  # noqa: BLE001 (the reader is foreign code, and its errors end here)
                 _LOG.exception("text_reader_failed")
                 self._on_piece = None
@@ -352,8 +352,9 @@ class RemoteEngine(EstimatedTokens):
                     self._progress(ticket.interruption)
                     if request.deadline is not None and clock.now() >= request.deadline:
                         raise _DeadlinePassed(streamed.text)
-                    if new := streamed.add(event):
-                        ticket.emit(new)
+                    new, thought = streamed.add(event), streamed.take_reasoning()
+                    if new or thought:
+                        ticket.emit(new, thought)
             except _BROKEN as error:
                 raise self._broken(error, streamed.text) from None
         generated = streamed.generated(request)

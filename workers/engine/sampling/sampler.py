@@ -186,13 +186,13 @@ class TokenSampler:
     def _choose_before_call(self, lazy: LazyGrammar, token: int, row: LogitRow, candidates: TokenCandidates) -> int:
         """Return the unconstrained choice, or the next one that does not begin a call that the grammar rejects."""
         allowed, grammar = lazy.accept(token, candidates.allows)
-        while not allowed:
+        while not allowed and grammar is None:
             row[token] = -np.inf
             token = self._choose_unconstrained(row, candidates)
             allowed, grammar = lazy.accept(token, candidates.allows)
         if grammar is not None:
             self._grammar, self._lazy = grammar, None
-        return token
+        return token if allowed else self._choose_constrained(token, row, candidates)
 
     def _choose_constrained(self, token: int, row: LogitRow, candidates: TokenCandidates) -> int:
         """Return the unconstrained choice if the grammar allows it, else one that it allows."""

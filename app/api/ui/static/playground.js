@@ -33,6 +33,7 @@ Chat.prototype.turn = async function (added) {
   this.stop = new AbortController();
   const began = performance.now();
   let first = null;
+  let thought = null;
   const got = { content: "", calls: [], reason: null, usage: null };
   try {
     const response = await call("POST", "/v1/chat/completions", body, { signal: this.stop.signal, raw: true });
@@ -42,6 +43,10 @@ Chat.prototype.turn = async function (added) {
       const choice = chunk.choices?.[0];
       if (chunk.usage) got.usage = chunk.usage;
       if (!choice) continue;
+      if (choice.delta?.reasoning_content) {
+        thought ??= thinkingBefore(text);
+        thought.textContent += choice.delta.reasoning_content;
+      }
       if (first === null && (choice.delta?.content || choice.delta?.tool_calls)) first = performance.now();
       if (choice.delta?.content) {
         got.content += choice.delta.content;
@@ -65,6 +70,15 @@ Chat.prototype.turn = async function (added) {
     this.stop = null;
   }
 };
+
+/** A box before the text of an answer, for what the model thinks. */
+function thinkingBefore(text) {
+  const box = element("details", "playground-note");
+  box.append(element("summary", "", "thinking"));
+  const inside = box.appendChild(element("div", "playground-text", ""));
+  text.before(box);
+  return inside;
+}
 
 Chat.prototype.withSystem = function () {
   const system = form.elements.system.value.trim();

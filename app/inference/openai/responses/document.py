@@ -29,6 +29,8 @@ class ResponseStatus(StrEnum):
 
 #: By finish reason of the text, why it is incomplete.
 _INCOMPLETE: Mapping[str, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
+#: The details of the usage of an answer without thinking.
+_NONE: Mapping[str, int] = {"reasoning_tokens": 0}
 #: Reasons of failures for which the request is at fault.
 _INVALID = (FailureReason.INVALID_REQUEST, FailureReason.TEMPLATE_ERROR, FailureReason.CONTEXT_EXCEEDED)
 
@@ -72,7 +74,7 @@ def outline(request: ResponsesRequest, run_id: str, created: int, status: Respon
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": request.previous_response_id,
         "prompt_cache_key": request.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
         "safety_identifier": request.safety_identifier,
         "service_tier": request.service_tier or "default",
         "store": request.is_stored,
@@ -111,13 +113,15 @@ def failed(request: ResponsesRequest, run_id: str, created: int, reason: str, me
 
 
 def output_of(request: ResponsesRequest, run_id: str, chat: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The output items of a chat completion: its text, then its tool calls."""
+    """The output items of a chat completion: its thinking, its text, then its tool calls."""
     choice = chat["choices"][0]
     message, calls = choice["message"], choice["message"].get("tool_calls") or ()
     found: list[dict[str, Any]] = []
-    if message["content"] or not calls:
+    status = "incomplete" if choice["finish_reason"] in _INCOMPLETE else "completed"
+    if thought := message.get("reasoning_content"):
+        found.append(reasoning_item(run_id, "completed" if message["content"] or calls else status, thought))
+    if message["content"] or not (calls or thought):
         logprobs = (choice["logprobs"] or {}).get("content") or ()
-        status = "incomplete" if choice["finish_reason"] in _INCOMPLETE else "completed"
         shown = logprobs if request.wants_logprobs else ()
         found.append(message_item(run_id, status, [text_part(message["content"] or "", shown)]))
     for place, call in enumerate(calls):
@@ -129,6 +133,22 @@ def output_of(request: ResponsesRequest, run_id: str, chat: Mapping[str, Any]) -
 def text_part(text: str, logprobs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The content of a message."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def reasoning_item(run_id: str, status: str, text: str | None) -> dict[str, Any]:
+    """The item of the thinking; without a text, one that has just begun."""
+    return {
+        "id": f"rs_{digits_of(run_id)}",
+        "type": "reasoning",
+        "status": status,
+        "summary": [],
+        "content": [] if text is None else [reasoning_part(text)],
+    }
+
+
+def reasoning_part(text: str) -> dict[str, Any]:
+    """The content of the thinking."""
+    return {"type": "reasoning_text", "text": text}
 
 
 def message_item(run_id: str, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,6 +199,8 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
             "cache_write_tokens": 0,
         },
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {
+            "reasoning_tokens": (usage.get("completion_tokens_details") or _NONE)["reasoning_tokens"]
+        },
         "total_tokens": usage["total_tokens"],
     }

@@ -26,7 +26,10 @@ class ResponseEvents:
         self._number = 0
         #: The finished items, and the one that is being written.
         self._output: list[dict[str, Any]] = []
+        self._thought: str | None = None
         self._text: _Text | None = None
+        #: Characters of the thinking that were sent.
+        self._thought_sent = 0
         self._call: _Call | None = None
         #: Calls that were begun.
         self._calls = 0
@@ -34,7 +37,7 @@ class ResponseEvents:
     @property
     def has_text(self) -> bool:
         """Whether text or a call was sent."""
-        return bool(self._text or self._call or self._output)
+        return bool(self._thought is not None or self._text or self._call or self._output)
 
     def begin(self) -> Iterator[ResponseEvent]:
         """The events before any text."""
@@ -47,6 +50,8 @@ class ResponseEvents:
 
     def piece(self, text: str, logprobs: Sequence[Mapping[str, Any]] = ()) -> Iterator[ResponseEvent]:
         """A piece of the text."""
+        if self._thought is not None:
+            yield from self._close("completed")
         if self._text is None:
             self._text = _Text()
             item = document.message_item(self._run_id, "in_progress", [])
@@ -60,6 +65,8 @@ class ResponseEvents:
     def pieces(self, found: Sequence[Mapping[str, Any]]) -> Iterator[ResponseEvent]:
         """Pieces of the form of `app.inference.openai.pieces`."""
         for piece in found:
+            if reasoning := piece.get("reasoning"):
+                yield from self._think(reasoning)
             if piece["text"]:
                 yield from self.piece(piece["text"], piece.get("logprobs", ()) if self._request.wants_logprobs else ())
             for call in piece.get("tool_calls", ()):
@@ -72,6 +79,8 @@ class ResponseEvents:
     def last(self, chat: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         """The events of the end: what was not sent, and the whole response. `chat` is the chat completion."""
         message = chat["choices"][0]["message"]
+        if rest := message.get("reasoning_content", "")[self._thought_sent :]:
+            yield from self._think(rest)
         calls = message.get("tool_calls") or ()
         was_cut = self._calls > len(calls)
         if not was_cut:
@@ -97,7 +106,7 @@ class ResponseEvents:
             sent, logprobs = ("", []) if self._text is None else (self._text.written, self._text.logprobs)
             known = (chat["choices"][0]["logprobs"] or {}).get("content") or []
             more = known[len(logprobs) :] if self._request.wants_logprobs else []
-            if text[len(sent) :] or more or (self._text is None and not calls):
+            if text[len(sent) :] or more or (self._text is None and not calls and self._thought is None):
                 yield from self.piece(text[len(sent) :], more)
         for place, call in enumerate(calls):
             function = call["function"]
@@ -107,6 +116,18 @@ class ResponseEvents:
                 rest = function["arguments"][len(self._call.arguments) :]
                 if rest:
                     yield from self._arguments(rest)
+
+    def _think(self, text: str) -> Iterator[ResponseEvent]:
+        """A piece of the thinking. There is one item of it, at the beginning: what comes later is only in the whole."""
+        if self._thought is None and (self._output or self._text or self._call):
+            return
+        if self._thought is None:
+            self._thought = ""
+            item = document.reasoning_item(self._run_id, "in_progress", None)
+            yield self._event("response.output_item.added", output_index=len(self._output), item=item)
+        self._thought += text
+        self._thought_sent += len(text)
+        yield self._event("response.reasoning_text.delta", **self._of_thought(), delta=text)
 
     def _begin_call(self, place: int, call_id: str, name: str) -> Iterator[ResponseEvent]:
         yield from self._close("completed")
@@ -121,6 +142,11 @@ class ResponseEvents:
 
     def _close(self, status: str) -> Iterator[ResponseEvent]:
         """End the item that is being written, if there is one."""
+        if self._thought is not None:
+            thought, of_thought = self._thought, self._of_thought()
+            self._thought = None
+            yield self._event("response.reasoning_text.done", **of_thought, text=thought)
+            yield from self._done(document.reasoning_item(self._run_id, status, thought))
         if self._text is not None:
             text, of_text = self._text, self._of_text()
             part = document.text_part(text.written, text.logprobs)
@@ -141,6 +167,13 @@ class ResponseEvents:
     def _done(self, item: dict[str, Any]) -> Iterator[ResponseEvent]:
         yield self._event("response.output_item.done", output_index=len(self._output), item=item)
         self._output.append(item)
+
+    def _of_thought(self) -> dict[str, Any]:
+        return {
+            "item_id": f"rs_{document.digits_of(self._run_id)}",
+            "output_index": len(self._output),
+            "content_index": 0,
+        }
 
     def _of_text(self) -> dict[str, Any]:
         return {

@@ -1,8 +1,8 @@
 """
 A response: the request, and its translation into a chat completion.
 
-What cannot be honoured is refused by name. What the ecosystem sends without a meaning for a local model (`reasoning`,
-cache keys, `user`) is accepted and has no effect; so are unknown fields.
+What cannot be honoured is refused by name. What the ecosystem sends without a meaning for a local model (cache keys,
+`user`) is accepted and has no effect; so are unknown fields.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from app.inference.openai.responses import items
 from app.inference.openai.responses.items import InputItem
 from app.inference.requests import PriorityClass
 from app.workflows.language.memory_options import MemoryOptions
+from app.workflows.language.template_arguments import ReasoningLevel, TemplateArguments
 
 #: Most tools; most values of `metadata`, and most characters of their names and texts, as in OpenAI's API.
 _MAX_TOOLS, _MAX_METADATA, _MAX_NAME, _MAX_VALUE = 128, 16, 64, 512
@@ -45,7 +46,7 @@ LOGPROBS = "message.output_text.logprobs"
 #: Parameters that have the same meaning in a chat completion.
 _SHARED = (
     *("model", "temperature", "top_p", "parallel_tool_calls", "service_tier", "truncation"),
-    *("top_k", "min_p", "typical_p", "repeat_penalty", "seed", "stop"),
+    *("top_k", "min_p", "typical_p", "repeat_penalty", "seed", "stop", "chat_template_kwargs"),
 )
 
 
@@ -120,6 +121,13 @@ class TextOptions(RequestPart):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class ReasoningOptions(RequestPart):
+    """Options of the thinking. Summaries are not made: the thinking itself is in the response."""
+
+    effort: ReasoningLevel | None = None
+    summary: PlainText | None = None
+
+
 class ConversationReference(RequestPart):
     """A conversation, by its id."""
 
@@ -169,6 +177,10 @@ class ResponsesRequest(RequestPart):
     safety_identifier: PlainText | None = None
     prompt_cache_key: PlainText | None = None
     max_tool_calls: int | None = Field(default=None, ge=1)
+    #: Whether, and how much, a model thinks whose template has a variable for that.
+    reasoning: ReasoningOptions | None = None
+    #: An extension: variables for the chat template.
+    chat_template_kwargs: TemplateArguments | None = None
     #: Parameters of llama.cpp that OpenAI's API does not have here.
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
@@ -255,6 +267,8 @@ class ResponsesRequest(RequestPart):
         given: dict[str, Any] = {name: value for name in _SHARED if (value := getattr(self, name)) is not None}
         messages = self.instructed(before)
         given["messages"] = [message.model_dump(mode="json", exclude_unset=True) for message in messages]
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            given["reasoning_effort"] = self.reasoning.effort
         if self.max_output_tokens is not None:
             given["max_completion_tokens"] = self.max_output_tokens
         if self.conversation is not None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.requests import ToolCallPiece
-from workers.engine.chat import calls
+from workers.engine.chat.call_forms import parse
 from workers.engine.chat.call_scanner import ToolCallScanner, arguments_of
 
 VALUES = st.recursive(
@@ -39,7 +39,7 @@ def test_calls_are_found_in_any_pieces(
     assert [(one.place, one.name) for one in found if one.name is not None] == [
         (place, name) for place, (name, _) in enumerate(given_calls)
     ]
-    parsed = calls.parse(written, "hermes")
+    parsed = parse(written, "hermes")
     for place, (_, arguments) in enumerate(given_calls):
         whole = "".join(one.arguments for one in found if one.place == place)
         assert json.loads(whole) == arguments

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from app.catalog.model import PromptProfile
+from app.catalog.profiles.family import ToolCallStyle
 from app.inference.requests import (
     ChatMessage,
     Generated,
@@ -21,9 +23,11 @@ from app.inference.requests import (
     ToolCall,
 )
 from app.kernel.errors import FailureReason, StepFailure
+from tests.workers.engine.chat.script import written
 from workers.engine.bindings import native
-from workers.engine.chat import calls, tools
-from workers.engine.chat.calls import ToolCallStyle
+from workers.engine.chat import tools
+from workers.engine.chat.call_forms import FORMS, render
+from workers.engine.chat.calls import ToolCallDetector
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
@@ -35,6 +39,7 @@ CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength":
 HOUR = {"type": "object", "properties": {"hour": {"enum": [6, 7, 8]}}, "required": ["hour"]}
 WEATHER, ALARM = Tool("get_weather", "The weather of a city", CITY), Tool("set_alarm", "Rings", HOUR)
 QUESTION = ChatMessage("user", "What is the weather in Cusco?")
+OPENING = FORMS["hermes"].opening
 STYLES: list[ToolCallStyle] = ["hermes", "llama3"]
 
 
@@ -106,7 +111,7 @@ def test_a_call_that_the_model_begins_is_constrained(
     real: dict[ToolCallStyle, LlamaEngine], temperature: float
 ) -> None:
     """A bias makes the opening likely; the grammar does the rest."""
-    for style, opening in (("hermes", calls.OPENING), ("llama3", '{"name":')):
+    for style, opening in (("hermes", OPENING), ("llama3", '{"name":')):
         engine = real[style]
         request = ask(sampling=biased_to(engine, opening, temperature), max_tokens=150, parallel_calls=False)
         result, shown = run(engine, request)
@@ -115,17 +120,62 @@ def test_a_call_that_the_model_begins_is_constrained(
         assert opening not in shown
 
 
+@pytest.mark.parametrize("style", get_args(ToolCallStyle))
+def test_calls_of_each_style_are_forced_and_streamed(make: MakeEngine, tiny_llama: Path, style: ToolCallStyle) -> None:
+    """Random weights write them, from the beginning or from the marker on."""
+    engine = make(tiny_llama, slots=1, context=4096, profile=PromptProfile(tools=style))
+    request = ask(tools=(ALARM, WEATHER), tool_choice=NamedTool("set_alarm"))
+    begun = render([ToolCall("set_alarm", {"hour": 6})], style).partition("set_alarm")[0]
+    for text, more in (("", {}), (begun, {"tool_choice": "auto", "parallel_calls": False, "tools": (ALARM,)})):
+        found: list[TextPiece] = []
+        with written(engine, text):
+            result = engine.generate(replace(request, max_tokens=200, **more), on_piece=found.append).result(100)
+        (call,) = result.tool_calls
+        assert (call.name, call.arguments["hour"] in (6, 7, 8), result.text) == ("set_alarm", True, "")
+        parts = [part for piece in found for part in piece.calls]
+        assert [part.name for part in parts if part.name] == ["set_alarm"]
+        assert "".join(part.arguments for part in parts) == call.written
+        assert not any(piece.text for piece in found)
+
+
+def test_several_calls_of_the_style_coder_have_typed_arguments(make: MakeEngine, tiny_llama: Path) -> None:
+    engine = make(tiny_llama, slots=1, context=4096, profile=PromptProfile(tools="coder"))
+    size = {"type": "object", "properties": {"unit": {"enum": ["m", "km"]}, "n": {"$ref": "#/$defs/n"}},
+            "required": ["unit", "n"], "$defs": {"n": {"type": "integer", "minimum": 1, "maximum": 3}}}  # fmt: skip
+    endless = Sampling(temperature=0, logit_bias=dict.fromkeys(engine.model.end_tokens, -1000000000.0))
+    request = ask(tools=(Tool("size", "", size),), tool_choice="required", max_tokens=2_000, sampling=endless)
+    result = engine.generate(request).result(100)
+    assert len(result.tool_calls) == tools.MAX_CALLS
+    for call in result.tool_calls:
+        assert call.arguments["unit"] in ("m", "km")
+        assert call.arguments["n"] in (1, 2, 3)
+
+
+def test_what_is_no_proper_call_stays_text_for_those_who_take_it(make: MakeEngine, tiny_llama: Path) -> None:
+    """In the style `coder` a grammar does not bound texts; the schema does."""
+    engine = make(tiny_llama, slots=1, context=4096, profile=PromptProfile(tools="coder"))
+    short = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 2}}, "required": ["a"]}
+    text = render([ToolCall("f", {"a": "far too long"})], "coder")
+    request = ask(tools=(Tool("f", "", short),), max_tokens=100, parallel_calls=False)
+    with written(engine, f"Well. {text}", ends=True):
+        kept = engine.generate(replace(request, keeps_cut=True)).result(100)
+    assert (kept.text, kept.tool_calls) == (f"Well. {text}", ())
+    with written(engine, text, ends=True), pytest.raises(StepFailure) as caught:
+        engine.generate(request).result(100)
+    assert (caught.value.reason, caught.value.text) == (FailureReason.INVALID_OUTPUT, text)
+
+
 def test_a_text_without_calls_is_unconstrained(tiny: LlamaEngine) -> None:
     result, shown = run(tiny, ask(max_tokens=40, sampling=Sampling(temperature=1.5, seed=3, ignore_end=True)))
     assert (result.text, result.tool_calls, result.tokens_out) == (shown, (), 40)
 
 
 def test_a_call_may_follow_text(tiny: LlamaEngine) -> None:
-    opening = tiny.model.tokenize(calls.OPENING, add_special=False, parse_special=False)
+    opening = tiny.model.tokenize(OPENING, add_special=False, parse_special=False)
     words = [tiny.model.tokenize(text, add_special=False, parse_special=False)[0] for text in ("Hello", " there")]
-    written = Script(tiny, [*words, *opening])
+    script = Script(tiny, [*words, *opening])
     result, shown = run(tiny, ask(max_tokens=200, parallel_calls=False))
-    written.undo()
+    script.undo()
     assert shown == result.text == "Hello there"
     assert result.tool_calls
 
@@ -154,7 +204,7 @@ def test_a_token_that_continues_an_opening_wrongly_is_rejected(tiny: LlamaEngine
     candidates, model = TokenCandidates(tiny.model.n_vocab), tiny.model
     tiny._loop.byte_index.prepare()
     compiled = tools.compile_tools(tiny._grammars, ask(), "hermes")
-    lazy = LazyGrammar(model, tiny._loop.byte_index, compiled, "hermes", "")
+    lazy = LazyGrammar(model, tiny._loop.byte_index, compiled, ToolCallDetector("hermes"))
 
     def token(text: str) -> int:
         (found,) = model.tokenize(text, add_special=False, parse_special=False)
@@ -188,7 +238,7 @@ def test_a_truncated_call_is_a_failure_that_keeps_its_text(tiny: LlamaEngine) ->
         run(tiny, ask(tool_choice="required", max_tokens=12))
     assert caught.value.reason is FailureReason.INVALID_OUTPUT
     assert caught.value.text is not None
-    assert caught.value.text.startswith(calls.OPENING)
+    assert caught.value.text.startswith(OPENING)
 
 
 def test_with_none_the_prompt_has_no_tools(tiny: LlamaEngine) -> None:
@@ -248,8 +298,8 @@ def test_a_template_that_supports_tools_gets_them(tiny: LlamaEngine) -> None:
 def test_a_tag_that_is_a_control_token_is_text(make: MakeEngine, tiny_llama: Path, tmp_path: Path) -> None:
     """In some vocabularies `<tool_call>` is one control token; it opens a call nevertheless."""
     path, old = tmp_path / "tagged.gguf", "<repo_name>"
-    assert len(old) == len(calls.OPENING)
-    path.write_bytes(tiny_llama.read_bytes().replace(_in_file(old), _in_file(calls.OPENING), 1))
+    assert len(old) == len(OPENING)
+    path.write_bytes(tiny_llama.read_bytes().replace(_in_file(old), _in_file(OPENING), 1))
     engine = make(path, slots=1, profile=PromptProfile(tools="hermes"))
     (tag,) = (
         token for token in engine.model.control_tokens if engine.model.piece(token, special=True) == b"<tool_call>"
