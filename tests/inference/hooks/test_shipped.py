@@ -27,7 +27,7 @@ def call(
     seconds: float = 60,
     **options: Any,
 ) -> HookAnswer:
-    hook = HookDefinition(name="x", kind=kind, options=options)
+    hook = HookDefinition(name="x", kind=kind, options=more)
     clock = Clock(time.monotonic, time.monotonic() + seconds)
     return shipped.call(hook, at, [HookText(role=role, text=text)], state, clock)
 
