@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.inference.hooks import selection
+from app.inference.hooks import selection, shipped
 from app.inference.hooks.exchange import HookMisbehaved, HookText, answer_of, of_request, with_request
 from app.inference.hooks.selection import HookTarget
 from app.inference.requests import ChatMessage, GenerateRequest, ToolCall
@@ -49,6 +49,12 @@ def test_a_wrong_hook_is_refused_with_its_place(tmp_path: Path, fields: str, pro
     with pytest.raises(InvalidSettings, match="hooks") as caught:
         load(tmp_path, f"[[hooks]]\n{fields}\n")
     assert problem in str(caught.value)
+
+
+def test_options_of_shipped_hooks_are_checked_at_the_start(tmp_path: Path) -> None:
+    found = load(tmp_path, '[[hooks]]\nname = "x"\nkind = "words"\noptions = { action = "hide" }\n')
+    with pytest.raises(InvalidSettings, match=r"hooks\[0\]: hook x: options\.action"):
+        shipped.require_options(found.hooks)
 
 
 def test_hooks_apply_by_model_workflow_and_namespace_in_their_order() -> None:

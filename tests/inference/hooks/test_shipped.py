@@ -25,7 +25,7 @@ def call(
     state: Any = None,
     role: str = "user",
     seconds: float = 60,
-    **options: Any,
+    **more: Any,
 ) -> HookAnswer:
     hook = HookDefinition(name="x", kind=kind, options=more)
     clock = Clock(time.monotonic, time.monotonic() + seconds)

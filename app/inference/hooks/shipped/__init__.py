@@ -7,7 +7,7 @@ All patterns run on RE2, in time that grows with the length of the text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from app.inference.hooks.exchange import HookAnswer, HookText
 from app.inference.hooks.shipped import injection, language, pii, secret_formats, words
 from app.inference.hooks.shipped.scanning import Clock
+from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.hooks import HookDefinition, HookPoint
 
 
@@ -46,6 +47,19 @@ def options_of(hook: HookDefinition) -> BaseModel:
         problems = "; ".join(f"options.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong)
         accepted = ", ".join(module.Options.model_fields)
         raise ValueError(f"hook {hook.name}: {problems} (options: {accepted})") from None
+
+
+def require_options(hooks: Sequence[HookDefinition]) -> None:
+    """Raises InvalidSettings for options of shipped hooks that do not exist or have a wrong value."""
+    problems: list[Problem] = []
+    for index, hook in enumerate(hooks):
+        if hook.is_shipped:
+            try:
+                options_of(hook)
+            except ValueError as error:
+                problems.append(Problem(f"hooks[{index}]", str(error)))
+    if problems:
+        raise InvalidSettings(problems)
 
 
 def call(hook: HookDefinition, point: HookPoint, texts: list[HookText], state: Any, clock: Clock) -> HookAnswer:
