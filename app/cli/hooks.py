@@ -11,7 +11,7 @@ from app.cli.client import connected
 from app.cli.output import AsJson, console, notes, print_json, settings_of, table
 from app.inference.hooks import shipped
 from app.inference.hooks.exchange import HookText
-from app.inference.hooks.shipped.scanning import Clock, HookLate
+from app.inference.hooks.shipped.scanning import HookLate, TimeLimit
 from app.kernel.errors import InvalidInput, NotFound, Problem
 from app.kernel.sections.hooks import HookPoint
 
@@ -61,9 +61,9 @@ def try_hook(
         raise InvalidInput(
             [Problem("NAME", f"{name} is of the kind {hook.kind}, which runs in pools", "a shipped hook")]
         )
-    clock = Clock(time.monotonic, time.monotonic() + hook.timeout.total_seconds())
+    limit = TimeLimit(time.monotonic, time.monotonic() + hook.timeout.total_seconds())
     try:
-        answer = shipped.call(hook, at, [HookText(role=role, text=text)], None, clock)
+        answer = shipped.call(hook, at, [HookText(role=role, text=text)], None, limit)
     except HookLate:
         seconds = hook.timeout.total_seconds()
         raise InvalidInput(

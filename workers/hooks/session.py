@@ -22,7 +22,7 @@ from app.inference.hooks import exchange, selection, shipped
 from app.inference.hooks.exchange import HookAnswer, HookMisbehaved, HookText
 from app.inference.hooks.selection import HookTarget
 from app.inference.hooks.shipped.pii import StreamRestorer
-from app.inference.hooks.shipped.scanning import Clock, HookLate
+from app.inference.hooks.shipped.scanning import HookLate, TimeLimit
 from app.inference.requests import (
     Embedded,
     EmbedRequest,
@@ -141,8 +141,8 @@ class HookSession:
     ) -> HookAnswer:
         seconds = hook.timeout.total_seconds()
         if hook.is_shipped:
-            clock = Clock(time.monotonic, time.monotonic() + seconds)
-            return shipped.call(hook, point, texts, state, clock)
+            limit = TimeLimit(time.monotonic, time.monotonic() + seconds)
+            return shipped.call(hook, point, texts, state, limit)
         document = {
             "hook": hook.name,
             "at": str(point),

@@ -10,7 +10,7 @@ import pytest
 from app.inference.hooks import shipped
 from app.inference.hooks.exchange import HookAnswer, HookCallPart, HookText
 from app.inference.hooks.shipped.pii import StreamRestorer
-from app.inference.hooks.shipped.scanning import Clock, HookLate
+from app.inference.hooks.shipped.scanning import HookLate, TimeLimit
 from app.kernel.sections.hooks import HookDefinition, HookPoint
 
 PRE, POST = HookPoint.PRE_PROMPT, HookPoint.POST_RESULT
@@ -28,8 +28,8 @@ def call(
     **more: Any,
 ) -> HookAnswer:
     hook = HookDefinition(name="x", kind=kind, options=more)
-    clock = Clock(time.monotonic, time.monotonic() + seconds)
-    return shipped.call(hook, at, [HookText(role=role, text=text)], state, clock)
+    limit = TimeLimit(time.monotonic, time.monotonic() + seconds)
+    return shipped.call(hook, at, [HookText(role=role, text=text)], state, limit)
 
 
 def text_of(answer: HookAnswer) -> str:
@@ -88,14 +88,14 @@ def test_only_the_chosen_kinds_are_masked_and_a_placeholder_of_nothing_stays() -
 
 
 def test_arguments_of_tool_calls_are_masked_and_restored() -> None:
-    hook, clock = HookDefinition(name="x", kind="pii"), Clock(time.monotonic, time.monotonic() + 60)
+    hook, limit = HookDefinition(name="x", kind="pii"), TimeLimit(time.monotonic, time.monotonic() + 60)
     said = HookText(
         role="assistant", text="", tool_calls=[HookCallPart(name="send", arguments={"to": [{"a": "a@b.co"}]})]
     )
-    masked = shipped.call(hook, PRE, [said], None, clock)
+    masked = shipped.call(hook, PRE, [said], None, limit)
     assert masked.texts is not None
     assert masked.texts[0].tool_calls[0].arguments == {"to": [{"a": "<EMAIL_1>"}]}
-    restored = shipped.call(hook, POST, masked.texts, masked.state, clock)
+    restored = shipped.call(hook, POST, masked.texts, masked.state, limit)
     assert restored.texts is not None
     assert restored.texts[0].tool_calls == said.tool_calls
 

@@ -7,45 +7,39 @@ All patterns run on RE2, in time that grows with the length of the text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from app.inference.hooks.exchange import HookAnswer, HookText
 from app.inference.hooks.shipped import injection, language, pii, secret_formats, words
-from app.inference.hooks.shipped.scanning import Clock
+from app.inference.hooks.shipped.scanning import TimeLimit
 from app.kernel.errors import InvalidSettings, Problem
 from app.kernel.sections.hooks import HookDefinition, HookPoint
 
+#: The call of a shipped hook: the point, the texts, its options, its state and its limit.
+_Call = Callable[[HookPoint, list[HookText], Any, Any, TimeLimit], HookAnswer]
 
-class Shipped(Protocol):
-    """A shipped hook: a module."""
-
-    Options: type[BaseModel]
-
-    def call(self, point: HookPoint, texts: list[HookText], options: Any, state: Any, clock: Clock) -> HookAnswer:
-        """Answer. Raises HookLate."""
-
-
-SHIPPED: Mapping[str, Any] = {
-    "pii": pii,
-    "secrets": secret_formats,
-    "words": words,
-    "language": language,
-    "injection": injection,
+#: By kind: the type of its options, and its call.
+_SHIPPED: Mapping[str, tuple[type[BaseModel], _Call]] = {
+    "pii": (pii.PiiOptions, pii.call),
+    "secrets": (secret_formats.SecretOptions, secret_formats.call),
+    "words": (words.WordOptions, words.call),
+    "language": (language.LanguageOptions, language.call),
+    "injection": (injection.InjectionOptions, injection.call),
 }
 
 
 def options_of(hook: HookDefinition) -> BaseModel:
     """Return the options of a shipped hook. Raises ValueError with each problem."""
-    module: Shipped = SHIPPED[hook.kind]
+    options, _ = _SHIPPED[hook.kind]
     try:
-        return module.Options.model_validate(dict(hook.options))
+        return options.model_validate(dict(hook.options))
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[:5]
         problems = "; ".join(f"options.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong)
-        accepted = ", ".join(module.Options.model_fields)
+        accepted = ", ".join(options.model_fields)
         raise ValueError(f"hook {hook.name}: {problems} (options: {accepted})") from None
 
 
@@ -62,7 +56,7 @@ def require_options(hooks: Sequence[HookDefinition]) -> None:
         raise InvalidSettings(problems)
 
 
-def call(hook: HookDefinition, point: HookPoint, texts: list[HookText], state: Any, clock: Clock) -> HookAnswer:
+def call(hook: HookDefinition, point: HookPoint, texts: list[HookText], state: Any, limit: TimeLimit) -> HookAnswer:
     """Call a shipped hook. Raises HookLate, ValueError for its options."""
-    module: Shipped = SHIPPED[hook.kind]
-    return module.call(point, texts, options_of(hook), state, clock)
+    _, of_kind = _SHIPPED[hook.kind]
+    return of_kind(point, texts, options_of(hook), state, limit)

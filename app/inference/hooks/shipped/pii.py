@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.inference.hooks.exchange import HookAnswer, HookText, changed
 from app.inference.hooks.shipped import scanning
-from app.inference.hooks.shipped.scanning import Clock, Taken
+from app.inference.hooks.shipped.scanning import Taken, TimeLimit
 from app.kernel.sections.hooks import HookPoint
 
 PiiKind = Literal["iban", "card", "email", "ip", "phone"]
@@ -35,7 +35,7 @@ _LONGEST = len("<EMAIL_999999>")
 _MOST = 100_000
 
 
-class Options(BaseModel):
+class PiiOptions(BaseModel):
     """What is masked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,10 +47,10 @@ class Options(BaseModel):
     restore: bool = True
 
 
-def call(point: HookPoint, texts: list[HookText], options: Options, state: Any, clock: Clock) -> HookAnswer:
+def call(point: HookPoint, texts: list[HookText], options: PiiOptions, state: Any, limit: TimeLimit) -> HookAnswer:
     """Mask the prompt, or restore the result. Raises HookLate."""
     if point is HookPoint.PRE_PROMPT:
-        mask = _Mask(options, [one.text for one in texts], clock)
+        mask = _Mask(options, [one.text for one in texts], limit)
         masked = changed(texts, mask.text)
         if not mask.values:
             return HookAnswer()
@@ -62,7 +62,7 @@ def call(point: HookPoint, texts: list[HookText], options: Options, state: Any, 
 
     def restored(text: str) -> str:
         nonlocal count
-        spans = list(_placeholders(text, values, clock))
+        spans = list(_placeholders(text, values, limit))
         count += len(spans)
         return scanning.replaced(text, spans)
 
@@ -110,10 +110,10 @@ class StreamRestorer:
 class _Mask:
     """The masking of one request."""
 
-    def __init__(self, options: Options, texts: Sequence[str], clock: Clock) -> None:
-        self._options, self._clock = options, clock
+    def __init__(self, options: PiiOptions, texts: Sequence[str], limit: TimeLimit) -> None:
+        self._options, self._limit = options, limit
         #: Placeholders that the prompt contains already.
-        self._written = {text[start:end] for text in texts for start, end in scanning.places(PLACEHOLDER, text, clock)}
+        self._written = {text[start:end] for text in texts for start, end in scanning.places(PLACEHOLDER, text, limit)}
         self._by_value: dict[tuple[str, str], str] = {}
         self._numbers: dict[str, int] = {}
         self.values: dict[str, str] = {}
@@ -123,7 +123,7 @@ class _Mask:
         """The text, masked."""
         taken, spans = Taken(), list[tuple[int, int, PiiKind]]()
         for kind in self._options.kinds:
-            free = taken.merge(list(_FINDERS[kind](text, self._options, self._clock)))
+            free = taken.merge(list(_FINDERS[kind](text, self._options, self._limit)))
             spans += [(start, end, kind) for start, end in free]
         named = [(start, end, self._placeholder(kind, text[start:end])) for start, end, kind in sorted(spans)]
         return scanning.replaced(text, named)
@@ -149,14 +149,14 @@ def _values(state: Any) -> dict[str, str]:
     return {str(name): str(value) for name, value in dict(state).items()}
 
 
-def _placeholders(text: str, values: Mapping[str, str], clock: Clock) -> Iterator[tuple[int, int, str]]:
-    for start, end in scanning.places(PLACEHOLDER, text, clock):
+def _placeholders(text: str, values: Mapping[str, str], limit: TimeLimit) -> Iterator[tuple[int, int, str]]:
+    for start, end in scanning.places(PLACEHOLDER, text, limit):
         if (value := values.get(text[start:end])) is not None:
             yield start, end, value
 
 
-def _ibans(text: str, _: Options, clock: Clock) -> Iterator[tuple[int, int]]:
-    for start, end in scanning.places(_IBAN, text, clock):
+def _ibans(text: str, _: PiiOptions, limit: TimeLimit) -> Iterator[tuple[int, int]]:
+    for start, end in scanning.places(_IBAN, text, limit):
         # What follows an IBAN may look like a part of it: the longest beginning that is one counts.
         for last in range(end, start + 14, -1):
             if text[last - 1] != " " and not (last < len(text) and text[last].isalnum()) and _is_iban(text[start:last]):
@@ -172,8 +172,8 @@ def _is_iban(text: str) -> bool:
     return int(digits) % 97 == 1
 
 
-def _cards(text: str, _: Options, clock: Clock) -> Iterator[tuple[int, int]]:
-    for start, end in scanning.places(_CARD, text, clock):
+def _cards(text: str, _: PiiOptions, limit: TimeLimit) -> Iterator[tuple[int, int]]:
+    for start, end in scanning.places(_CARD, text, limit):
         if (start and text[start - 1].isalnum()) or (end < len(text) and text[end].isalnum()):
             continue
         # Other groups of digits may stand before and after: whole groups that are a card count.
@@ -199,12 +199,12 @@ def _is_card(digits: str) -> bool:
     return sum(one - 9 if one > 9 else one for one in doubled) % 10 == 0
 
 
-def _emails(text: str, _: Options, clock: Clock) -> Iterator[tuple[int, int]]:
-    yield from scanning.places(_EMAIL, text, clock)
+def _emails(text: str, _: PiiOptions, limit: TimeLimit) -> Iterator[tuple[int, int]]:
+    yield from scanning.places(_EMAIL, text, limit)
 
 
-def _ips(text: str, _: Options, clock: Clock) -> Iterator[tuple[int, int]]:
-    for start, end in scanning.places(_IP, text, clock):
+def _ips(text: str, _: PiiOptions, limit: TimeLimit) -> Iterator[tuple[int, int]]:
+    for start, end in scanning.places(_IP, text, limit):
         if (start and (text[start - 1].isalnum() or text[start - 1] in "_.:")) or (
             end < len(text) and (text[end].isalnum() or text[end] == "_")
         ):
@@ -226,10 +226,10 @@ def _is_ip(text: str) -> bool:
     return True
 
 
-def _phones(text: str, options: Options, clock: Clock) -> Iterator[tuple[int, int]]:
-    for count, (start, end) in enumerate(scanning.places(_PHONE, text, clock)):
+def _phones(text: str, options: PiiOptions, limit: TimeLimit) -> Iterator[tuple[int, int]]:
+    for count, (start, end) in enumerate(scanning.places(_PHONE, text, limit)):
         if not count % 64:
-            clock.check()
+            limit.check()
         if (start and text[start - 1].isalnum()) or (end < len(text) and text[end].isalnum()):
             continue
         written = text[start:end]
@@ -244,7 +244,7 @@ def _phones(text: str, options: Options, clock: Clock) -> Iterator[tuple[int, in
             yield start, end
 
 
-_FINDERS: Mapping[str, Callable[[str, Options, Clock], Iterator[tuple[int, int]]]] = {
+_FINDERS: Mapping[str, Callable[[str, PiiOptions, TimeLimit], Iterator[tuple[int, int]]]] = {
     "iban": _ibans,
     "card": _cards,
     "email": _emails,

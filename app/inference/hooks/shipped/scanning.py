@@ -16,8 +16,8 @@ class HookLate(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """A time limit, in seconds of a monotonic clock."""
+class TimeLimit:
+    """A time limit, in seconds of a monotonic limit."""
 
     now: Callable[[], float]
     until: float
@@ -28,14 +28,14 @@ class Clock:
             raise HookLate
 
 
-def places(pattern: str, text: str, clock: Clock) -> Iterator[tuple[int, int]]:
+def places(pattern: str, text: str, limit: TimeLimit) -> Iterator[tuple[int, int]]:
     """Yield the places of a pattern, which do not overlap, in characters. Raises HookLate."""
     found, last = regex.compiled(pattern), 0
     for start in range(0, max(len(text), 1), _WINDOW):
-        clock.check()
+        limit.check()
         for count, (first, end) in enumerate(found.places_in(text[start : start + _WINDOW + _OVERLAP])):
             if not count % 256:
-                clock.check()
+                limit.check()
             if first >= _WINDOW:
                 break
             if start + first >= last:

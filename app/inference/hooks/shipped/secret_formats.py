@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.inference.hooks.exchange import HookAnswer, HookText, changed
 from app.inference.hooks.shipped import scanning
-from app.inference.hooks.shipped.scanning import Clock, Taken
+from app.inference.hooks.shipped.scanning import Taken, TimeLimit
 from app.kernel.sections.hooks import HookPoint
 
 _FORMATS: Mapping[str, str] = {
@@ -37,7 +37,7 @@ _RANDOM = r"[A-Za-z0-9+/_\-]{32,}={0,2}"
 _ENTROPY = 4.2
 
 
-class Options(BaseModel):
+class SecretOptions(BaseModel):
     """What happens to what is found."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,12 +47,12 @@ class Options(BaseModel):
     high_entropy: bool = False
 
 
-def call(_: HookPoint, texts: list[HookText], options: Options, __: Any, clock: Clock) -> HookAnswer:
+def call(_: HookPoint, texts: list[HookText], options: SecretOptions, __: Any, limit: TimeLimit) -> HookAnswer:
     """Mask, refuse or count. Raises HookLate."""
     counts: dict[str, int] = {}
 
     def masked(text: str) -> str:
-        spans = sorted(_found(text, options, clock))
+        spans = sorted(_found(text, options, limit))
         for _, _, kind in spans:
             counts[kind] = counts.get(kind, 0) + 1
         return scanning.replaced(text, [(start, end, f"<SECRET:{kind}>") for start, end, kind in spans])
@@ -64,21 +64,21 @@ def call(_: HookPoint, texts: list[HookText], options: Options, __: Any, clock: 
     return HookAnswer(texts=without if counts and options.action == "mask" else None, annotations=found)
 
 
-def _found(text: str, options: Options, clock: Clock) -> Iterator[tuple[int, int, str]]:
+def _found(text: str, options: SecretOptions, limit: TimeLimit) -> Iterator[tuple[int, int, str]]:
     taken = Taken()
-    yield from ((*one, "private_key") for one in taken.merge(list(_private_keys(text, clock))))
+    yield from ((*one, "private_key") for one in taken.merge(list(_private_keys(text, limit))))
     for kind, pattern in _FORMATS.items():
-        yield from ((*one, kind) for one in taken.merge(list(scanning.places(pattern, text, clock))))
+        yield from ((*one, kind) for one in taken.merge(list(scanning.places(pattern, text, limit))))
     if options.high_entropy:
-        long = [(a, b) for a, b in scanning.places(_RANDOM, text, clock) if _looks_random(text[a:b])]
+        long = [(a, b) for a, b in scanning.places(_RANDOM, text, limit) if _looks_random(text[a:b])]
         yield from ((*one, "high_entropy") for one in taken.merge(long))
 
 
-def _private_keys(text: str, clock: Clock) -> Iterator[tuple[int, int]]:
+def _private_keys(text: str, limit: TimeLimit) -> Iterator[tuple[int, int]]:
     """From each beginning to the next end; a key without an end goes on to the end of the text."""
-    ends = [end for _, end in scanning.places(_END, text, clock)]
+    ends = [end for _, end in scanning.places(_END, text, limit)]
     at, free = 0, 0
-    for start, begun in scanning.places(_BEGIN, text, clock):
+    for start, begun in scanning.places(_BEGIN, text, limit):
         if start < free:
             continue
         while at < len(ends) and ends[at] < begun:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.inference.hooks.exchange import HookAnswer, HookText, changed
 from app.inference.hooks.shipped import scanning
-from app.inference.hooks.shipped.scanning import Clock
+from app.inference.hooks.shipped.scanning import TimeLimit
 from app.kernel.sections.hooks import HookPoint
 
 #: A short English list; other languages and stricter houses write their own.
@@ -51,7 +51,7 @@ PROFANITY = frozenset(
 _WORD = re.compile(r"\w+")  # one class, repeated: linear
 
 
-class Options(BaseModel):
+class WordOptions(BaseModel):
     """Which words, and what happens to them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +63,7 @@ class Options(BaseModel):
     profanity: bool = True
 
 
-def call(_: HookPoint, texts: list[HookText], options: Options, __: Any, clock: Clock) -> HookAnswer:
+def call(_: HookPoint, texts: list[HookText], options: WordOptions, __: Any, limit: TimeLimit) -> HookAnswer:
     """Mask, refuse or count. Raises HookLate."""
     listed = frozenset(map(_plain, options.words)) | (PROFANITY if options.profanity else frozenset())
     count = 0
@@ -73,7 +73,7 @@ def call(_: HookPoint, texts: list[HookText], options: Options, __: Any, clock: 
         spans = []
         for index, word in enumerate(_WORD.finditer(text)):
             if not index % 4096:
-                clock.check()
+                limit.check()
             if len(word[0]) <= 100 and _plain(word[0]) in listed:
                 spans.append((*word.span(), "*" * len(word[0])))
         count += len(spans)
