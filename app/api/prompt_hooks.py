@@ -33,7 +33,7 @@ class PromptHookOut(BaseModel):
     timeout: str
     on_failure: Literal["open", "closed"]
     changes: bool = Field(description="whether it may change results")
-    calls: str | None = Field(description="its entry point, or its address without the query; null for shipped ones")
+    calls: str | None = Field(description="its entry point, or its address; null for shipped ones")
     installed: bool | None = Field(description="whether the host of the API has its entry point; null for other kinds")
 
 
@@ -63,6 +63,6 @@ def _shown(hook: HookDefinition, known: set[str]) -> PromptHookOut:
         timeout=durations.show(hook.timeout),
         on_failure=hook.on_failure,
         changes=hook.changes,
-        calls=hook.entry_point if hook.url is None else hook.url.partition("?")[0],
+        calls=hook.entry_point or hook.url,
         installed=hook.entry_point in known if hook.kind == "python" else None,
     )

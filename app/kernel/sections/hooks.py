@@ -86,6 +86,8 @@ class HookDefinition(Section):
                 raise ValueError("must be an address such as https://hooks.example.com/check")
             if parts.username is not None or parts.password is not None:
                 raise ValueError("must not contain a password: use `secret`, which signs the calls")
+            if parts.query or parts.fragment:
+                raise ValueError("must not have a query, which may be a secret: use `options`, or `secret`")
         return value
 
     @field_validator("models", "workflows", "namespaces")

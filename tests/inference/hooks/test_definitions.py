@@ -37,6 +37,7 @@ def test_hooks_are_read_from_the_file_and_reach_child_processes(tmp_path: Path) 
         ('name = "x"\nkind = "python"', "entry_point"),
         ('name = "x"\nkind = "http"\nurl = "ftp://a"', "https://"),
         ('name = "x"\nkind = "http"\nurl = "https://u:p@a.b"', "password"),
+        ('name = "x"\nkind = "http"\nurl = "https://a.b/?key=1"', "query"),
         ('name = "x"\nkind = "pii"\nurl = "https://a.b"', "url"),
         ('name = "x"\nkind = "pii"\ntimeout = "2m"', "at most 1m"),
         ('name = "x"\nkind = "pii"\non_failure = "maybe"', "open or closed"),

@@ -67,7 +67,7 @@ def call(point: HookPoint, texts: list[HookText], options: PiiOptions, state: An
         return scanning.replaced(text, spans)
 
     found_texts = changed(texts, restored)
-    return HookAnswer(texts=found_texts if count else None, annotations={"restored": count})
+    return HookAnswer(texts=found_texts, annotations={"restored": count}) if count else HookAnswer()
 
 
 class StreamRestorer:
