@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -87,24 +88,46 @@ class StopSwitch:
 
     def __init__(self) -> None:
         """Nothing runs."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._action: Any = None
         self.stopped = False
 
     def stop(self) -> None:
         """Stop what runs, and what would run later. Safe from any thread."""
-        with self._lock:
-            self.stopped, action = True, self._action
-        if action is not None:
-            action()
+        with self._lock:  # so that nothing is stopped after `stops_by(None)`: its process may serve another request
+            self.stopped = True
+            if self._action is not None:
+                self._action()
 
     def stops_by(self, action: Any) -> None:
         """Set what stops the hook that runs; None when none does."""
         with self._lock:
             self._action = action
-            stopped = self.stopped
-        if stopped and action is not None:
-            action()
+            if self.stopped and action is not None:
+                action()
+
+
+class _Limit:
+    """A time limit: at its end an action is called, unless it was ended before."""
+
+    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
+        self._lock, self._ended, self._is_late, self._action = threading.Lock(), False, False, action
+        self._timer = threading.Timer(seconds, self._late)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> bool:
+        """End the limit: the action is not called any more. Returns whether it was."""
+        with self._lock:
+            self._ended = True
+        self._timer.cancel()
+        return self._is_late
+
+    def _late(self) -> None:
+        with self._lock:
+            if not self._ended:
+                self._is_late = True
+                self._action()
 
 
 class _Child:
@@ -127,15 +150,7 @@ class _Child:
 
     def ask(self, document: Any, seconds: float, stop: StopSwitch) -> dict[str, Any]:
         """Return the answer to a document. The process is killed when it is late."""
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._signal()
-
-        timer = threading.Timer(seconds + (0.0 if self._is_ready else START), end)
-        timer.daemon = True
-        timer.start()
+        limit = _Limit(seconds + (0.0 if self._is_ready else START), self._signal)
         stop.stops_by(self._signal)
         try:
             if not self._is_ready:
@@ -143,24 +158,25 @@ class _Child:
                 if "ready" not in ready:
                     return ready
                 self._is_ready = True
-                timer.cancel()
-                timer = threading.Timer(seconds, end)
-                timer.daemon = True
-                timer.start()
+                limit.end()
+                limit = _Limit(seconds, self._signal)
             assert self._process.stdin is not None, "it is a pipe"
             self._process.stdin.write(json.dumps(document).encode() + b"\n")
             self._process.stdin.flush()
-            return self._line()
+            answer = self._line()
+            if limit.end():
+                raise HookTimeout(f"it did not answer within {seconds:g} s")
+            return answer
         except (OSError, ValueError, HookBroken) as error:
             if stop.stopped:
                 raise HookStopped from None
-            if late.is_set():
+            if limit.end():
                 raise HookTimeout(f"it did not answer within {seconds:g} s") from None
             if isinstance(error, HookBroken):
                 raise
             raise HookBroken("its process ended during the call") from None
         finally:
-            timer.cancel()
+            limit.end()
             stop.stops_by(None)
 
     def _line(self) -> dict[str, Any]:
