@@ -12,6 +12,7 @@ from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog, live_catalog
+from app.inference.hooks.selection import HookTarget
 from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
@@ -36,6 +37,8 @@ from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
+from workers.hooks.processes import HookProcesses
+from workers.hooks.session import HookContext, HookSession
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
 from workers.memory.model_file import LoadedModelFile
@@ -113,6 +116,8 @@ class Runtime:
     events: StepEvents = field(default_factory=StepEvents)
     #: Counts what this process does, for metrics.
     figures: WorkFigures = field(default_factory=WorkFigures)
+    #: The processes of Python hooks.
+    hook_processes: HookProcesses = field(default_factory=HookProcesses)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
     #: Finds what was said; by its words alone until the worker has started.
@@ -144,6 +149,12 @@ class Runtime:
         if entry is None or entry.remote is None:
             return usage
         return replace(usage, cost=entry.remote.cost(usage.tokens_in, usage.tokens_out))
+
+    def hooks_for(self, model: str | None, workflow: str, namespace: str) -> HookSession:
+        """The hooks of an attempt."""
+        context = HookContext(self.secrets, self.hook_processes, self.figures.hooks)
+        target = HookTarget(model or "", workflow, namespace)
+        return HookSession.of(context, self.settings.hooks if model else (), self.settings.http, target)
 
     @property
     def owner(self) -> str:
@@ -180,6 +191,7 @@ class Runtime:
             self.engine.close()
         if self.tokens is not None:
             self.tokens.close()
+        self.hook_processes.close()
         self.figures.close()
 
 

@@ -61,6 +61,7 @@ from app.workflows.state_machine.outcomes import (
 )
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
 from workers.engine import Engine, OnPiece
+from workers.hooks.session import HookSession
 from workers.leases import Holding
 from workers.memory import assembly, embeddings, recall_step, remember_step, run_links, summarize_step
 from workers.memory.assembly import AssembledPrompt
@@ -80,6 +81,8 @@ class StepTask:
     claim: Claim
     holding: Holding
     runtime: Runtime
+    #: The hooks on its requests to models; None where it can make none.
+    hooks: HookSession | None = None
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -88,9 +91,10 @@ class StepTask:
 
     @property
     def engine(self) -> Engine:
-        """The engine of this pool."""
+        """The engine of this pool, with the hooks around it."""
         assert self.runtime.engine is not None, "steps that need a model are sent to pools only"
-        return self.runtime.engine
+        engine = self.runtime.engine
+        return engine if self.hooks is None else self.hooks.around(engine, self.holding.on_stop)
 
     @property
     def timeout(self) -> timedelta:

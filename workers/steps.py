@@ -129,8 +129,9 @@ def send_events(runtime: Runtime, claim: Claim, recorded: Recorded, seconds: flo
 
 def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None:
     """Execute the step and return the outcome; None when the lease was lost, and no outcome can be recorded."""
+    hooks = runtime.hooks_for(claim.model, claim.workflow, claim.namespace)
     try:
-        return step_kinds.execute(step_kinds.StepTask(claim, holding, runtime))
+        return hooks.noted(step_kinds.execute(step_kinds.StepTask(claim, holding, runtime, hooks)))
     except CancelledError:
         match holding.reason:
             case StopReason.CANCELLED:
@@ -142,7 +143,7 @@ def _attempt(runtime: Runtime, claim: Claim, holding: Holding) -> Outcome | None
             case _:
                 return REQUEUED
     except Exception as error:  # noqa: BLE001 the outermost frame of the step: a defect fails the attempt, not the worker
-        return failure_of(error)
+        return hooks.noted(failure_of(error))
 
 
 #: The outcome of an attempt whose worker stops.

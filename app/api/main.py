@@ -26,7 +26,18 @@ from app import __version__
 from app.access import operator_key
 from app.access.callers import NotAllowed, NotAuthenticated
 from app.access.limits.limits import LimitReached
-from app.api import callers, compression, dead_letters, documentation, health, mcp, problems, schemas, threads
+from app.api import (
+    callers,
+    compression,
+    dead_letters,
+    documentation,
+    health,
+    mcp,
+    problems,
+    prompt_hooks,
+    schemas,
+    threads,
+)
 from app.api.access import documented, keys
 from app.api.access.keyring import Keyring
 from app.api.activity import ActivityMiddleware
@@ -179,6 +190,7 @@ ROUTERS = (
     rules.firings_router,
     jobs.router,
     probes.router,
+    prompt_hooks.router,
     schemas.router,
     models.router,
     footprints.router,

@@ -119,6 +119,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "jobs": LazyCommand("app.cli.governance.jobs:app", "Scheduled jobs: when they run, and how they ended."),
     "schedules": LazyCommand("app.cli.workflows.schedules:app", "Schedules: run workflows at given times."),
     "handoffs": LazyCommand("app.cli.handoffs.handoffs:app", "Hand-offs: messages from one protocol to another."),
+    "hooks": LazyCommand("app.cli.hooks:app", "Hooks on requests to models: list them, and try shipped ones."),
     "signals": LazyCommand("app.cli.governance.signals:app", "Signals: what is measured, now and over time."),
     "rules": LazyCommand("app.cli.governance.rules:app", "Rules over signals: what they watch, when they fire."),
     "shadow": LazyCommand(
@@ -244,6 +245,10 @@ def root(
     if data_dir is not None:
         overrides["data_dir"] = data_dir
     loaded = context.obj = settings.load(config=config_file, overrides=overrides)
+    if loaded.settings.hooks:
+        from app.inference.hooks import shipped  # only where there are hooks
+
+        shipped.require_options(loaded.settings.hooks)
     # Commands print their own messages. Servers configure their logs again.
     log.configure(loaded.settings.log.model_copy(update={"level": "warning"}))
 

@@ -35,6 +35,8 @@ TAKEN_WITHIN = timedelta(milliseconds=250)
 ALIVE, ALIVE_INTERVAL = timedelta(seconds=6), timedelta(seconds=2)
 #: The one step of such a run.
 STEP = "answer"
+#: The name of its workflow.
+WORKFLOW = "openai"
 
 
 def requests_key(slug: str) -> str:
@@ -140,7 +142,7 @@ def definition_of(model: str) -> Definition:
     """The workflow of the requests for a model: one step, which is not repeated after a failure."""
     return definitions.from_document(
         {
-            "workflow": "openai",
+            "workflow": WORKFLOW,
             "inputs": {"request": {"type": "object"}, "created": {"type": "integer"}},
             "priority": "interactive",
             "steps": [

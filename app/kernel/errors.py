@@ -312,6 +312,10 @@ class FailureReason(StrEnum):
     CHILD_FAILED = "child_failed"
     #: A called run was rejected, because its concurrency key was at its limit.
     REJECTED = "rejected"
+    #: A hook refused the request or its result.
+    HOOK_REFUSED = "hook_refused"
+    #: A hook failed, and its policy is `closed`.
+    HOOK_FAILED = "hook_failed"
     WORKER_LOST = "worker_lost"
     WORKER_STOPPED = "worker_stopped"
     CANCELLED = "cancelled"

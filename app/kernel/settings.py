@@ -41,6 +41,7 @@ from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.governance import ActionSettings, AlertSettings, ServingSettings
 from app.kernel.sections.handoffs import HandoffSettings
+from app.kernel.sections.hooks import HookDefinition
 from app.kernel.sections.http import HttpSettings
 from app.kernel.sections.mail import MailSettings
 from app.kernel.sections.memories import MemorySettings
@@ -127,11 +128,22 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     handoffs: HandoffSettings = HandoffSettings()
     mail: MailSettings = MailSettings()
+    #: Hooks on requests to models, as tables `[[hooks]]` in arriero.toml or as a JSON list in a variable.
+    hooks: tuple[HookDefinition, ...] = Field(default=(), max_length=100)
 
     @field_validator("data_dir", "secrets_dir")
     @classmethod
     def _made_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
+
+    @field_validator("hooks")
+    @classmethod
+    def _are_named_once(cls, value: tuple[HookDefinition, ...]) -> tuple[HookDefinition, ...]:
+        names = [hook.name for hook in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two hooks have the name {', '.join(twice)}")
+        return value
 
     @field_validator("database_url")
     @classmethod
@@ -452,7 +464,7 @@ def _accepted(place: Sequence[int | str]) -> str:
     """Return the accepted values for a key of a table in a list, or the keys of that table."""
     if not any(isinstance(part, int) for part in place):
         return ""
-    fields = SimulatedDevice.model_fields  # the only tables in a list
+    fields = (HookDefinition if place[0] == "hooks" else SimulatedDevice).model_fields  # the only tables in a list
     field = fields.get(str(place[-1]))
     return (field.description or "") if field else ", ".join(fields)
 

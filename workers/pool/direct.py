@@ -23,7 +23,7 @@ import redis
 from app.access import namespaces
 from app.fleet.pool import PoolPhase
 from app.inference import direct
-from app.inference.direct import DirectRequest
+from app.inference.direct import WORKFLOW, DirectRequest
 from app.inference.openai.chat import ChatRequest
 from app.inference.openai.completion import CompletionRequest
 from app.inference.openai.embedding import EmbeddingsRequest
@@ -34,6 +34,7 @@ from app.kernel.errors import Conflict, FailureReason, LeaseLost
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers import openai_step, steps
+from workers.hooks.session import HookSession
 from workers.leases import StopReason
 from workers.memory import assembly
 from workers.memory.assembly import AssembledPrompt
@@ -209,6 +210,11 @@ class _Request:
         self._written = False
         self._began = time.monotonic()
         self._span = traces.request(request.body, request.model, str(request.run_id), request.trace_parent)
+        self._hooks: HookSession = owner.runtime.hooks_for(
+            None if is_probe else request.model,
+            WORKFLOW,
+            request.labels.get(namespaces.LABEL, namespaces.DEFAULT),
+        )
         self._claim: Claim | None = None
         self._lease = ExitStack()
         #: Guards what stops it.
@@ -235,7 +241,24 @@ class _Request:
         if isinstance(parsed, ChatRequest) and parsed.is_assembled:
             owner.assembling.submit(self._assemble, parsed)
             return
+        if self._hooks.hooks:  # they may take long: not on the thread that takes requests
+            if request.is_recorded:
+                self._written = True
+                owner.record(self._record_begin)
+            owner.assembling.submit(self._pass_hooks, parsed)
+            return
         self._generate(parsed, None)
+
+    def _pass_hooks(self, parsed: ChatRequest | CompletionRequest) -> None:
+        if self._stopped is not None:
+            self._end(self._cancelled())
+            return
+        try:
+            self._generate(parsed, None)
+        except CancelledError:
+            self._end(self._cancelled())
+        except Exception as error:  # noqa: BLE001 as in `begin`
+            self._end(steps.failure_of(error))
 
     def _assemble(self, parsed: ChatRequest) -> None:
         if self._stopped is not None:
@@ -245,19 +268,22 @@ class _Request:
             runtime, namespace = self._owner.runtime, self._request.submission().labels.get(namespaces.LABEL)
             of = assembly.of_chat(parsed, namespace or namespaces.DEFAULT, self.run_id, direct.STEP)
             self._generate(parsed, assembly.assemble(runtime, self._owner.engine, of, parsed.translated()))
+        except CancelledError:
+            self._end(self._cancelled())
         except Exception as error:  # noqa: BLE001 as in `begin`
             self._end(steps.failure_of(error))
 
     def _generate(self, parsed: ChatRequest | CompletionRequest, assembled: AssembledPrompt | None) -> None:
         owner, request = self._owner, self._request
-        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece, assembled)
+        engine = self._hooks.around(owner.engine, self._stops_by)
+        ticket = openai_step.start(engine, parsed, request.priority, self._on_piece, assembled)
         self._stops_by(ticket.cancel)
 
         def answer() -> Success:
             return openai_step.success(parsed, ticket.result(0), request.run_id, request.created, assembled)
 
         def done() -> None:
-            owner.answering.submit(self._finish, answer)
+            (owner.assembling if self._hooks.hooks else owner.answering).submit(self._finish, answer)
 
         ticket.when_done(done)
 
@@ -304,6 +330,7 @@ class _Request:
 
     def _end(self, outcome: Success | Failure) -> None:
         """Answer, then record; where more than the answer is recorded, first record: the next request reads it."""
+        outcome = self._hooks.noted(outcome)
         if isinstance(outcome, Success) and outcome.within is not None:
             outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
         else:

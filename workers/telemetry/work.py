@@ -20,6 +20,7 @@ from app.kernel.database import Database
 from app.workflows.language.agent import AgentTurn
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Failure, Outcome, Success
+from workers.hooks.figures import HookFigures
 from workers.telemetry import operations
 from workers.telemetry.model_figures import ModelFigures
 
@@ -30,6 +31,7 @@ class WorkFigures:
     def __init__(self) -> None:
         """Nothing is stored before `start`."""
         self.models = ModelFigures()
+        self.hooks = HookFigures()
         self._is_known: Callable[[str], bool] = lambda _: True
         self._lock = threading.Lock()
         #: Attempts by kind of step and outcome, and their durations by kind.
@@ -107,6 +109,7 @@ class WorkCollector(Collector):
             took.add_metric((*self._values, kind), list(latencies.exported()), latencies.total)
         yield took
         yield from self._of_models(self.figures.models)
+        yield from self._of_hooks(self.figures.hooks)
 
     def _of_models(self, figures: ModelFigures) -> Iterator[Metric]:
         of = ("model", "operation")
@@ -129,6 +132,16 @@ class WorkCollector(Collector):
             for direction, count in (("in", metric.tokens_in), ("out", metric.tokens_out), ("saved", saved)):
                 tokens.add_metric((*labels, direction), count)
         yield from (done, took, first, tokens)
+
+    def _of_hooks(self, figures: HookFigures) -> Iterator[Metric]:
+        calls, durations = figures.totals()
+        done = self._counter("arriero_hook_calls", "Calls of hooks, by result.", "hook", "at", "result")
+        for labels, count in sorted(calls.items()):
+            done.add_metric((*self._values, *labels), count)
+        took = self._histogram("arriero_hook_duration_seconds", "Time of a call of a hook.", "hook", "at")
+        for of, latencies in sorted(durations.items()):
+            took.add_metric((*self._values, *of), list(latencies.exported()), latencies.total)
+        yield from (done, took)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> CounterMetricFamily:
         return CounterMetricFamily(name, meaning, labels=(*self._names, *labels))

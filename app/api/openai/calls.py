@@ -34,7 +34,9 @@ from app.api.services import Services
 from app.catalog.model import Model
 from app.inference.cache import policy
 from app.inference.cache.policy import CacheStatus
-from app.inference.direct import DirectRequest
+from app.inference.direct import WORKFLOW, DirectRequest
+from app.inference.hooks import selection
+from app.inference.hooks.selection import HookTarget
 from app.inference.openai.chunks import Chunks
 from app.inference.token_stream import EntryKind, StreamEntry
 from app.kernel.errors import ArrieroError, Conflict
@@ -78,8 +80,16 @@ class ModelCall:
         if options is not None and self._answers is not None:
             asked = policy.policy_of(document, options.cache_control)
         namespace = self.request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        if self._has_hooks(services, namespace):  # a kept answer would pass none of them
+            asked = policy.BYPASS
         #: What the response cache does for it.
         self.cached = CachedCall(self.request, self.model, namespace, asked, self.computed)
+
+    def _has_hooks(self, services: Services, namespace: str) -> bool:
+        """Whether a hook looks at the call, by its model or one of those that may answer instead."""
+        names = (self.model.name, *self.model.fallback.models)
+        targets = [HookTarget(name, WORKFLOW, namespace) for name in names]
+        return any(selection.selected(services.settings.hooks, target) for target in targets)
 
     @property
     def model(self) -> Model:

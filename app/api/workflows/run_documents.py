@@ -48,6 +48,10 @@ class AttemptOut(BaseModel):
         description="how its prompt was put together: tokens and budget of each part, and what was left out with the "
         "reason; null for a step without a conversation or memory"
     )
+    hooks: list[dict[str, Any]] | None = Field(
+        description="the hooks that were called, in their order: `hook`, `at`, `result`, `ms`, `annotations`, `error`; "
+        "null where none was"
+    )
 
 
 class ItemCounts(BaseModel):

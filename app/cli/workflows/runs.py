@@ -190,6 +190,7 @@ def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None
         return
     console().print(drawn(found, clock.now()))
     _print_attempts(found)
+    _print_hooks(found)
     if found["cost"] is not None:
         typer.echo(f"cost: {found['cost']:.6f}")
     _print_result(found)
@@ -359,6 +360,26 @@ def _print_attempts(found: Mapping[str, Any]) -> None:
         if attempt["text"]:
             detail += f" - the model wrote: {shortened(attempt['text'], 200)}"
         printed.add_row(key, str(attempt["attempt"]), attempt["outcome"], attempt["worker"], detail)
+    console().print(printed)
+
+
+def _print_hooks(found: Mapping[str, Any]) -> None:
+    """Print what hooks did, where they did more than let a request pass."""
+    rows = [
+        (step["key"], attempt["attempt"], one)
+        for step in found["steps"]
+        for attempt in step["attempts"]
+        for one in attempt["hooks"] or ()
+        if one["result"] != "passed"
+    ]
+    if not rows:
+        return
+    console().print()
+    printed = table(("step", "attempt", "hook", "at", "result", "ms", "detail"), right=("ms",))
+    for key, attempt, one in rows:
+        found_there = ", ".join(f"{name}: {value}" for name, value in one.get("annotations", {}).items())
+        detail = shortened("; ".join(filter(None, (one.get("error"), found_there))), 200)
+        printed.add_row(key, str(attempt), one["hook"], one["at"], one["result"], str(one["ms"]), detail)
     console().print(printed)
 
 

@@ -12,6 +12,8 @@ _FAILURES: Mapping[str, tuple[int, str | None]] = {
     FailureReason.INVALID_REQUEST: (400, None),
     FailureReason.TEMPLATE_ERROR: (400, None),
     FailureReason.CONTEXT_EXCEEDED: (400, "context_length_exceeded"),
+    FailureReason.HOOK_REFUSED: (400, "hook_refused"),
+    FailureReason.HOOK_FAILED: (503, "hook_failed"),
     FailureReason.TIMEOUT: (504, "timeout"),
     FailureReason.CANCELLED: (409, "cancelled"),
     FailureReason.HTTP_THROTTLED: (429, "rate_limit_exceeded"),

@@ -61,6 +61,7 @@ class Retry(DocumentPart):
         FailureReason.HTTP_4XX,
         FailureReason.HTTP_REFUSED,
         FailureReason.REJECTED,
+        FailureReason.HOOK_REFUSED,
     )
     #: A condition for another attempt, over `error.reason`, `error.message` and `error.attempt`.
     when: Expression | None = None

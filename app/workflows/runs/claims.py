@@ -169,5 +169,6 @@ def end(
             "finish_reason": usage.finish_reason,
             "cost": usage.cost,
             "assembly": None if usage.assembly is None else json.dumps(usage.assembly),
+            "hooks": json.dumps(usage.hooks) if usage.hooks else None,
         },
     )

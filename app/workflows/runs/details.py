@@ -144,6 +144,8 @@ class AttemptDetails:
     cost: float | None
     #: What its prompt was put together of; None where nothing was.
     assembly: Mapping[str, Any] | None
+    #: What hooks did to it, in their order; None where none was called.
+    hooks: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)

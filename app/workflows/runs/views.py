@@ -105,7 +105,7 @@ _ATTEMPTS = text("""
     SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
            message, text,
            attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason, cost,
-           assembly
+           assembly, hooks
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
 """)

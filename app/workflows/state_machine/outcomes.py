@@ -26,6 +26,8 @@ class TokenUsage:
     cost: float | None = None
     #: What its prompt was put together of, as JSON; None where nothing was.
     assembly: Mapping[str, Any] | None = field(default=None, compare=False)
+    #: What hooks did to it, as JSON; empty where none was called.
+    hooks: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
 
 #: The finish reason of a text that was cut at `max_tokens`.

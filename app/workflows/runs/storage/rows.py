@@ -358,6 +358,8 @@ class AttemptRow(SQLModel, table=True):
     cost: float | None = None
     #: What its prompt was put together of; None where nothing was.
     assembly: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    #: What hooks did to it, in their order; None where none was called.
+    hooks: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class EventRow(SQLModel, table=True):
