@@ -49,6 +49,8 @@ SHELLS = {
     "governance/alerts/silences.py",
     "governance/alerts/store.py",
     "governance/alerts/views.py",
+    "governance/costs/device_shares.py",
+    "governance/costs/rows.py",
     "governance/responses.py",
     "governance/retention.py",
     "workflows/runs/admission.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from celery import Celery
@@ -39,6 +39,7 @@ from workers.leases import Leases
 from workers.memory.counting import TokenCounts
 from workers.memory.model_file import LoadedModelFile
 from workers.messaging.step_events import StepEvents
+from workers.telemetry.charges import Charges
 from workers.telemetry.work import WorkFigures
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
@@ -112,6 +113,8 @@ class Runtime:
     events: StepEvents = field(default_factory=StepEvents)
     #: Counts what this process does, for metrics.
     figures: WorkFigures = field(default_factory=WorkFigures)
+    #: Prices what attempts did.
+    charges: Charges = field(default_factory=Charges)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
     #: Finds what was said; by its words alone until the worker has started.
@@ -137,12 +140,24 @@ class Runtime:
         """The catalogue of this moment."""
         return self.catalogs.current()
 
-    def priced(self, usage: TokenUsage, model: str | None) -> TokenUsage:
-        """Return the usage with its cost, where the entry of the model has prices."""
+    def priced(self, usage: TokenUsage, model: str | None, device_us: int | None) -> TokenUsage:
+        """Return the usage with what it cost; `device_us` as in `Charges.priced`."""
         entry = None if model is None else self.catalog.find(model)
-        if entry is None or entry.remote is None:
-            return usage
-        return replace(usage, cost=entry.remote.cost(usage.tokens_in, usage.tokens_out))
+        return self.charges.priced(usage, entry, self.settings.costs, device_us)
+
+    def begin_device_time(self, model: str | None) -> Callable[[], int | None]:
+        """Work with a model begins. Returns what ends it, and then returns its share of the devices' time."""
+        if self.engine is None or model is None:
+            return lambda: None
+        shared, shares = self.charges.time, list[int]()
+        mark = shared.begin()
+
+        def end() -> int:
+            if not shares:
+                shares.append(shared.end(mark))
+            return shares[0]
+
+        return end
 
     @property
     def owner(self) -> str:
