@@ -51,6 +51,7 @@ SHELLS = {
     "governance/alerts/views.py",
     "governance/costs/device_shares.py",
     "governance/costs/rows.py",
+    "governance/costs/store.py",
     "governance/responses.py",
     "governance/retention.py",
     "workflows/runs/admission.py",

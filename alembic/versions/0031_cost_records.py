@@ -12,7 +12,7 @@ down_revision = "0028"
 branch_labels = None
 depends_on = None
 
-COUNTS = ("attempts", "unpriced", "tokens_in", "tokens_cached", "tokens_out", "device_us")
+COUNTS = ("attempts", "unpriced", "untold", "tokens_in", "tokens_cached", "tokens_out", "device_us")
 
 
 def upgrade() -> None:

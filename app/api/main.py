@@ -42,6 +42,7 @@ from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.governance import actions as action_resource
 from app.api.governance import alerts, channels, consolidations, jobs, probes, rules, signals, silences
+from app.api.governance import costs as cost_resource
 from app.api.guard import GuardMiddleware
 from app.api.handoffs import handoffs, hooks, mailbox, records
 from app.api.limits import BodyLimit
@@ -203,6 +204,7 @@ ROUTERS = (
     memories.router,
     exported.router,
     model_metrics.router,
+    cost_resource.router,
     consolidations.router,
     health.router,
     *ui.ROUTERS,

@@ -158,6 +158,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),
+    "costs": LazyCommand(
+        "app.cli.governance.costs:app", "Costs: what work cost, and what it would have cost on another model."
+    ),
     "mcp": LazyCommand("app.cli.mcp:mcp", "Serve one MCP client over standard input and output, until it closes them."),
     "metrics": LazyCommand(
         "app.cli.telemetry.metrics:metrics",

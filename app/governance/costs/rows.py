@@ -35,6 +35,8 @@ class CostIntervalRow(SQLModel, table=True):
     attempts: int = _count()
     #: Of these, those whose cost is not known.
     unpriced: int = _count()
+    #: Those that told no tokens.
+    untold: int = _count()
     tokens_in: int = _count()
     tokens_cached: int = _count()
     tokens_out: int = _count()

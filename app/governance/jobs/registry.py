@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
 
+from app.governance.costs.tasks import COSTS
 from app.governance.tasks import ACTIONS, ALERTS, HANDOFFS
 from app.inference.batches.tasks import BATCHES
 from app.inference.prediction.tasks import PREDICTIONS
@@ -103,6 +104,7 @@ JOBS = (
     ),
     ScheduledJob("probes", PROBES, "has every pool write a token now and then", "probes.check_every"),
     ScheduledJob("predictions", PREDICTIONS, "learns of ended runs how long runs take", "predictions.learn_every"),
+    ScheduledJob("costs", COSTS, "adds up what attempts cost", "costs.add_up_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,
