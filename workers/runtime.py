@@ -12,6 +12,7 @@ from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog, live_catalog
+from app.governance.costs.gate import BudgetGate
 from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
@@ -215,7 +216,9 @@ def start(
     redis_url = addresses.of(settings).redis_url
     broker = CeleryPublisher(app, redis_url)
     router = ModelRouter(resources.catalogs.current, FleetReader(resources.database).current)
-    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs), route=router)
+    gate = BudgetGate(resources.database, lambda: runtime.settings.costs)
+    policy = RunPolicy.of(settings.runs)
+    runs = Runs(resources.database, WakingPublisher(broker), policy, route=router, afford=gate.check_run)
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)

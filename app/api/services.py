@@ -12,6 +12,7 @@ from app.api.telemetry.requests import RequestMetrics
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
+from app.governance.costs.gate import BudgetGate
 from app.inference.prediction.service import Predictions
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
@@ -46,6 +47,8 @@ class Services:
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
     #: The expected times of runs.
     predictions: Predictions = field(init=False)
+    #: Refuses new work whose budget is used up.
+    budgets: BudgetGate = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
@@ -55,7 +58,8 @@ class Services:
         self.call_limits = CallLimitTable(self.settings.limits)
         self.recall = Recall(self.database)
         self.predictions = Predictions(self.database, lambda: self.catalog, lambda: self.settings.predictions)
-        self.runs = replace(self.runs, expect=self.predictions.expect)
+        self.budgets = BudgetGate(self.database, lambda: self.settings.costs)
+        self.runs = replace(self.runs, expect=self.predictions.expect, afford=self.budgets.check_run)
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings

@@ -104,7 +104,7 @@ JOBS = (
     ),
     ScheduledJob("probes", PROBES, "has every pool write a token now and then", "probes.check_every"),
     ScheduledJob("predictions", PREDICTIONS, "learns of ended runs how long runs take", "predictions.learn_every"),
-    ScheduledJob("costs", COSTS, "adds up what attempts cost", "costs.add_up_every"),
+    ScheduledJob("costs", COSTS, "adds up what attempts cost, and samples budgets", "costs.add_up_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,

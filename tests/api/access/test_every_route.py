@@ -90,6 +90,7 @@ NAMED = {
     },
     "/v1/consolidations": {"consolidation_id": ("{consolidation}", f"cons_{'0' * 32}")},
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
+    "/v1/budgets": {"name": ("bbudget", "nowhere")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
     "/v1/jobs": {"name": ("sweep", "nothing"), "pass_id": (UNKNOWN, UNKNOWN)},
