@@ -142,9 +142,12 @@ class Runtime:
         return self.catalogs.current()
 
     def priced(self, usage: TokenUsage, model: str | None, device_us: int | None) -> TokenUsage:
-        """Return the usage with what it cost; `device_us` as in `Charges.priced`."""
+        """Return the usage with what it cost, and count that once; `device_us` as in `Charges.priced`."""
         entry = None if model is None else self.catalog.find(model)
-        return self.charges.priced(usage, entry, self.settings.costs, device_us)
+        found = self.charges.priced(usage, entry, self.settings.costs, device_us)
+        if model is not None:
+            self.figures.count_cost(model, found.cost)
+        return found
 
     def begin_device_time(self, model: str | None) -> Callable[[], int | None]:
         """Work with a model begins. Returns what ends it, and then returns its share of the devices' time."""

@@ -61,7 +61,7 @@ def set_(
     body = {"amount": amount, "period": period.value, "workflow": workflow, "model": model}
     body |= {"hard": hard, "spares_interactive": spares_interactive}
     with connected(settings_of(context)) as client:
-        found = client.put(_path(name, namespace), body)
+        found = client.put(_path(name), body, namespace=namespace)
     print_json(found) if as_json else _print([found])
 
 
@@ -69,13 +69,12 @@ def set_(
 def remove(context: typer.Context, name: _Name, namespace: _Namespace = None) -> None:
     """Remove a budget."""
     with connected(settings_of(context)) as client:
-        client.delete(_path(name, namespace))
+        client.delete(_path(name), **({} if namespace is None else {"namespace": namespace}))
     typer.echo(f"the budget {name} is removed")
 
 
-def _path(name: str, namespace: str | None = None) -> str:
-    found = f"/v1/budgets/{quote(name, safe='')}"
-    return found if namespace is None else f"{found}?namespace={quote(namespace, safe='')}"
+def _path(name: str) -> str:
+    return f"/v1/budgets/{quote(name, safe='')}"
 
 
 def _print(budgets: Sequence[Mapping[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from workers.telemetry.charges import NvmlPower
 from workers.telemetry.device_time import SharedDeviceTime
+from workers.telemetry.work import WorkCollector, WorkFigures
 
 SECOND = 1_000_000_000
 
@@ -84,3 +85,17 @@ def test_power_is_read_once_a_second_and_unknown_where_nothing_measures_it() -> 
     assert power.watts("GPU-2") is None
     assert power.watts("MIG-1") is None
     assert power.watts("h/ram") is None
+
+
+def test_costs_of_models_are_counted_for_prometheus() -> None:
+    figures = WorkFigures()
+    for cost in (Decimal("0.000000000001"), Decimal("1.5"), None):
+        figures.count_cost("m", cost)
+    assert figures.costs() == {"m": (Decimal("1.500000000001"), 1)}
+    found = {
+        sample.name: (sample.labels["model"], sample.value)
+        for metric in WorkCollector({"worker": "w"}, figures).collect()
+        for sample in metric.samples
+    }
+    assert found["arriero_model_cost_total"] == ("m", 1.500000000001)
+    assert found["arriero_model_unpriced_attempts_total"] == ("m", 1)
