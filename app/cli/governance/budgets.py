@@ -83,6 +83,10 @@ def _print(budgets: Sequence[Mapping[str, Any]]) -> None:
     for one in budgets:
         of = ", ".join(f"{kind} {one[kind]}" for kind in ("workflow", "model") if one[kind]) or "all"
         stops = "no" if not one["hard"] else "all but interactive" if one["spares_interactive"] else "new work"
-        amounts = (f"{one['spent']:,.4f}", f"{one['amount']:,.2f} {one['currency']}", f"{one['used']:.0%}")
+        amounts = (_amount(one["spent"]), f"{_amount(one['amount'])} {one['currency']}", f"{one['used']:.0%}")
         printed.add_row(one["namespace"], one["name"], of, *amounts, one["period"], stops, one["resets_at"][:16])
     console().print(printed if printed.row_count else "there is no budget")
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.6f}"
