@@ -31,6 +31,7 @@ from app.memory.blocks import rows as block_rows  # noqa: F401 they too
 from app.memory.personal import rows as context_rows  # noqa: F401 they too
 from app.governance.actions import rows as action_rows  # noqa: F401 they too
 from app.governance.alerts import rows as alert_rows  # noqa: F401 they too
+from app.governance.costs import rows as cost_rows  # noqa: F401 they too
 from app.handoffs import rows as handoff_rows  # noqa: F401 they too
 from app.workflows.runs.storage import rows  # noqa: F401 they too
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 they too

@@ -34,6 +34,7 @@ from app.files import rows as file_rows  # noqa: F401 they enter the metadata
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.governance.actions import rows as action_rows  # noqa: F401 as above
 from app.governance.alerts import rows as alert_rows  # noqa: F401 as above
+from app.governance.costs import rows as cost_rows  # noqa: F401 as above
 from app.governance.jobs import rows as job_rows  # noqa: F401 as above
 from app.governance.probes import rows as probe_rows  # noqa: F401 as above
 from app.governance.rules import rows as rule_rows  # noqa: F401 as above

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from celery import Celery
 
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog, live_catalog
+from app.governance.costs.gate import BudgetGate
 from app.inference.hooks.selection import HookTarget
 from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
@@ -43,6 +44,7 @@ from workers.leases import Leases
 from workers.memory.counting import TokenCounts
 from workers.memory.model_file import LoadedModelFile
 from workers.messaging.step_events import StepEvents
+from workers.telemetry.charges import Charges
 from workers.telemetry.work import WorkFigures
 from workers.token_reports import TokenReports
 from workers.token_writer import TokenWriter
@@ -118,6 +120,8 @@ class Runtime:
     figures: WorkFigures = field(default_factory=WorkFigures)
     #: The processes of Python hooks.
     hook_processes: HookProcesses = field(default_factory=HookProcesses)
+    #: Prices what attempts did.
+    charges: Charges = field(default_factory=Charges)
     #: Hears of changed settings; None before `follow_settings`.
     listener: ChangeListener | None = None
     #: Finds what was said; by its words alone until the worker has started.
@@ -143,12 +147,27 @@ class Runtime:
         """The catalogue of this moment."""
         return self.catalogs.current()
 
-    def priced(self, usage: TokenUsage, model: str | None) -> TokenUsage:
-        """Return the usage with its cost, where the entry of the model has prices."""
+    def priced(self, usage: TokenUsage, model: str | None, device_us: int | None) -> TokenUsage:
+        """Return the usage with what it cost, and count that once; `device_us` as in `Charges.priced`."""
         entry = None if model is None else self.catalog.find(model)
-        if entry is None or entry.remote is None:
-            return usage
-        return replace(usage, cost=entry.remote.cost(usage.tokens_in, usage.tokens_out))
+        found = self.charges.priced(usage, entry, self.settings.costs, device_us)
+        if model is not None:
+            self.figures.count_cost(model, found.cost)
+        return found
+
+    def begin_device_time(self, model: str | None) -> Callable[[], int | None]:
+        """Work with a model begins. Returns what ends it, and then returns its share of the devices' time."""
+        if self.engine is None or model is None:
+            return lambda: None
+        shared, shares = self.charges.time, list[int]()
+        mark = shared.begin()
+
+        def end() -> int:
+            if not shares:
+                shares.append(shared.end(mark))
+            return shares[0]
+
+        return end
 
     def hooks_for(self, model: str | None, workflow: str, namespace: str) -> HookSession:
         """The hooks of an attempt."""
@@ -213,6 +232,7 @@ def start(
     redis_url = addresses.of(settings).redis_url
     broker = CeleryPublisher(app, redis_url)
     router = ModelRouter(resources.catalogs.current, FleetReader(resources.database).current)
+    gate = BudgetGate(resources.database, lambda: runtime.settings.costs)
     splits = SplitTable(resources.database)
     runs = Runs(
         resources.database,
@@ -220,6 +240,7 @@ def start(
         RunPolicy.of(settings.runs),
         route=router,
         assign=splits.submission,
+        afford=gate.check_run,
     )
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)

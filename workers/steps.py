@@ -83,16 +83,20 @@ def _processed(runtime: Runtime, claim: Claim, span: ActiveSpan) -> Claim | None
     began = time.monotonic()
     runtime.events.started(claim)
     with runtime.leases.hold(claim) as holding:
-        with traces.model(claim) as model_span:
-            outcome = _attempt(runtime, claim, holding)
-            traces.note(model_span, outcome)
+        end = runtime.begin_device_time(claim.model)
+        try:
+            with traces.model(claim) as model_span:
+                outcome = _attempt(runtime, claim, holding)
+                traces.note(model_span, outcome)
+        finally:
+            device_us = end()
         if outcome is None:
             span.failed("lease_lost")
             _log.warning("step_dropped", reason=holding.reason)
             runtime.events.lost(claim)
             return None
         try:
-            recorded = record_or_fail(runtime, claim, outcome)
+            recorded = record_or_fail(runtime, claim, outcome, device_us)
         except LeaseLost as error:
             _log.warning("step_record_refused", error=str(error))
             runtime.events.lost(claim)
@@ -161,28 +165,33 @@ def failure_of(error: Exception) -> Failure:
     return Failure(FailureReason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
-    """Record an outcome, or why it cannot be recorded, and tell the outcome. Raises LeaseLost."""
-    recorded = _record_or_fail(runtime, claim, outcome)
+def record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome, device_us: int | None) -> Recorded:
+    """
+    Record an outcome, or why it cannot be recorded, and tell the outcome. Raises LeaseLost.
+
+    `device_us` is its share of the time of the pool's devices, in microseconds.
+    """
+    recorded = _record_or_fail(runtime, claim, outcome, device_us)
     if isinstance(outcome, Success) and outcome.recorded is not None:
         assert isinstance(recorded.outcome, Success | Failure), "a success stays one, or becomes a failure"
         outcome.recorded(recorded.outcome)
     return recorded
 
 
-def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome) -> Recorded:
+def _record_or_fail(runtime: Runtime, claim: Claim, outcome: Outcome, device_us: int | None) -> Recorded:
     if isinstance(outcome, Success | Failure):
-        outcome = replace(outcome, usage=runtime.priced(outcome.usage, claim.model))
+        outcome = replace(outcome, usage=runtime.priced(outcome.usage, claim.model, device_us))
     try:
         return _record(runtime, claim, outcome)
     except LeaseLost:
         raise
     except StepFailure as error:
-        usage = outcome.usage if isinstance(outcome, Success) else TokenUsage()
+        usage = outcome.usage if isinstance(outcome, Success | Failure) else TokenUsage()
         failed = Failure(error.reason, error.message, usage=usage)
     except Exception as error:  # noqa: BLE001 otherwise the lease would expire and the step be executed again
         _log.exception("record_failed")
-        failed = Failure(FailureReason.INTERNAL, reason_of(error, "recording its outcome"), final=True)
+        usage = outcome.usage if isinstance(outcome, Success | Failure) else TokenUsage()
+        failed = Failure(FailureReason.INTERNAL, reason_of(error, "recording its outcome"), usage=usage, final=True)
     try:
         return _record(runtime, claim, failed)
     except LeaseLost:

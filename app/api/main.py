@@ -52,7 +52,8 @@ from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
 from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
 from app.api.governance import actions as action_resource
-from app.api.governance import alerts, channels, consolidations, jobs, probes, rules, signals, silences
+from app.api.governance import alerts, budgets, channels, consolidations, jobs, probes, rules, signals, silences
+from app.api.governance import costs as cost_resource
 from app.api.guard import GuardMiddleware
 from app.api.handoffs import handoffs, hooks, mailbox, records
 from app.api.limits import BodyLimit
@@ -111,6 +112,7 @@ from app.kernel.broker import CeleryPublisher
 from app.kernel.errors import (
     ArrieroError,
     BodyTooLarge,
+    BudgetUsedUp,
     Conflict,
     InvalidInput,
     ModelFileUnusable,
@@ -148,6 +150,7 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     ModelFileUnusable: 409,
     Unavailable: 503,
     LimitReached: 429,
+    BudgetUsedUp: 402,
     compression.TooManyWaiting: 429,
     ArrieroError: 500,
 }
@@ -218,6 +221,8 @@ ROUTERS = (
     memories.router,
     exported.router,
     model_metrics.router,
+    cost_resource.router,
+    budgets.router,
     consolidations.router,
     splits.router,
     shadows.router,
@@ -243,6 +248,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(action_resource.ActionIn, channels.ChannelIn, silences.SilenceIn, alerts.AcknowledgementIn, alerts.SilenceOneIn),
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
     jobs.TriggerIn,
+    budgets.BudgetIn,
     *(Handoff, records.MendIn, handoffs.SampleIn),
     *(SplitDefinition, ShadowDefinition, splits.ShareIn, splits.NeededIn, scores.ScoreIn),
 )

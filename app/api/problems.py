@@ -121,6 +121,7 @@ def documented(
 ) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of an operation for its OpenAPI document, together with `others`."""
     descriptions = {
+        402: "A budget is used up; the problem names it, and says when it begins anew",
         404: "The resource does not exist",
         409: "The request conflicts with the current state of the resource",
         412: "The version of `If-Match` is not the current one",

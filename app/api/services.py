@@ -12,6 +12,7 @@ from app.api.telemetry.requests import RequestMetrics
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
+from app.governance.costs.gate import BudgetGate
 from app.inference.prediction.service import Predictions
 from app.inference.splits.table import SplitTable
 from app.kernel import ids
@@ -49,6 +50,8 @@ class Services:
     predictions: Predictions = field(init=False)
     #: The splits that divide calls and runs now.
     splits: SplitTable = field(init=False)
+    #: Refuses new work whose budget is used up.
+    budgets: BudgetGate = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
@@ -59,7 +62,13 @@ class Services:
         self.recall = Recall(self.database)
         self.predictions = Predictions(self.database, lambda: self.catalog, lambda: self.settings.predictions)
         self.splits = SplitTable(self.database, is_told=True)
-        self.runs = replace(self.runs, expect=self.predictions.expect, assign=self.splits.submission)
+        self.budgets = BudgetGate(self.database, lambda: self.settings.costs)
+        self.runs = replace(
+            self.runs,
+            expect=self.predictions.expect,
+            assign=self.splits.submission,
+            afford=self.budgets.check_run,
+        )
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings

@@ -172,6 +172,13 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "limits": LazyCommand(
         "app.cli.limits:app", "Limits on calls of models and submissions of runs, of keys and namespaces."
     ),
+    "costs": LazyCommand(
+        "app.cli.governance.costs:app", "Costs: what work cost, and what it would have cost on another model."
+    ),
+    "budgets": LazyCommand(
+        "app.cli.governance.budgets:app",
+        "Budgets: how much a namespace, or a workflow or model in it, may cost; alerts and hard stops.",
+    ),
     "mcp": LazyCommand("app.cli.mcp:mcp", "Serve one MCP client over standard input and output, until it closes them."),
     "metrics": LazyCommand(
         "app.cli.telemetry.metrics:metrics",

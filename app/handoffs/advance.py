@@ -26,7 +26,7 @@ from app.handoffs.scoring import MessageScores
 from app.handoffs.store import MessageChange
 from app.kernel import log
 from app.kernel.database import Database, UnitOfWork
-from app.kernel.errors import ArrieroError, InvalidInput, NotFound, Problem, StepFailure, Unavailable
+from app.kernel.errors import ArrieroError, BudgetUsedUp, InvalidInput, NotFound, Problem, StepFailure, Unavailable
 from app.workflows import registry
 from app.workflows.language.definition import Definition
 from app.workflows.runs.service import Runs
@@ -128,6 +128,9 @@ def _sent(runs: Runs, known: _Known, message: HandoffMessage) -> MessageChange |
                 return None
     try:
         accepted = runs.submit(_submission(runs.database, handoff, workflow, message, processed))
+    except BudgetUsedUp as error:
+        _log.info("handoff_message_waits", message_id=str(message.id), reason=str(error))
+        return None
     except InvalidInput as error:  # the inputs of a workflow have schemas, too
         problems = error.problems[: processing.MAX_PROBLEMS]
         return _invalid(handoff, Processed(processed.payload, problems, 0, len(processed.payload)))

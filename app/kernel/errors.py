@@ -15,6 +15,7 @@ Every error that Arriero raises on purpose.
     │   ├── ConcurrencyLimitReached the concurrency key has no room for another run
     │   ├── InvalidTransition       the table of transitions has no such edge
     │   └── DataDirectoryHeld       another process tree runs on the data directory
+    ├── BudgetUsedUp                a hard budget has nothing left; new work is refused until its period is over
     ├── LeaseLost                   the lease has expired or has another holder
     ├── Unavailable                 a required part is not available
     │   ├── DatabaseUnreachable
@@ -200,6 +201,14 @@ class DataDirectoryHeld(Conflict):
             f"{path} is in use by process {pid} ({command}) since {since:%Y-%m-%d %H:%M:%S %Z}; "
             "stop that one, or choose another directory with --data-dir or ARRIERO_DATA_DIR"
         )
+
+
+class BudgetUsedUp(ArrieroError):
+    """A hard budget has nothing left. Nothing was stored; what was accepted before goes on."""
+
+    def __init__(self, message: str, *, budget: str, resets_at: datetime) -> None:
+        self.budget, self.resets_at = budget, resets_at
+        super().__init__(message)
 
 
 class LeaseLost(ArrieroError):

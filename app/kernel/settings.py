@@ -37,6 +37,7 @@ from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
 from app.kernel.sections.consolidation import ConsolidationSettings
 from app.kernel.sections.context import ContextSettings
+from app.kernel.sections.costs import CostSettings
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.governance import ActionSettings, AlertSettings, ServingSettings
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
     tools: ToolSettings = ToolSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
+    costs: CostSettings = CostSettings()
     audit: AuditSettings = AuditSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()

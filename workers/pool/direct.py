@@ -209,6 +209,8 @@ class _Request:
         self._on_stop: Callable[[], None] | None = None
         self._written = False
         self._began = time.monotonic()
+        # A probe is no work of anybody: its time is not divided.
+        self._end_device_time = owner.runtime.begin_device_time(None if is_probe else request.model)
         self._span = traces.request(request.body, request.model, str(request.run_id), request.trace_parent)
         self._hooks: HookSession = owner.runtime.hooks_for(
             None if is_probe else request.model,
@@ -330,6 +332,7 @@ class _Request:
 
     def _end(self, outcome: Success | Failure) -> None:
         """Answer, then record; where more than the answer is recorded, first record: the next request reads it."""
+        self._end_device_time()
         outcome = self._hooks.noted(outcome)
         if isinstance(outcome, Success) and outcome.within is not None:
             outcome = replace(outcome, recorded=partial(self._answer_recorded, outcome.recorded))
@@ -397,7 +400,7 @@ class _Request:
             steps.with_database(lambda: runtime.runs.cancel(self.run_id, message=_CLIENT_LEFT))
         with self._lease:
             try:
-                recorded = steps.record_or_fail(runtime, claim, outcome)
+                recorded = steps.record_or_fail(runtime, claim, outcome, self._end_device_time())
             except LeaseLost as error:
                 _log.warning("step_record_refused", error=str(error))
                 runtime.events.lost(claim)

@@ -25,6 +25,7 @@ from app.fleet.holder import Grant, ReservationHolder
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import PoolPhase
 from app.footprint.footprint import HOST, Footprint
+from app.governance.costs import device_shares
 from app.inference.requests import GenerateRequest
 from app.kernel import addresses, log
 from app.kernel.broker import model_queue
@@ -216,6 +217,7 @@ class _Pool:
         runtime.model_file = self._file
         if self._file is not None and model.serves_embeddings:
             embeddings.note_file(runtime.runs.database, model.name, self._file)
+        runtime.charges.devices = device_shares.of_reservation(runtime.runs.database, self.grant.id)
         self._direct = DirectRequests(runtime, runtime.tokens, url, model.slug, self.grant.id)
         self._preemption = Preemption(runtime.leases, url, model_queue(model.slug))
 

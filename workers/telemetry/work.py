@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -37,6 +38,8 @@ class WorkFigures:
         #: Attempts by kind of step and outcome, and their durations by kind.
         self._attempts: dict[tuple[str, str], int] = {}
         self._durations: dict[str, Latencies] = {}
+        #: Known costs of attempts by model, and how many attempts have none.
+        self._costs: dict[str, tuple[Decimal, int]] = {}
 
     def start(self, database: Database, is_known: Callable[[str], bool]) -> None:
         """Store the figures of models from now on; `is_known` says whether the catalogue has a model."""
@@ -61,6 +64,18 @@ class WorkFigures:
     def count_request(self, body: Any, namespace: str, model: str, outcome: Success | Failure, seconds: float) -> None:
         """Count a direct request that has ended."""
         self._count(operations.of_request(body, namespace, model, outcome, seconds))
+
+    def count_cost(self, model: str, cost: Decimal | None) -> None:
+        """Count what an attempt with a model cost; None: nobody knows."""
+        if self._is_known(model):
+            with self._lock:
+                total, unknown = self._costs.get(model, (Decimal(0), 0))
+                self._costs[model] = (total, unknown + 1) if cost is None else (total + cost, unknown)
+
+    def costs(self) -> dict[str, tuple[Decimal, int]]:
+        """Return the known costs by model, and how many attempts have none."""
+        with self._lock:
+            return dict(self._costs)
 
     def close(self) -> None:
         """Store the rest."""
@@ -110,6 +125,12 @@ class WorkCollector(Collector):
         yield took
         yield from self._of_models(self.figures.models)
         yield from self._of_hooks(self.figures.hooks)
+        cost = self._counter("arriero_model_cost", "Known costs of attempts, in the currency of the settings.", "model")
+        unknown = self._counter("arriero_model_unpriced_attempts", "Attempts whose cost is not known.", "model")
+        for model, (amount, attempts_without) in sorted(self.figures.costs().items()):
+            cost.add_metric((*self._values, model), float(amount))
+            unknown.add_metric((*self._values, model), attempts_without)
+        yield from (cost, unknown)
 
     def _of_models(self, figures: ModelFigures) -> Iterator[Metric]:
         of = ("model", "operation")

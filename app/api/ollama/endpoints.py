@@ -38,7 +38,7 @@ _AnyIn = OllamaChatIn | OllamaGenerateIn | OllamaEmbedIn
 _SHORT = 32 * 1024
 #: Most calls that load a model, and the seconds by which the pause between two of them grows.
 _LOADS, _LOAD_PAUSE = 6, 0.1
-_STATUSES = (400, 404, 409, 413, 415, 429, 500, 503, 504)
+_STATUSES = (400, 402, 404, 409, 413, 415, 429, 500, 503, 504)
 _HEADERS = {RUN_HEADER: {"schema": {"type": "string"}, "description": "The id of the run"}}
 
 

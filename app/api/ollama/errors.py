@@ -19,7 +19,7 @@ from app.api.admission import openai_headers, refusal_headers
 from app.api.bodies import UnsupportedMediaType
 from app.api.openai import errors
 from app.api.openai.errors import DeadlineUnmet, ModelNotFound, RequestFailed, TooManyCalls
-from app.kernel.errors import ArrieroError, InvalidInput, Unavailable
+from app.kernel.errors import ArrieroError, BudgetUsedUp, InvalidInput, Unavailable
 
 #: The content of an error in the OpenAPI document.
 CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/OllamaErrorOut"}}}
@@ -77,6 +77,8 @@ class OllamaRoute(APIRoute):
                 answer = response(429, str(error))
                 answer.headers.update({**openai_headers(error.standings), **refusal_headers(error)})
                 return answer
+            except BudgetUsedUp as error:
+                return response(402, str(error))
             except DeadlineUnmet as error:
                 answer = response(503, str(error))
                 answer.headers["Retry-After"] = str(error.retry_after)

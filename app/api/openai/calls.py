@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from app.access import namespaces
 from app.access.callers import Caller
-from app.api import problems
+from app.api import problems, threads
 from app.api.admission import CallAdmission, openai_headers, refuse_shed
 from app.api.cache.answers import CachedCall
 from app.api.openai import deadlines, errors
@@ -68,7 +68,7 @@ class ModelCall:
         Raises LoadShed, ModelNotFound, and InvalidInput for a wrong header, or a selector that no model suits.
         """
         refuse_shed(services, priority)
-        self._road, self._caller = road, caller
+        self._road, self._caller, self._budgets = road, caller, services.budgets
         self._admitted: list[CallAdmission] = []
         document = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         self._routed = RoutedCall(services, road, caller, document, model, priority)
@@ -195,12 +195,26 @@ class ModelCall:
                     yield entry
 
     async def computed(self) -> Entries:
-        """Send the request to a model, and return what comes. Closing the iterator stops the request."""
+        """
+        Send the request to a model, and return what comes. Closing the iterator stops the request.
+
+        Raises BudgetUsedUp: a kept answer costs nothing, so only what is computed needs a budget.
+        """
+        await self._afford()
         async with aclosing(self._routed.entries()) as entries:
             async for entry in entries:
                 if self.model is not self.cached.model:  # a fallback, whose answer is not that of the cache's key
                     self.cached.is_kept, self.cached.run_id = False, self.request.run_id
                 yield entry
+
+    async def _afford(self) -> None:
+        request, budgets = self.request, self._budgets
+        namespace = request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        workflow, models = request.submission().definition.workflow, (request.model,)
+        if budgets.is_fresh(namespace):
+            budgets.check(namespace, workflow, models, request.priority)
+        else:
+            await threads.run_for_request(budgets.check, namespace, workflow, models, request.priority)
 
     async def _document(self) -> Any:
         async with aclosing(self.entries()) as entries:

@@ -37,7 +37,7 @@ M = TypeVar("M", bound=BaseModel)
 
 #: Bytes of a body that is parsed on the event loop: parsing it takes less than a millisecond or two.
 _SHORT = 32 * 1024
-_STATUSES = (400, 404, 409, 413, 415, 429, 500, 503, 504)
+_STATUSES = (400, 402, 404, 409, 413, 415, 429, 500, 503, 504)
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer in OpenAI's form, or with `stream` its chunks as server-sent events",

@@ -23,7 +23,7 @@ from app.api.admission import LoadShed, openai_headers, refusal_headers
 from app.api.bodies import UnsupportedMediaType
 from app.files.storage import FileTooLarge
 from app.inference.openai import failures
-from app.kernel.errors import ArrieroError, Conflict, InvalidInput, NotFound, Problem, Unavailable
+from app.kernel.errors import ArrieroError, BudgetUsedUp, Conflict, InvalidInput, NotFound, Problem, Unavailable
 
 #: Error documents, and those of failures in pools with their status.
 document, of_failure = failures.error_document, failures.of_failure
@@ -93,6 +93,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of an operation for its OpenAPI document."""
     descriptions = {
         400: "The request is invalid",
+        402: "A budget is used up",
         404: "There is no such model, response, file or batch",
         409: "The run was cancelled, or the state does not allow this",
         413: "The body is too large",
@@ -138,6 +139,8 @@ class OpenAIRoute(APIRoute):
                 return response(400, _first(error.problems))
             except LimitReached as error:
                 return _limited(error)
+            except BudgetUsedUp as error:
+                return response(402, document(str(error), 402, code="insufficient_quota"))
             except TooManyCalls as error:
                 return response(429, document(str(error), 429, code="rate_limit_exceeded"))
             except LoadShed as error:

@@ -43,7 +43,7 @@ router = ApiRouter(
 _READS = [requires(KeyScope.SUBMIT, KeyScope.READ)]
 
 _ID = Annotated[str, Path(max_length=200, description="`resp_…`")]
-_STATUSES = (400, 404, 409, 413, 415, 429, 500, 503, 504)
+_STATUSES = (400, 402, 404, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"application/json": {"schema": {"type": "object"}}}
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {

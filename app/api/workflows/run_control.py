@@ -115,7 +115,7 @@ def retry(run_id: ResolvedRunId, services: InjectedServices) -> RunStateOut:
     "/v1/runs/{run_id}/fork",
     status_code=202,
     summary="Fork",
-    responses=problems.documented(404, 409, 413, 415, 422, 429),
+    responses=problems.documented(402, 404, 409, 413, 415, 422, 429),
     openapi_extra=bodies.documented_as(ForkIn),
 )
 def fork(

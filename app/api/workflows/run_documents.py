@@ -43,7 +43,11 @@ class AttemptOut(BaseModel):
     tokens_cached: int | None
     first_token_ms: int | None
     finish_reason: str | None = _FINISH_REASON
-    cost: float | None = Field(description="price of its tokens by the catalogue; null for a model without a price")
+    cost: float | None = Field(description="what it cost by the prices of that time; null where that is not known")
+    cost_basis: dict[str, Any] | None = Field(
+        description="the prices that held: of a million tokens, or of the time of devices (`device_us`) and "
+        "energy; null where there are none"
+    )
     assembly: dict[str, Any] | None = Field(
         description="how its prompt was put together: tokens and budget of each part, and what was left out with the "
         "reason; null for a step without a conversation or memory"
@@ -203,7 +207,7 @@ class RunOut(RunSummary):
     took_s: float | None = Field(description="from its submission to its end")
     expected: RunForecastOut | None = Field(description="as predicted at its submission; null where it was not")
     remaining: RemainingOut | None = Field(description="until its end; null for a run that has ended or is paused")
-    cost: float | None = Field(description="of all its attempts; null when no model of it has a price")
+    cost: float | None = Field(description="of all its attempts; null when no price is known")
     steps: list[StepOut]
 
 

@@ -109,6 +109,7 @@ _EXAMPLES = {
     summary="Submit a run",
     response_model=RunOut,
     responses=problems.documented(
+        402,
         404,
         409,
         413,

@@ -7,7 +7,9 @@ A server is called only when its entry allows it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -20,7 +22,7 @@ from app.kernel.units import durations
 from app.kernel.units.durations import Duration
 
 #: Tokens for which prices are given.
-_PRICED_TOKENS = 1_000_000
+_PRICED_TOKENS = Decimal(1_000_000)
 _NAME = r"^[A-Za-z][A-Za-z0-9_]{0,62}$"
 
 
@@ -32,6 +34,22 @@ def _bounded(value: timedelta) -> timedelta:
 
 _Time = Annotated[Duration, AfterValidator(_bounded)]
 _Price = Annotated[StrictFloat | StrictInt, Field(ge=0, le=1_000_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrices:
+    """Prices of a million tokens, in the currency of the settings."""
+
+    input: Decimal
+    #: Of tokens of a prompt that the server had in its cache.
+    cached: Decimal
+    output: Decimal
+
+    def of(self, tokens_in: int, tokens_cached: int, tokens_out: int) -> Decimal:
+        """Return the exact price of these tokens; the cached ones are among those that were read."""
+        cached = max(0, min(tokens_cached, tokens_in))
+        total = (tokens_in - cached) * self.input + cached * self.cached + tokens_out * self.output
+        return total / _PRICED_TOKENS
 
 
 class RemoteEntry(CatalogTable):
@@ -66,8 +84,10 @@ class RemoteEntry(CatalogTable):
     tokens_per_minute: StrictInt | None = Field(
         default=None, ge=1, le=1_000_000_000, description="a whole number, at least 1"
     )
-    #: Prices of a million tokens, in any currency.
+    #: Prices of a million tokens, in the currency of the settings (`costs.currency`).
     cost_in: _Price = Field(default=0.0, description="a number, at least 0")
+    #: Of tokens that the server had in its cache; None: as of others.
+    cost_cached: _Price | None = Field(default=None, description="a number, at least 0")
     cost_out: _Price = Field(default=0.0, description="a number, at least 0")
     #: Whether the server accepts llama.cpp's own fields, such as top_k, min_p and grammar.
     llama_fields: StrictBool = Field(default=False, description="true or false")
@@ -102,11 +122,13 @@ class RemoteEntry(CatalogTable):
         port = parts.port or egress.PORTS[parts.scheme]
         return EgressPolicy((EgressRule(self.host, port=port),), allow_private=self.private)
 
-    def cost(self, tokens_in: int, tokens_out: int) -> float | None:
-        """Return the price of these tokens, in the currency of the entry; None when it has no prices."""
-        if not self.cost_in and not self.cost_out:
+    @property
+    def prices(self) -> TokenPrices | None:
+        """The prices of its tokens; None when it has none."""
+        if not self.cost_in and not self.cost_out and not self.cost_cached:
             return None
-        return (tokens_in * float(self.cost_in) + tokens_out * float(self.cost_out)) / _PRICED_TOKENS
+        given = (self.cost_in, self.cost_in if self.cost_cached is None else self.cost_cached, self.cost_out)
+        return TokenPrices(*(Decimal(str(price)) for price in given))
 
     def shown(self) -> dict[str, object]:
         """Return the table for people: with the name of the secret, which is no secret."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
 
+from app.governance.costs.tasks import COSTS
 from app.governance.tasks import ACTIONS, ALERTS, HANDOFFS
 from app.inference.batches.tasks import BATCHES
 from app.inference.prediction.tasks import PREDICTIONS
@@ -107,6 +108,7 @@ JOBS = (
     ScheduledJob("splits", SPLITS, "reads outcomes of splits, ramps up and rolls back", "splits.check_every"),
     ScheduledJob("shadows", SHADOWS, "begins runs of candidates of shadows, and compares them", "splits.check_every"),
     ScheduledJob("predictions", PREDICTIONS, "learns of ended runs how long runs take", "predictions.learn_every"),
+    ScheduledJob("costs", COSTS, "adds up what attempts cost, and samples budgets", "costs.add_up_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,

@@ -176,7 +176,14 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
     ),
     SignalDefinition("tokens", _COUNTER, Unit.TOKENS, _WORK, "tokens of prompts and answers"),
     SignalDefinition("split_rollbacks", _COUNTER, Unit.SPLITS, ("model",), "splits that a guard has rolled back"),
-    SignalDefinition("cost", _COUNTER, Unit.CURRENCY, _WORK, "the cost of attempts, where models have prices"),
+    SignalDefinition("cost", _COUNTER, Unit.CURRENCY, _WORK, "the cost of attempts, where it is known"),
+    SignalDefinition(
+        "budget_used",
+        _GAUGE,
+        Unit.RATIO,
+        ("model", "namespace"),
+        "the used part of the fullest budget of a namespace, or of a model in it",
+    ),
 )
 #: How messages name them.
 NAMES = tuple(SIGNALS)

@@ -70,7 +70,7 @@ _ATTEMPTS = """
            extract(epoch FROM attempt.finished_at - LEAST(step.ready_at, attempt.started_at))::float AS total,
            extract(epoch FROM attempt.started_at - LEAST(step.ready_at, attempt.started_at))::float AS waited,
            COALESCE(attempt.tokens_in, 0) AS tokens_in, COALESCE(attempt.tokens_out, 0) AS tokens_out, tokens_cached,
-           cost, step.position > 0 OR step.parent_id IS NOT NULL AS goes_on
+           attempt.cost::float AS cost, step.position > 0 OR step.parent_id IS NOT NULL AS goes_on
     FROM attempt JOIN step ON step.id = step_id JOIN run ON run.id = step.run_id
     WHERE attempt.model IS NOT NULL AND attempt.finished_at IS NOT NULL AND
 """

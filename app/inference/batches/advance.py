@@ -29,7 +29,15 @@ from app.inference.routing import fleet
 from app.inference.routing.availability import NOTHING_KNOWN
 from app.inference.routing.choice import NoModelAvailable
 from app.kernel import log
-from app.kernel.errors import ArrieroError, DatabaseUnreachable, FailureReason, InvalidInput, NotFound, PayloadTooLarge
+from app.kernel.errors import (
+    ArrieroError,
+    BudgetUsedUp,
+    DatabaseUnreachable,
+    FailureReason,
+    InvalidInput,
+    NotFound,
+    PayloadTooLarge,
+)
 from app.kernel.sections.files import BatchSettings, FileSettings
 from app.workflows.language import definition as definitions
 from app.workflows.language.definition import Definition, RoutedDefinition
@@ -121,6 +129,12 @@ class Batches:
         try:
             lines = self._chosen(check)
             prepared = self._prepared(batch, lines)
+            if self.runs.afford is not None:
+                self.runs.afford(prepared, None)
+        except BudgetUsedUp as error:
+            refused = {"code": "budget_used_up", "line": None, "message": str(error), "param": None}
+            self._refuse(batch, [refused], check.total)
+            return
         except (InvalidInput, NotFound, NoModelAvailable, PayloadTooLarge) as error:
             is_unavailable = isinstance(error, NoModelAvailable)
             code = "model_not_available" if is_unavailable else "invalid_request"

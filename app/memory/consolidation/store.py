@@ -113,7 +113,7 @@ _PROGRESS = text("""
                AS tokens_in,
            COALESCE(sum(step.tokens_out + CASE WHEN delegated THEN COALESCE(fan_out.tokens_out, 0) ELSE 0 END), 0)
                AS tokens_out,
-           (SELECT sum(attempt.cost) FROM attempt JOIN step AS own ON own.id = attempt.step_id
+           (SELECT sum(attempt.cost)::float FROM attempt JOIN step AS own ON own.id = attempt.step_id
             WHERE own.run_id = :run_id AND attempt.cost IS NOT NULL) AS cost
     FROM step LEFT JOIN fan_out ON fan_out.step_id = step.id
     WHERE step.run_id = :run_id AND step.parent_id IS NULL

@@ -168,6 +168,7 @@ def end(
             "first_token_ms": None if first is None else round(first.total_seconds() * 1000),
             "finish_reason": usage.finish_reason,
             "cost": usage.cost,
+            "cost_basis": None if not usage.cost_basis else json.dumps(usage.cost_basis),
             "assembly": None if usage.assembly is None else json.dumps(usage.assembly),
             "hooks": json.dumps(usage.hooks) if usage.hooks else None,
         },

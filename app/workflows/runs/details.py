@@ -140,8 +140,10 @@ class AttemptDetails:
     tokens_cached: int | None
     first_token_ms: int | None
     finish_reason: str | None
-    #: In the currency of the catalogue; None for a model without a price.
+    #: In the currency of the settings; None where it is not known.
     cost: float | None
+    #: The prices that held, and the device time.
+    cost_basis: Mapping[str, Any] | None
     #: What its prompt was put together of; None where nothing was.
     assembly: Mapping[str, Any] | None
     #: What hooks did to it, in their order; None where none was called.

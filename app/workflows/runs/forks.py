@@ -72,7 +72,8 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
     """
     Repeat a finished run from a step on: that step and all that come after it. The others keep their outputs.
 
-    `inputs` replace those of the same names. Raises NotFound, Conflict when the run has not ended, InvalidInput.
+    `inputs` replace those of the same names. Raises NotFound, Conflict when the run has not ended, InvalidInput,
+    BudgetUsedUp.
     """
     with runs.transaction() as transaction:
         work = transaction.work
@@ -98,6 +99,8 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
             namespace=source.namespace,
         )
         prepared = submission.prepare(request, transaction.policy, forked_from=run_id)
+        if runs.afford is not None:
+            runs.afford(prepared, work)
 
         def copy(new_id: UUID, work: UnitOfWork) -> None:
             of = {"run_id": new_id, "old_id": run_id, "keys": kept}

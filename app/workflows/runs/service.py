@@ -18,7 +18,7 @@ from uuid import UUID
 
 from app.kernel import log, tracing
 from app.kernel.broker import Publisher
-from app.kernel.database import Database
+from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost, NotFound, Unavailable
 from app.workflows.language.definition import RouteModels
 from app.workflows.runs import admission, agents, calls, claims, maps, messages, submission, waits
@@ -69,6 +69,9 @@ class Runs:
     expect: Callable[[Prepared], dict[str, Any] | None] | None = None
     #: Assigns submissions to variants; None: nothing is divided.
     assign: Callable[[Submission], Submission] | None = None
+    #: Refuses a new run whose budget is used up (BudgetUsedUp); it reads with the unit of work, or else with its own.
+    #: Called runs are part of their caller's.
+    afford: Callable[[Prepared, UnitOfWork | None], None] | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[RunTransaction]:
@@ -92,7 +95,7 @@ class Runs:
 
         Raises InvalidInput when the inputs break their schemas or the deadline cannot be met, PayloadTooLarge,
         IdempotencyKeyReused when the key came with another content, ConcurrencyLimitReached when the workflow refuses
-        runs above its limit. Nothing is stored then.
+        runs above its limit, BudgetUsedUp. Nothing is stored then.
         """
         if request.idempotency_key is not None:
             # Before the checks: a request that was accepted is not refused later because its workflow has changed.
@@ -114,6 +117,8 @@ class Runs:
                 expected = self.expect(prepared)
                 content = None if expected is None else json.dumps(expected)
                 prepared = replace(prepared, run={**prepared.run, "expected": content})
+            if self.afford is not None:
+                self.afford(prepared, None)
             with self.transaction() as transaction:
                 accepted = submission.create(transaction, prepared)
             span.set({"arriero.run.id": str(accepted.id)})

@@ -104,13 +104,13 @@ _STEPS = text(f"""
 _ATTEMPTS = text("""
     SELECT step_id, attempt.attempt, attempt.owner, attempt.model, attempt.started_at, attempt.finished_at, outcome,
            message, text,
-           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason, cost,
-           assembly, hooks
+           attempt.tokens_in, attempt.tokens_out, tokens_cached, first_token_ms, attempt.finish_reason,
+           cost::float AS cost, cost_basis, assembly, hooks
     FROM attempt JOIN step ON step.id = attempt.step_id
     WHERE step.run_id = :id AND step.parent_id IS NULL ORDER BY attempt.attempt
 """)
 _COST = text("""
-    SELECT sum(cost) AS cost FROM step JOIN attempt ON step_id = step.id AND cost IS NOT NULL WHERE run_id = :id
+    SELECT sum(cost)::float AS cost FROM step JOIN attempt ON step_id = step.id AND cost IS NOT NULL WHERE run_id = :id
 """)
 #: By so much may the clock of who submitted a run differ from that of the database.
 _CLOCKS = timedelta(minutes=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from app.kernel.errors import FailureReason
@@ -22,8 +23,10 @@ class TokenUsage:
     first_token: timedelta | None = None
     #: `stop`, `length` and others as in the OpenAI API; None without a text.
     finish_reason: str | None = None
-    #: The price of the tokens, where the model has one, in the currency of the catalogue.
-    cost: float | None = None
+    #: What it cost, in the currency of the settings; None where that is not known.
+    cost: Decimal | None = None
+    #: By which prices, as JSON; None where there is nothing to say.
+    cost_basis: Mapping[str, Any] | None = field(default=None, compare=False)
     #: What its prompt was put together of, as JSON; None where nothing was.
     assembly: Mapping[str, Any] | None = field(default=None, compare=False)
     #: What hooks did to it, as JSON; empty where none was called.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from app.api.services import Services
 from app.governance.actions.action import parse as parse_actions
 from app.governance.actions.execution import Cause
 from app.governance.alerts.service import AlertService
+from app.governance.costs import budget_store
+from app.governance.costs.budget import BudgetPeriod, SpendingBudget
 from app.governance.rules import check
 from app.governance.rules import store as rule_store
 from app.governance.rules.firing import FiringState
@@ -90,6 +93,7 @@ NAMED = {
     },
     "/v1/consolidations": {"consolidation_id": ("{consolidation}", f"cons_{'0' * 32}")},
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
+    "/v1/budgets": {"name": ("bbudget", "nowhere")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
     "/v1/splits": {"name": ("nothing", "nowhere")},
@@ -324,6 +328,9 @@ def of_b(app_client: TestClient, database: Database) -> dict[str, str]:
     handoff = {**HANDOFF, "description": MARK}
     assert app_client.put("/v1/handoffs/bhandoff", json=handoff, headers=headers).status_code == 201
     message = app_client.post("/v1/handoffs/bhandoff/messages", json={"text": MARK}, headers=headers).json()
+    with database.work() as work:
+        budget = SpendingBudget("b", "bbudget", Decimal(1), BudgetPeriod.MONTH, workflow=MARK)
+        budget_store.set_budget(work, budget)
     document = {"content": MARK}
     assert app_client.put("/v1/context/projects/bdocument", json=document, headers=headers).status_code == 201
     channel = {"kind": "log"}
@@ -380,7 +387,7 @@ def state_of(client: TestClient, of_b: dict[str, str]) -> list[Any]:
         "/v1/keys",
     ]
     paths += ["/v1/blocks", "/v1/block-templates", "/v1/context", "/v1/memories", "/v1/actions", "/v1/alerts"]
-    paths += ["/v1/alerts/channels", "/v1/alerts/silences", "/v1/alerts/notifications", "/v1/keys"]
+    paths += ["/v1/budgets", "/v1/alerts/channels", "/v1/alerts/silences", "/v1/alerts/notifications", "/v1/keys"]
     found = [client.get(path, headers={"Authorization": of_b["auth"]}).json() for path in paths]
     for one in found[-1]["keys"]:
         one.pop("used_at")
@@ -415,6 +422,7 @@ def test_what_another_namespace_has_is_answered_as_if_it_were_nowhere(
             ("namespace 'b'", "namespace 'nowhere'"),
             *((of_b[name], UNKNOWN) for name in ("action", "alert", "silence", "notification")),
             ("bchannel", "nowhere"),
+            ("bbudget", "nowhere"),
             (of_b["memory"], f"mem_{'0' * 32}"),
             (of_b["consolidation"], f"cons_{'0' * 32}"),
             (of_b["memory_conversation"], f"conv_{'0' * 32}"),

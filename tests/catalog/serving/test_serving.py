@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_a_server_is_read_and_written(tmp_path: Path) -> None:
     assert model.remote.policy.refuse_host("https", "api.example.com", 8443) is None
     assert model.remote.policy.refuse_address("api.example.com", "10.0.0.1") is not None
     assert model.remote.connect_timeout == timedelta(seconds=2)
-    assert model.remote.cost(1_000_000, 2_000_000) == pytest.approx(3.5)
+    assert model.remote.prices is not None
+    assert model.remote.prices.of(1_000_000, 0, 2_000_000) == Decimal("3.5")
     assert model.source.label == "server api.example.com:8443"
     assert model.fallback.max_wait == timedelta(seconds=5)
     assert parsed(catalogs.to_toml(known)).models == known.models

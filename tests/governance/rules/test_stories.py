@@ -98,6 +98,7 @@ def test_healthy_days_are_quiet() -> None:
         "thrash_rate": [0.0] * 30,
         "handoff_success": [1.0] * 5,
         "split_rollbacks": [],
+        "budget_used": [0.5],
     }
     for rule in builtin_rules().values():
         assert story(rule, 60, lambda signal, _: healthy[signal], "x") == [], rule.rule

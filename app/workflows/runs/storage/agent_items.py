@@ -57,7 +57,7 @@ _ITEMS = text("""
            step.ready_at, step.finished_at, output_bytes,
            CASE WHEN output_bytes <= :most THEN output END AS output,
            CASE WHEN output_bytes <= :most THEN output_sha256 END AS output_sha256,
-           (SELECT sum(cost) FROM attempt WHERE attempt.step_id = step.id) AS cost
+           (SELECT sum(cost)::float FROM attempt WHERE attempt.step_id = step.id) AS cost
     FROM step WHERE parent_id = :parent_id ORDER BY step.item
 """)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Numeric,
     Text,
     UniqueConstraint,
     Uuid,
@@ -354,8 +356,10 @@ class AttemptRow(SQLModel, table=True):
     first_token_ms: int | None = None
     #: Why its text ended: `stop`, `length`, …
     finish_reason: str | None = Field(default=None, max_length=32)
-    #: The price of its tokens, in the currency of the catalogue; None for a model without a price.
-    cost: float | None = None
+    #: What it cost, in the currency of the settings; None where that is not known.
+    cost: Decimal | None = Field(default=None, sa_column=Column(Numeric(24, 12)))
+    #: The prices that held, and the device time.
+    cost_basis: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: What its prompt was put together of; None where nothing was.
     assembly: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: What hooks did to it, in their order; None where none was called.

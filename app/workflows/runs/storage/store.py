@@ -144,6 +144,7 @@ _END_ATTEMPT = text("""
     UPDATE attempt SET finished_at = now(), outcome = :outcome, message = :message, text = :text,
         tokens_in = :tokens_in, tokens_out = :tokens_out, tokens_cached = :tokens_cached,
         first_token_ms = :first_token_ms, finish_reason = :finish_reason, cost = :cost,
+        cost_basis = CAST(:cost_basis AS json),
         assembly = CAST(:assembly AS json), hooks = CAST(:hooks AS json)
     WHERE step_id = :id AND attempt = :attempt
 """)

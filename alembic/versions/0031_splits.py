@@ -1,6 +1,6 @@
 """splits, shadows, and scores of runs
 
-Revision 0032, after 0028. What is divided between a control and candidates, and the outcomes of their runs; what candidates
+Revision 0031, after 0030. What is divided between a control and candidates, and the outcomes of their runs; what candidates
 do again; what people and programs say of runs.
 """
 
@@ -9,8 +9,8 @@ from sqlalchemy.dialects import postgresql
 
 from alembic import op
 
-revision = "0032"
-down_revision = "0028"
+revision = "0031"
+down_revision = "0030"
 branch_labels = None
 depends_on = None
 

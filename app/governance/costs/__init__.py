@@ -1,0 +1,1 @@
+"""Costs: what attempts cost, sums of it, and budgets."""
