@@ -60,7 +60,8 @@ from app.workflows.state_machine.outcomes import (
     TokenUsage,
 )
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
-from workers.engine import Engine, OnPiece
+from workers.engine import Engine, OnPiece, require_images
+from workers.images import ImageReader
 from workers.leases import Holding
 from workers.memory import assembly, embeddings, recall_step, remember_step, run_links, summarize_step
 from workers.memory.assembly import AssembledPrompt
@@ -91,6 +92,11 @@ class StepTask:
         """The engine of this pool."""
         assert self.runtime.engine is not None, "steps that need a model are sent to pools only"
         return self.runtime.engine
+
+    @property
+    def images(self) -> ImageReader:
+        """What reads the images of its request."""
+        return self.runtime.images_of(self.claim.namespace, self.holding.on_stop)
 
     @property
     def timeout(self) -> timedelta:
@@ -175,6 +181,9 @@ def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -
     assembled = _assembled(task, step, request) if step.is_assembled else None
     if assembled is not None:
         request = assembled.request
+    if request.images:
+        require_images(task.engine, request)
+        request = task.images.read(request)
     ticket = task.engine.generate(request, on_piece=on_piece)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
@@ -283,6 +292,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
             assemble=partial(_assembled_chat, task),
+            images=task.images,
         )
     return done if stream is None else _answered(stream, done)
 

@@ -42,6 +42,7 @@ from app.kernel.sections.fleet import FleetSettings, SimulatedDevice
 from app.kernel.sections.governance import ActionSettings, AlertSettings, ServingSettings
 from app.kernel.sections.handoffs import HandoffSettings
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.images import ImageSettings
 from app.kernel.sections.mail import MailSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
@@ -109,6 +110,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
+    images: ImageSettings = ImageSettings()
     conversations: ConversationSettings = ConversationSettings()
     memories: MemorySettings = MemorySettings()
     consolidation: ConsolidationSettings = ConsolidationSettings()

@@ -34,6 +34,8 @@ MIN_PREFILL_TOKENS = 16
 _BATCH_SHARE = 4
 #: A prompt that was skipped in this many decodes goes first, whatever its class.
 STARVED = 64
+#: More tokens than any prompt has.
+NO_IMAGE = 2**31
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ class BatchWork:
     latency_sensitive: bool = False
     #: Decodes that skipped it since it was part of one.
     skipped: int = 0
+    #: How many of the remaining tokens can be in one decode: those before the next image.
+    adjacent: int = NO_IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,9 @@ def plan_decode(
             room = min(room, max(1, prefill_tokens))
         prompts.sort(key=lambda work: (work.skipped < STARVED, work.rank, work.order))
         for work in prompts:
-            count = min(work.remaining, room, batch_room) if work.rank == BATCH else min(work.remaining, room)
+            count = min(work.remaining, work.adjacent, room)
+            if work.rank == BATCH:
+                count = min(count, batch_room)
             if count <= 0:
                 continue
             chunks.append(Chunk(work, count, is_last=count == work.remaining))
@@ -107,7 +113,7 @@ def plan_reproducible(works: Sequence[BatchWork], batch_tokens: int) -> list[Chu
     if not works:
         return []
     work = max(works, key=lambda work: (work.skipped, -work.order))
-    count = min(work.remaining, batch_tokens)
+    count = min(work.remaining, work.adjacent, batch_tokens)
     return [Chunk(work, count, is_last=count == work.remaining)]
 
 

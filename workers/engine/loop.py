@@ -26,9 +26,9 @@ from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
 from workers.engine.sampling.batch_sampler import BatchSampler
 from workers.engine.sampling.constraint import FirstByteIndex
-from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.slots import Slots
-from workers.engine.tasks import EngineTask
+from workers.engine.tasks import EngineTask, new_sampler
+from workers.engine.vision.image_steps import ImageSteps
 from workers.engine.waiting import Job, Jobs, WaitingTasks
 
 _LOG = structlog.get_logger(__name__)
@@ -48,6 +48,8 @@ class EngineLoop:
         self.meter = Meter()
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
+        #: What computes images; None when the model has no projector.
+        self.images: ImageSteps | None = None
         self._sampler = BatchSampler(model)
         #: Prepared by the thread that first requests a grammar, not by this one: a large vocabulary needs 0.5 s.
         self.byte_index = FirstByteIndex(model)
@@ -110,7 +112,7 @@ class EngineLoop:
         self.submit_job(counted)
 
     def wake(self) -> None:
-        """Make the loop look for cancelled tasks."""
+        """Make the loop look for cancelled tasks, and for images that were encoded."""
         self._sweep_needed = True
         with self._wake:
             self._wake.notify()
@@ -199,9 +201,11 @@ class EngineLoop:
         if self._jobs:
             self._run_job()
         works = self.slots.works
+        if self.images is not None and works:
+            works = self._image_step(self.images)
         if works:
             self._decode_step(works, now)
-        elif self._waiting and admitting and not self._jobs:
+        elif self._waiting and not self.slots.running and admitting and not self._jobs:
             self._fail_stuck()
 
     def _sweep(self, now: float) -> None:
@@ -269,18 +273,7 @@ class EngineLoop:
             self.meter.waited(now - task.submitted)
             self.meter.tokens_in += len(task.prompt)
         if task.sampler is None:
-            grammar = task.grammar.new_sampler() if task.grammar is not None and task.lazy_grammar is None else None
-            sampling = task.request.sampling
-            task.sampler = TokenSampler(
-                self.model,
-                sampling,
-                task.seed,
-                task.prompt,
-                grammar=grammar,
-                lazy=task.lazy_grammar,
-                byte_index=self.byte_index,
-                context=self.context.n_context,
-            )
+            task.sampler = new_sampler(self.model, task, self.byte_index, self.context.n_context)
 
     def _fail_stuck(self) -> None:
         """Nothing runs and no task could be admitted, which must not happen: fail the first waiting task."""
@@ -299,14 +292,33 @@ class EngineLoop:
 
     # ---- a decode -------------------------------------------------------------------------------------------------
 
+    def _budgets(self) -> tuple[int, int]:
+        rate = self.meter.prefill_rate or 256 / max(self.options.step_latency, 0.01)
+        return batch.prefill_budgets(rate, self.options.step_latency, self.context.n_batch)
+
+    def _image_step(self, images: ImageSteps) -> list[batch.BatchWork]:
+        """Compute an image, or a part of one, if one is due. Returns the works whose next part is text."""
+        plan = images.plan(self.slots)
+        for task, failure in plan.failed:
+            self.meter.failed += 1
+            self._abort(task, failure)
+        done = images.decode(plan, self.context, self._budgets()[0])
+        if done is not None and done.code == 0:
+            self._record_decode([done.chunk], done.seconds)
+        elif done is not None:
+            self._decode_failed([done.chunk], done.code)
+            return []  # there may be a new context
+        elif not plan.texts and not plan.failed:  # wait until an image is encoded, or something else happens
+            self._progress_at = perf_counter() if images.encoder.is_working() else self._progress_at
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopping or self._inbox or self._sweep_needed, 1.0)
+        return plan.texts
+
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
-        options = self.options
-        if options.reproducible:
+        if self.options.reproducible:
             chunks = batch.plan_reproducible(works, self.context.n_batch)
         else:
-            rate = self.meter.prefill_rate or 256 / max(options.step_latency, 0.01)
-            budget, batch_budget = batch.prefill_budgets(rate, options.step_latency, self.context.n_batch)
-            chunks = batch.plan_decode(works, self.context.n_batch, budget, batch_budget)
+            chunks = batch.plan_decode(works, self.context.n_batch, *self._budgets())
         batch.count_skips(works, chunks)
         ready = perf_counter()
         code = self._decode(chunks)
@@ -336,7 +348,8 @@ class EngineLoop:
         for chunk in chunks:
             task = self.slots.running[chunk.work.sequence]
             first = task.computed
-            parts.append((chunk.work.sequence, first, task.tokens[first : first + chunk.count], chunk.is_last))
+            tokens = task.tokens[first : first + chunk.count]
+            parts.append((chunk.work.sequence, task.position if task.images else first, tokens, chunk.is_last))
         return self.context.decode(parts)
 
     def _record_decode(self, chunks: list[batch.Chunk], seconds: float) -> None:

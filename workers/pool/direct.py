@@ -232,7 +232,7 @@ class _Request:
         if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
             owner.answering.submit(self._compute, parsed)
             return
-        if isinstance(parsed, ChatRequest) and parsed.is_assembled:
+        if isinstance(parsed, ChatRequest) and (parsed.is_assembled or parsed.has_images):
             owner.assembling.submit(self._assemble, parsed)
             return
         self._generate(parsed, None)
@@ -242,6 +242,9 @@ class _Request:
             self._end(self._cancelled())
             return
         try:
+            if not parsed.is_assembled:  # its images are read, which waits for the database or another server
+                self._generate(parsed, None)
+                return
             runtime, namespace = self._owner.runtime, self._request.submission().labels.get(namespaces.LABEL)
             of = assembly.of_chat(parsed, namespace or namespaces.DEFAULT, self.run_id, direct.STEP)
             self._generate(parsed, assembly.assemble(runtime, self._owner.engine, of, parsed.translated()))
@@ -250,7 +253,8 @@ class _Request:
 
     def _generate(self, parsed: ChatRequest | CompletionRequest, assembled: AssembledPrompt | None) -> None:
         owner, request = self._owner, self._request
-        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece, assembled)
+        images = owner.runtime.images_of(request.labels.get(namespaces.LABEL, namespaces.DEFAULT), self._stops_by)
+        ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece, assembled, images)
         self._stops_by(ticket.cancel)
 
         def answer() -> Success:
