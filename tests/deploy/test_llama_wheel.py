@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,16 @@ SCRIPT = ROOT / "deploy/llama_wheel.py"
 
 
 @pytest.fixture
-def key_of(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def] # a script is no package
+def key_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Mapping[str, str]], str]:
     monkeypatch.syspath_prepend(str(ROOT / "deploy"))
-    import llama_wheel
+    found: Callable[[str, Mapping[str, str]], str] = importlib.import_module("llama_wheel").key_of
+    return found
 
-    return llama_wheel.key_of
 
-
-def test_other_options_or_versions_are_another_wheel(key_of, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    import install
-
+def test_other_options_or_versions_are_another_wheel(
+    key_of: Callable[[str, Mapping[str, str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install = importlib.import_module("install")
     plain = key_of("llama-cpp-python>=0.3.36", {})
     assert plain == key_of("llama-cpp-python>=0.3.36", {"HOME": "/elsewhere"})
     others = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from PIL import Image
@@ -154,8 +155,8 @@ def test_nothing_is_fetched_from_a_host_that_is_not_allowed(reader: ImageReader,
 
 
 def test_an_image_of_an_allowed_host_is_fetched(reader: ImageReader, server: Server) -> None:
-    def serve(body: bytes):  # type: ignore[no-untyped-def] # a handler of the library
-        def route(handler) -> None:  # type: ignore[no-untyped-def]
+    def serve(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+        def route(handler: BaseHTTPRequestHandler) -> None:
             handler.send_response(200)
             handler.send_header("Content-Type", "image/png")
             handler.send_header("Content-Length", str(len(body)))

@@ -30,6 +30,8 @@ BATCH_EVERY = 64
 BATCH_LATENCY = 0.02
 #: Minimum of prompt tokens in a step, however slow the machine is.
 MIN_PREFILL_TOKENS = 16
+#: Prompt tokens in a step until the speed of the machine is known.
+_FIRST_PREFILL = 256
 #: The part of `batch_prefill_tokens` that such a decode has.
 _BATCH_SHARE = 4
 #: A prompt that was skipped in this many decodes goes first, whatever its class.
@@ -129,8 +131,9 @@ def prefill_budgets(rate: float, step_latency: float, most: int) -> tuple[int, i
     """
     Return the numbers of prompt tokens that may be in a step: of all classes, and of the class `batch`.
 
-    The first adds about `step_latency` seconds to the step, at `rate` tokens per second.
+    The first adds about `step_latency` seconds to the step, at `rate` tokens per second; 0 means that it is not known.
     """
+    rate = rate or _FIRST_PREFILL / max(step_latency, 0.01)
     batch_latency = min(BATCH_LATENCY, step_latency)
     budgets = (max(MIN_PREFILL_TOKENS, min(most, int(rate * seconds))) for seconds in (step_latency, batch_latency))
     return next(budgets), next(budgets)

@@ -131,14 +131,13 @@ class EngineLoop:
 
     def metrics(self) -> EngineMetrics:
         """Return the figures, at most one step old."""
-        waiting = list(self._waiting)
-        states = [state for task in waiting if (state := task.state) is not None]
+        parked, parked_bytes = self._waiting.parked()
         return self.meter.snapshot(
             slots=self.options.slots,
             running=len(self.slots.running),
-            waiting=len(waiting) + len(self._inbox),
-            parked_now=len(states),
-            parked_bytes=sum(map(len, states)),
+            waiting=len(self._waiting) + len(self._inbox),
+            parked_now=parked,
+            parked_bytes=parked_bytes,
             cells=self.context.n_context,
             cells_used=self.slots.cells.used,
             prefixes_kept=len(self.slots.index.kept),
@@ -215,13 +214,13 @@ class EngineLoop:
             if task.cancelled:
                 self.meter.cancelled += 1
                 self._abort(task, CancelledError())
+            elif task.deadline is not None and now >= task.deadline:
+                self.meter.timed_out += 1
+                self._abort(
+                    task, StepFailure(FailureReason.TIMEOUT, "the deadline passed before the text was complete")
+                )
             elif task.deadline is not None:
-                if now >= task.deadline:
-                    self.meter.timed_out += 1
-                    message = "the deadline passed before the text was complete"
-                    self._abort(task, StepFailure(FailureReason.TIMEOUT, message))
-                else:
-                    self._next_deadline = min(self._next_deadline, task.deadline)
+                self._next_deadline = min(self._next_deadline, task.deadline)
 
     def _abort(self, task: EngineTask, error: BaseException) -> None:
         """End a running or waiting task without a result."""
@@ -293,13 +292,11 @@ class EngineLoop:
     # ---- a decode -------------------------------------------------------------------------------------------------
 
     def _budgets(self) -> tuple[int, int]:
-        rate = self.meter.prefill_rate or 256 / max(self.options.step_latency, 0.01)
-        return batch.prefill_budgets(rate, self.options.step_latency, self.context.n_batch)
+        return batch.prefill_budgets(self.meter.prefill_rate, self.options.step_latency, self.context.n_batch)
 
     def _image_step(self, images: ImageSteps) -> list[batch.BatchWork]:
         """Compute an image, or a part of one, if one is due. Returns the works whose next part is text."""
-        plan = images.plan(self.slots)
-        for task, failure in plan.failed:
+        for task, failure in (plan := images.plan(self.slots)).failed:
             self.meter.failed += 1
             self._abort(task, failure)
         done = images.decode(plan, self.context, self._budgets()[0])
@@ -347,9 +344,8 @@ class EngineLoop:
         parts = []
         for chunk in chunks:
             task = self.slots.running[chunk.work.sequence]
-            first = task.computed
-            tokens = task.tokens[first : first + chunk.count]
-            parts.append((chunk.work.sequence, task.position if task.images else first, tokens, chunk.is_last))
+            tokens = task.tokens[task.computed : task.computed + chunk.count]
+            parts.append((chunk.work.sequence, task.position, tokens, chunk.is_last))
         return self.context.decode(parts)
 
     def _record_decode(self, chunks: list[batch.Chunk], seconds: float) -> None:

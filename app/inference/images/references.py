@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from app.files import file
-
+#: The form of the id of a file, and its beginning.
+_FILE, _FILE_PREFIX = re.compile(r"file-[0-9a-f]{32}", re.ASCII), "file-"
 #: Most characters of a URL that is no data URL.
 _MAX_URL = 2_000
 #: The media types of data URLs.
@@ -48,8 +48,8 @@ def parse(text: str) -> ImageReference:
     """Return the reference of a text. Raises ValueError, which says what is accepted. The image is not read."""
     if text[:5].lower() == "data:":
         return _data(text)
-    if text.startswith(file.PREFIX):
-        if file.parsed_id(text) is None:
+    if text.startswith(_FILE_PREFIX):
+        if not _FILE.fullmatch(text):
             raise ValueError(f"{text[:60]!r} is no id of a file: file- and 32 hexadecimal digits")
         return ImageReference(ImageOrigin.FILE, text)
     if text[:8].lower().startswith(("http://", "https://")):

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from app.files import file
+from app.inference.images import references
+from app.inference.images.references import ImageOrigin
 from app.inference.openai.chat import ContentPart, FunctionCallIn, ImageText, MessageIn, ToolCallIn
 from app.inference.openai.generation import PlainText, RequestPart
 
@@ -38,7 +39,7 @@ class InputPart(RequestPart):
         if self.type == "input_image":
             if (self.image_url is None) == (self.file_id is None):
                 raise ValueError("a part of the type input_image has either image_url or file_id")
-            if self.file_id is not None and not self.file_id.startswith(file.PREFIX):
+            if self.file_id is not None and references.parse(self.file_id).origin is not ImageOrigin.FILE:
                 raise ValueError("file_id is no id of a file: file- and 32 hexadecimal digits")
         elif self.written is None:
             raise ValueError(f"a part of the type {self.type!r} has no text")
