@@ -184,9 +184,8 @@ class EngineLoop:
                 return False
             new_tasks, self._inbox = self._inbox, []
         self._waiting.add(new_tasks)
-        for task in new_tasks:
-            if task.deadline is not None:
-                self._next_deadline = min(self._next_deadline, task.deadline)
+        deadlines = [task.deadline for task in new_tasks if task.deadline is not None]
+        self._next_deadline = min((self._next_deadline, *deadlines))
         return True
 
     def _iterate(self) -> None:
@@ -308,7 +307,7 @@ class EngineLoop:
         elif not plan.texts and not plan.failed:  # wait until an image is encoded, or something else happens
             self._progress_at = perf_counter() if images.encoder.is_working() else self._progress_at
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._inbox or self._sweep_needed, 1.0)
+                self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, 1.0)
         return plan.texts
 
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
@@ -465,8 +464,7 @@ class EngineLoop:
     def _fail_all(self) -> None:
         """Fail all running, waiting and new tasks with the reason."""
         with self._wake:
-            new_tasks, self._inbox = self._inbox, []
-        tasks = [*self.slots.running.values(), *self._waiting, *new_tasks]
+            tasks, self._inbox = [*self.slots.running.values(), *self._waiting, *self._inbox], []
         self.slots.discard(list(self.slots.running.values()))
         self._waiting.clear()
         end_failure = self.end_failure
