@@ -26,6 +26,7 @@ from app.kernel.sections.images import ImageSettings
 from app.workflows.http.calls import HttpCall
 from workers import outbound
 from workers.engine import OnStop
+from workers.runtime import Runtime
 
 #: Modes of 16 bits for each pixel, which Pillow would clip to 8.
 _DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L"})
@@ -43,6 +44,11 @@ class ImageReader:
     http: HttpSettings
     #: Registers what stops a fetch.
     on_stop: OnStop
+
+    @staticmethod
+    def of(runtime: Runtime, namespace: str, on_stop: OnStop) -> ImageReader:
+        """Return the reader of a process for a namespace."""
+        return ImageReader(runtime.runs.database, namespace, runtime.settings.images, runtime.settings.http, on_stop)
 
     def read(self, request: GenerateRequest) -> GenerateRequest:
         """

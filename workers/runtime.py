@@ -34,8 +34,7 @@ from app.workflows.runs.recovery import owners
 from app.workflows.runs.recovery.overdue import SweepCursor
 from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import TokenUsage
-from workers.engine import Engine, OnStop
-from workers.images import ImageReader
+from workers.engine import Engine
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
 from workers.memory.model_file import LoadedModelFile
@@ -137,10 +136,6 @@ class Runtime:
     def catalog(self) -> Catalog:
         """The catalogue of this moment."""
         return self.catalogs.current()
-
-    def images_of(self, namespace: str, on_stop: OnStop) -> ImageReader:
-        """Return what reads the images of requests of a namespace; `on_stop` registers what stops it."""
-        return ImageReader(self.runs.database, namespace, self.settings.images, self.settings.http, on_stop)
 
     def priced(self, usage: TokenUsage, model: str | None) -> TokenUsage:
         """Return the usage with its cost, where the entry of the model has prices."""

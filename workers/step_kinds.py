@@ -96,7 +96,7 @@ class StepTask:
     @property
     def images(self) -> ImageReader:
         """What reads the images of its request."""
-        return self.runtime.images_of(self.claim.namespace, self.holding.on_stop)
+        return ImageReader.of(self.runtime, self.claim.namespace, self.holding.on_stop)
 
     @property
     def timeout(self) -> timedelta:

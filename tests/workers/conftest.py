@@ -54,6 +54,14 @@ def tiny_qwen2vl(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def tiny_smolvlm(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny llama, with the tokens that SmolVLM has around images in the place of two rare ones."""
+    path = tmp_path_factory.mktemp("tiny") / "smolvlm.gguf"
+    _write_llama(model_path, path, ("<fake_token_around_image>", "<global-img>"))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_projector(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ProjectorKind], Path]:
     """A factory of projectors with random weights for the tiny models."""
     folder = tmp_path_factory.mktemp("projector")
@@ -147,9 +155,9 @@ def make(model_path: Path) -> Iterator[MakeEngine]:
         one.close()
 
 
-def _write_llama(source: Path, target: Path) -> None:
-    """A llama of two layers."""
-    writer, random = _begin(source, target, "llama")
+def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> None:
+    """A llama of two layers; `controls` are control tokens that replace the last ones of the vocabulary."""
+    writer, random = _begin(source, target, "llama", controls)
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -290,12 +298,17 @@ def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, boo
     _end(writer)
 
 
-def _begin(source: Path, target: Path, architecture: str):  # type: ignore[no-untyped-def] # gguf has no types
+def _begin(source: Path, target: Path, architecture: str, controls: tuple[str, ...] = ()):  # type: ignore[no-untyped-def] # gguf has no types
     writer = gguf.GGUFWriter(target, architecture)
     writer.add_context_length(4096)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     fields = _tokenizer_of(source)
+    if controls:
+        fields = dict(fields)
+        for name, last in (("tokens", list(controls)), ("token_type", [gguf.TokenType.CONTROL] * len(controls))):
+            value, *kinds = fields[f"tokenizer.ggml.{name}"]
+            fields[f"tokenizer.ggml.{name}"] = ([*value[: -len(controls)], *last], kinds[0], kinds[1])
     for name, (value, kind, inside) in fields.items():
         writer.add_key_value(name, value, kind, inside)
     numbers = np.random.default_rng(7)

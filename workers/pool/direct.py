@@ -34,6 +34,7 @@ from app.kernel.errors import Conflict, FailureReason, LeaseLost
 from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers import openai_step, steps
+from workers.images import ImageReader
 from workers.leases import StopReason
 from workers.memory import assembly
 from workers.memory.assembly import AssembledPrompt
@@ -253,7 +254,8 @@ class _Request:
 
     def _generate(self, parsed: ChatRequest | CompletionRequest, assembled: AssembledPrompt | None) -> None:
         owner, request = self._owner, self._request
-        images = owner.runtime.images_of(request.labels.get(namespaces.LABEL, namespaces.DEFAULT), self._stops_by)
+        namespace = request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        images = ImageReader.of(owner.runtime, namespace, self._stops_by)
         ticket = openai_step.start(owner.engine, parsed, request.priority, self._on_piece, assembled, images)
         self._stops_by(ticket.cancel)
 

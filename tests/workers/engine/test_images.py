@@ -27,11 +27,13 @@ GREEDY = Sampling(temperature=0)
 
 
 @pytest.fixture
-def sees(make: MakeEngine, tiny_llama: Path, tiny_qwen2vl: Path, tiny_projector: Projectors) -> Callable[..., Any]:
+def sees(
+    make: MakeEngine, tiny_llama: Path, tiny_qwen2vl: Path, tiny_smolvlm: Path, tiny_projector: Projectors
+) -> Callable[..., Any]:
     """A factory of engines with a projector."""
 
     def engine(kind: ProjectorKind, **options: Any) -> LlamaEngine:
-        path = tiny_qwen2vl if kind == "qwen2vl" else tiny_llama
+        path = {"qwen2vl": tiny_qwen2vl, "idefics3": tiny_smolvlm}.get(kind, tiny_llama)
         return make(path, projector=tiny_projector(kind), **{"slots": 4, "context": 4096} | options)
 
     return engine
@@ -92,7 +94,7 @@ def plain(engine: LlamaEngine, image: Pixels, before: str, after: str, count: in
     return found
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gemma3", "qwen2vl"])
+@pytest.mark.parametrize("kind", ["mlp", "gemma3", "qwen2vl", "idefics3"])
 def test_the_text_about_an_image_is_that_of_the_library(sees: Callable[..., LlamaEngine], kind: ProjectorKind) -> None:
     engine, image = sees(kind, slots=1, reuse=False), picture(1)
     ticket = engine.generate(asks("Look: ", image, " What is it?", logprobs=0))
@@ -101,14 +103,14 @@ def test_the_text_about_an_image_is_that_of_the_library(sees: Callable[..., Llam
     assert len(written) == 12
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gemma3", "qwen2vl"])
+@pytest.mark.parametrize("kind", ["mlp", "gemma3", "qwen2vl", "idefics3"])
 @pytest.mark.parametrize("layout", ["unified", "streams"])
 def test_a_conversation_that_goes_on_reuses_its_image(
     sees: Callable[..., LlamaEngine], kind: ProjectorKind, layout: str
 ) -> None:
     engine, image = sees(kind, layout=layout, slots=2), picture(1)
     first = asks("Look: ", image, " What is it?")
-    answer = engine.generate(first).result(60)
+    answer, encoded = engine.generate(first).result(60), engine.encoded_images
     again = GenerateRequest(
         (*first.messages, ChatMessage("assistant", answer.text), ChatMessage("user", "Why?")),
         max_tokens=8,
@@ -118,7 +120,7 @@ def test_a_conversation_that_goes_on_reuses_its_image(
     assert continued.tokens_cached >= answer.tokens_in - 4
     fresh = sees(kind, slots=1, reuse=False).generate(again).result(60)
     assert (fresh.text, fresh.tokens_cached) == (continued.text, 0)
-    assert engine.encoded_images == 1
+    assert engine.encoded_images == encoded == (5 if kind == "idefics3" else 1), "idefics3 cuts it into slices"
 
 
 @pytest.mark.parametrize("kind", ["mlp", "qwen2vl"])
@@ -173,9 +175,7 @@ def test_cells_that_are_computed_together_need_a_batch_of_their_size(sees: Calla
 
 def test_a_model_without_a_projector_refuses_images(make: MakeEngine, tiny_llama: Path) -> None:
     engine = make(tiny_llama, slots=1)
-    with pytest.raises(
-        StepFailure, match=r"^messages\[0\]\.content\[0\]\.image_url: this model reads no images"
-    ) as it:
+    with pytest.raises(StepFailure, match=r"^messages\[0\]\.content\[0\]\.image_url: this model reads no images") as it:
         engine.generate(asks(picture(1), "What?"))
     assert it.value.reason is FailureReason.INVALID_REQUEST
 
