@@ -122,4 +122,6 @@ def capabilities_of(model: Model, chat_template: str) -> list[str]:
         found.append("completion")
         if model.prompt.tools or "tools" in chat_template:
             found.append("tools")
+        if model.mmproj is not None:
+            found.append("vision")
     return found

@@ -22,6 +22,8 @@ _FILE, _FILE_PREFIX = re.compile(r"file-[0-9a-f]{32}", re.ASCII), "file-"
 _MAX_URL = 2_000
 #: The media types of data URLs.
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+#: By the base64 text of the first bytes, the media type.
+_STARTS = {"iVBORw0KGg": "image/png", "/9j/": "image/jpeg", "UklGR": "image/webp", "R0lGOD": "image/gif"}
 #: What a request may name, for messages.
 ACCEPTED = "a data URL (data:image/png;base64,…), the id of an uploaded file (file-…), or an http(s) URL"
 _DATA = re.compile(r"data:([a-z]+/[a-z0-9.+-]+)?(?:;[^,;]{1,100}){0,4}?(;base64)?,", re.IGNORECASE | re.ASCII)
@@ -69,6 +71,14 @@ def _data(text: str) -> ImageReference:
     if found[2] is None:
         raise ValueError("the data URL is not encoded as base64; accepted: data:image/png;base64,…")
     return ImageReference(ImageOrigin.DATA, text[found.end() :])
+
+
+def data_url(encoded: str) -> str:
+    """Return the data URL of an image that is encoded as base64, by its first bytes. Raises ValueError."""
+    for start, media in _STARTS.items():
+        if encoded.startswith(start):
+            return f"data:{media};base64,{encoded}"
+    raise ValueError("this is no image as base64; accepted are PNG, JPEG, WebP and GIF")
 
 
 def decoded(reference: ImageReference, max_bytes: int) -> bytes:

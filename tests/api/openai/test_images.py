@@ -99,6 +99,16 @@ def test_images_reach_the_model_by_chat_completions_and_responses(
         max_output_tokens=10,
     )
     assert response.output_text == first.choices[0].message.content
+    # Ollama's form has base64 without a type.
+    plain = base64.b64encode(picture(1)).decode()
+    body = {
+        "model": EYES,
+        "messages": [{"role": "user", "content": "What is it?", "images": [plain]}],
+        "stream": False,
+        "options": {"temperature": 0, "num_predict": 10},
+    }
+    answer = httpx2.post(f"{str(client.base_url).removesuffix('/v1/')}/api/chat", json=body, timeout=60)
+    assert answer.json()["message"]["content"] == first.choices[0].message.content
     again = client.responses.create(
         model=EYES, input="And why?", previous_response_id=response.id, temperature=0, max_output_tokens=10
     )
