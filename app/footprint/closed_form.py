@@ -382,11 +382,12 @@ def _projector_compute(projector: Header, image_tokens: int = 0) -> int:
         _number(projector, f"{kind}.{name}")
         for name in ("embedding_length", "feed_forward_length", "attention.head_count")
     )
+    pixels = 3 * patch**2
     if projector.metadata.get(f"{projector.architecture}.projector_type") in _SIZED_PROJECTORS:
         merged = _number(projector, "vision.spatial_merge_size") or 2
         patches = max(patches, (image_tokens or _IMAGE_TOKENS) * merged**2)
-        return 4 * patches * (6 * width + 2 * feed)
-    return 4 * patches * (6 * width + 2 * feed + heads * patches)
+        return 4 * patches * (6 * width + 2 * feed + pixels)
+    return 4 * patches * (6 * width + 2 * feed + pixels + heads * patches)
 
 
 def _number(header: Header, name: str) -> int:

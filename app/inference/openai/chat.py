@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -39,13 +40,15 @@ def _image_text(value: Any) -> Any:
     return value.get("url") if isinstance(value, dict) else value
 
 
-def _names_image(text: str) -> str:
-    references.parse(text)
+def names_image(text: str | None, info: ValidationInfo) -> str | None:
+    """Validate the reference of a part that is an image; in other parts the field has no meaning."""
+    if text is not None and info.data.get("type") in ("image_url", "input_image"):
+        references.parse(text)
     return text
 
 
 #: What names an image: a data URL, the id of a file, or an http(s) URL. It is not read here.
-ImageText = Annotated[PlainText, BeforeValidator(_image_text), AfterValidator(_names_image)]
+ImageText = Annotated[PlainText | None, BeforeValidator(_image_text), AfterValidator(names_image)]
 
 
 class ContentPart(RequestPart):
@@ -53,7 +56,7 @@ class ContentPart(RequestPart):
 
     type: str
     text: PlainText | None = None
-    image_url: ImageText | None = None
+    image_url: ImageText = None
 
     @model_validator(mode="after")
     def _is_known(self) -> ContentPart:

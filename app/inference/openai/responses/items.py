@@ -28,8 +28,8 @@ class InputPart(RequestPart):
     type: str
     text: PlainText | None = None
     refusal: PlainText | None = None
-    image_url: ImageText | None = None
-    file_id: ImageText | None = None
+    image_url: ImageText = None
+    file_id: ImageText = None
 
     @model_validator(mode="after")
     def _is_known(self) -> InputPart:
