@@ -272,3 +272,22 @@ def test_prefixes_end_before_or_after_an_image() -> None:
     assert [image_spans.until_span(spans, index) for index in (0, 10, 18)] == [4, 2, None]
     assert len({*image.entries(), *spans[1].chunk.entries()}) == 12
     assert max(image.entries()) < 0
+
+
+def test_a_template_of_parts_gets_parts(sees: Callable[..., LlamaEngine]) -> None:
+    """Some templates of vision models write nothing of a content that is a text."""
+    of_parts = (
+        "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+        "{% endif %}{% endfor %};{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    of_texts = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}assistant:"
+    request = asks("Look: ", picture(1), " What is it?")
+    found = [
+        sees("mlp", slots=1, profile={"chat_template": template}).generate(request).result(60)
+        for template in (of_parts, of_texts)
+    ]
+    assert found[0].tokens_in == found[1].tokens_in > 20
+    assert found[0].text == found[1].text
+    dropping = sees("mlp", slots=1, profile={"chat_template": "{{ messages[0].content[:6] }}assistant:"})
+    with pytest.raises(StepFailure, match="does not write each image of the messages once"):
+        dropping.generate(request)
