@@ -19,6 +19,8 @@ from app.governance.signals import rows as signal_rows  # noqa: F401 they too
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too
 from app.inference.model_metrics import rows as metric_rows  # noqa: F401 they too
 from app.inference.prediction import rows as prediction_rows  # noqa: F401 they too
+from app.inference.shadows import rows as shadow_rows  # noqa: F401 they too
+from app.inference.splits import rows as split_rows  # noqa: F401 they too
 from app.memory.summaries import rows as summary_rows  # noqa: F401 they too
 from app.memory.conversations import rows as conversation_rows  # noqa: F401 they too
 from app.memory.recall import rows as recall_rows  # noqa: F401 they too

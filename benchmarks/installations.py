@@ -59,8 +59,10 @@ class Up:
 
 
 @contextmanager
-def up(*, threads: int, slots: int, context: int, options: Sequence[str] = (), catalog: str = "") -> Iterator[Up]:
-    """The platform with one model, which is resident, or with those of another catalogue."""
+def up(
+    *, threads: int, slots: int, context: int, options: Sequence[str] = (), catalog: str = "", more: str = ""
+) -> Iterator[Up]:
+    """The platform with one model, which is resident, and `more` entries; or with those of another catalogue."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)  # an embedded server that root starts as another user reaches its files
         file = Path(folder, "catalog.toml")
@@ -68,7 +70,7 @@ def up(*, threads: int, slots: int, context: int, options: Sequence[str] = (), c
         content = _CATALOG
         for name, value in values.items():
             content = content.replace(name, value)
-        file.write_text(catalog or content)
+        file.write_text(catalog or content + more)
         api, flower = free_port(), free_port()
         given = [
             f"--data-dir={folder}/data",

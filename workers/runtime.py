@@ -15,6 +15,7 @@ from app.catalog.served import ServedCatalog, live_catalog
 from app.inference.refinement_counters import RefinementCounters
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
+from app.inference.splits.table import SplitTable
 from app.kernel import addresses, ids
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -200,7 +201,14 @@ def start(
     redis_url = addresses.of(settings).redis_url
     broker = CeleryPublisher(app, redis_url)
     router = ModelRouter(resources.catalogs.current, FleetReader(resources.database).current)
-    runs = Runs(resources.database, WakingPublisher(broker), RunPolicy.of(settings.runs), route=router)
+    splits = SplitTable(resources.database)
+    runs = Runs(
+        resources.database,
+        WakingPublisher(broker),
+        RunPolicy.of(settings.runs),
+        route=router,
+        assign=splits.submission,
+    )
     owner = owners.owner_of(name, socket.gethostname(), os.getpid(), incarnation or ids.new_secret()[:8])
     stalled: Callable[[], timedelta] = engine.stalled_for if engine is not None else lambda: timedelta(0)
     leases = Leases(runs, owner, interval=settings.runs.heartbeat, stalled_for=stalled)

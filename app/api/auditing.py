@@ -54,6 +54,7 @@ ORDINARY = frozenset(
         ("POST", "/v1/runs/{run_id}/fork"),
         ("POST", "/v1/files"),
         # They change nothing.
+        ("POST", "/v1/splits/size"),
         ("POST", "/v1/rules/test"),
         ("POST", "/v1/rules/{name}/test"),
         ("POST", "/v1/handoffs/{name}/test"),

@@ -76,9 +76,10 @@ from app.api.telemetry import exported
 from app.api.telemetry import models as model_metrics
 from app.api.telemetry.requests import RequestMetricsMiddleware
 from app.api.telemetry.tracing import TracingMiddleware
+from app.api.trials import shadows, splits
 from app.api.ui import errors as ui_errors
 from app.api.ui import routes as ui
-from app.api.workflows import events, payloads, prompts, run_control, runs, schedules, tokens, workflows
+from app.api.workflows import events, payloads, prompts, run_control, runs, schedules, scores, tokens, workflows
 from app.catalog.served import live_catalog
 from app.devices.inventory import Devices
 from app.governance.rules.rule import Rule
@@ -90,6 +91,8 @@ from app.inference.openai.reranking import RerankingRequest
 from app.inference.openai.responses.request import ResponsesRequest
 from app.inference.routing.definitions import ModelRouter
 from app.inference.routing.fleet import FleetReader
+from app.inference.shadows.definition import ShadowDefinition
+from app.inference.splits.definition import SplitDefinition
 from app.kernel import addresses, broker, ids, log
 from app.kernel import database as databases
 from app.kernel.activity import Activity
@@ -204,6 +207,9 @@ ROUTERS = (
     exported.router,
     model_metrics.router,
     consolidations.router,
+    splits.router,
+    shadows.router,
+    scores.router,
     health.router,
     *ui.ROUTERS,
 )
@@ -226,6 +232,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(settings_resource.SettingsPatch, settings_resource.RevertIn, call_limits.CallLimitsIn),
     jobs.TriggerIn,
     *(Handoff, records.MendIn, handoffs.SampleIn),
+    *(SplitDefinition, ShadowDefinition, splits.ShareIn, splits.NeededIn, scores.ScoreIn),
 )
 
 _DESCRIPTION = """
@@ -255,6 +262,7 @@ def create_app(settings: Settings, instance: str | None = None) -> FastAPI:
     services = Services(settings, database, publisher, service, catalog, devices, operator_commands, instance)
     services.live.refresh(database)
     services.call_limits.refresh(database)
+    services.splits.refresh()
     app = serve(services)
     app.add_middleware(ActivityMiddleware, activity=Activity(servers.redis_url))
     return app
@@ -272,6 +280,7 @@ def serve(services: Services) -> FastAPI:
             {
                 ChangeTopic.SETTINGS: lambda: services.live.refresh(services.database),
                 ChangeTopic.LIMITS: lambda: services.call_limits.refresh(services.database),
+                ChangeTopic.SPLITS: services.splits.refresh,
             },
         )
         listener.start()

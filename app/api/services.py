@@ -13,6 +13,7 @@ from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog
 from app.devices.inventory import Devices
 from app.inference.prediction.service import Predictions
+from app.inference.splits.table import SplitTable
 from app.kernel import ids
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
@@ -46,6 +47,8 @@ class Services:
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
     #: The expected times of runs.
     predictions: Predictions = field(init=False)
+    #: The splits that divide calls and runs now.
+    splits: SplitTable = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with the settings of the start."""
@@ -55,7 +58,8 @@ class Services:
         self.call_limits = CallLimitTable(self.settings.limits)
         self.recall = Recall(self.database)
         self.predictions = Predictions(self.database, lambda: self.catalog, lambda: self.settings.predictions)
-        self.runs = replace(self.runs, expect=self.predictions.expect)
+        self.splits = SplitTable(self.database, is_told=True)
+        self.runs = replace(self.runs, expect=self.predictions.expect, assign=self.splits.submission)
 
     def _apply(self, settings: Settings) -> None:
         self.settings = settings

@@ -121,6 +121,19 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "handoffs": LazyCommand("app.cli.handoffs.handoffs:app", "Hand-offs: messages from one protocol to another."),
     "signals": LazyCommand("app.cli.governance.signals:app", "Signals: what is measured, now and over time."),
     "rules": LazyCommand("app.cli.governance.rules:app", "Rules over signals: what they watch, when they fire."),
+    "shadow": LazyCommand(
+        "app.cli.trials.shadow:app",
+        "Shadows: a candidate does a share of the work again, and nobody sees what it says.",
+    ),
+    "dataset": LazyCommand(
+        "app.cli.trials.evaluate:dataset",
+        "Make a dataset of runs that succeeded: their inputs and outputs, as cases for `arriero evaluate`.",
+    ),
+    "evaluate": LazyCommand(
+        "app.cli.trials.evaluate:evaluate",
+        "Have a candidate do the cases of a dataset, check the outputs, and compare them with the recorded ones.",
+    ),
+    "splits": LazyCommand("app.cli.trials.splits:app", "Splits: a share of calls or runs goes to a candidate."),
     "files": LazyCommand("app.cli.batches.files:app", "Files: inputs of batches, their results, and data of users."),
     "batches": LazyCommand(
         "app.cli.batches.batches:app", "Batches: the requests of a file, done while models are idle."

@@ -26,8 +26,8 @@ from uuid import UUID
 
 from app.kernel import ids, tracing
 from app.workflows.language import definition as definitions
-from app.workflows.language.definition import Definition
-from app.workflows.runs.submission import Submission
+from app.workflows.language.definition import ASSIGNED_LABELS, Definition
+from app.workflows.runs.submission import Submission, own_labels
 
 #: A request that no pool has taken by then is submitted as a run.
 TAKEN_WITHIN = timedelta(milliseconds=250)
@@ -127,10 +127,11 @@ class DirectRequest:
             definition_of(self.model),
             {"request": self.body, "created": self.created},
             priority=self.priority,
-            labels=self.labels,
+            labels=own_labels(self.labels),
             id=self.run_id,
             is_routed=True,
             trace_parent=self.trace_parent,
+            assigned={name: value for name, value in self.labels.items() if name.startswith(ASSIGNED_LABELS)},
         )
 
 

@@ -52,6 +52,7 @@ from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.rules import RuleSettings, SignalSettings
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.splits import SplitSettings
 from app.kernel.sections.tools import ToolSettings
 from app.kernel.sections.tracing import TracingSettings
 from app.kernel.sections.verification import VerificationSettings
@@ -118,6 +119,7 @@ class Settings(BaseSettings):
     context: ContextSettings = ContextSettings()
     recall: RecallSettings = RecallSettings()
     probes: ProbeSettings = ProbeSettings()
+    splits: SplitSettings = SplitSettings()
     verification: VerificationSettings = VerificationSettings()
     signals: SignalSettings = SignalSettings()
     rules: RuleSettings = RuleSettings()

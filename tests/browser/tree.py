@@ -213,6 +213,7 @@ def seed(tree: Tree) -> None:
     _batch(tree)
     _rules(tree)
     _handoffs(tree)
+    _trials(tree)
     _keys(tree)
     _runs(tree)
 
@@ -309,6 +310,17 @@ def _handoffs(tree: Tree) -> None:
         message = {"email": email, "text": f"Where is parcel {number}?", "shop": f"shop-{number % 2}"}
         made = tree.call("POST", f"/v1/handoffs/{HANDOFF['handoff']}/messages", json=message)
         tree.ids["handoff_message"] = made["id"]
+
+
+def _trials(tree: Tree) -> None:
+    """A split and a shadow of a model that nothing else calls, and a call that both see."""
+    candidate = {"set": {"temperature": 0.5}}
+    split = {"split": "brief", "model": LARGE, "candidates": [{"name": "calm", **candidate}], "unit": "run"}
+    shadow = {"shadow": "next", "model": LARGE, "share": 1.0, "candidate": candidate}
+    tree.call("POST", "/v1/splits", json=split)
+    tree.call("POST", "/v1/shadows", json=shadow)
+    body = {"model": LARGE, "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 8}
+    tree.call("POST", "/v1/chat/completions", json=body)
 
 
 def _rules(tree: Tree) -> None:

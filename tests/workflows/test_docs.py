@@ -24,6 +24,8 @@ from app.cli import COMMANDS
 from app.governance.actions import action
 from app.governance.rules import check as rule_check
 from app.handoffs import check as handoff_check
+from app.inference.shadows import definition as shadow_definition
+from app.inference.splits import definition as split_definition
 from app.kernel.errors import FailureReason
 from app.kernel.security.egress import EgressPolicy
 from app.kernel.units import durations
@@ -69,6 +71,10 @@ def test_every_yaml_example_is_valid(text: str) -> None:
         check.parse(whole(text, data), KNOWN)
     elif "schedule" in data and "rule" not in data:
         schedule_check.parse(text)
+    elif {"split", "candidates"} <= set(data):
+        split_definition.parse(data)
+    elif "shadow" in data:
+        shadow_definition.parse(data)
     elif "rule" in data:
         rule_check.check(source.read(text))
     elif "actions" in data:

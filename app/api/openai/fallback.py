@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 from app.access.callers import Caller
 from app.api import threads
@@ -26,8 +27,10 @@ from app.catalog.serving import selector as selectors
 from app.inference.direct import DirectRequest
 from app.inference.routing import choice
 from app.inference.routing.availability import NOTHING_KNOWN, FleetAvailability
+from app.inference.splits import table as splits
+from app.inference.splits.table import DividedCall
 from app.inference.token_stream import EntryKind, StreamEntry
-from app.kernel import clock, log
+from app.kernel import clock, ids, log
 from app.kernel.errors import DatabaseUnreachable, FailureReason, NotFound
 
 _log = log.get(__name__)
@@ -64,9 +67,25 @@ class RoutedCall:
         self.model: Model = chosen.model
         self.reason = chosen.reason
         self._labels, self._is_outlined = caller.labels({}), caller.namespace is not None
+        #: What a split made of it, as labels.
+        self._assigned: Mapping[str, str] = {}
+        run_id, body = ids.new_id(), document
+        divided = None if is_selector else self._divided(run_id, document)
+        if divided is not None:
+            self.model, body, self._assigned = divided.model, divided.body, divided.assigned.labels
+            if divided.assigned.candidate is not None:
+                self.reason = f"split {divided.assigned.split}: {divided.assigned.variant}"
         created = int(clock.now().timestamp())
-        request = DirectRequest.new(self.model.name, document, priority, self._labels, created)
-        self.request = replace(request, labels=self._labelled())
+        request = DirectRequest.new(self.model.name, body, priority, self._labels, created)
+        self.request = replace(request, run_id=run_id, labels=self._labelled())
+
+    def _divided(self, run_id: UUID, document: Mapping[str, Any]) -> DividedCall | None:
+        """What a split makes of it; None where none divides the calls of the model."""
+        namespace = splits.namespace_of(self._labels)
+        split = self._services.splits.of_call(self.model.name, namespace, self._catalog)
+        if split is None:
+            return None
+        return splits.divide(split, document, self.model, namespace, run_id, self._catalog)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -160,6 +179,7 @@ class RoutedCall:
         before = self.request
         if because:
             self.reason = f"fallback: {because}"
+            self._assigned = {}  # another model answers than that of the variant
         self.model = model
         after = {AFTER: str(before.run_id)} if is_new else {}
         request = DirectRequest.new(model.name, before.body, before.priority, {}, before.created)
@@ -167,9 +187,10 @@ class RoutedCall:
         self.request = replace(request, run_id=run_id, labels=self._labelled() | after)
 
     def _labelled(self) -> dict[str, str]:
+        labels = {**self._labels, **self._assigned}
         if not self.reason:
-            return dict(self._labels)
-        return {**self._labels, ASKED: self._asked[:_REASON], REASON: _in_header(self.reason)}
+            return labels
+        return {**labels, ASKED: self._asked[:_REASON], REASON: _in_header(self.reason)}
 
 
 def _with_story(entry: StreamEntry | Waiting, failures: list[str]) -> StreamEntry | Waiting:

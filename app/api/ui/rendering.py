@@ -64,6 +64,7 @@ NAVIGATION = (
     NavigationEntry("/ui/batches", "Batches", "b"),
     NavigationEntry("/ui/handoffs", "Hand-offs", "h"),
     NavigationEntry("/ui/alerts", "Rules and alerts", "a"),
+    NavigationEntry("/ui/trials", "Trials", "x", all_namespaces=True),
     NavigationEntry("/ui/trends", "Trends", "t"),
     NavigationEntry("/ui/keys", "Keys", "k", KeyScope.ADMIN),
     NavigationEntry("/ui/settings", "Settings", "s", KeyScope.ADMIN, all_namespaces=True),

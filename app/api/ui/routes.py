@@ -19,6 +19,7 @@ from app.api.ui.pages import (
     playground_page,
     run_pages,
     trends_page,
+    trial_pages,
     workflow_pages,
 )
 from app.api.ui.rendering import ASSETS, STATIC
@@ -33,6 +34,7 @@ ROUTERS = (
     memory_pages.router,
     batch_pages.router,
     handoff_pages.router,
+    trial_pages.router,
     governance_pages.router,
     trends_page.router,
     admin_pages.router,

@@ -71,6 +71,7 @@ def demo(
                 running_tree(settings, held, signals, report, flower=False) as tree,
             ):
                 tree.wait_until_ready(settings.pools.start_timeout, signals)
+                tree.set_ready()
                 ready = time.monotonic()
                 found = _run_all(tree, messages, report)
                 done = time.monotonic()

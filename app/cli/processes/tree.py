@@ -224,6 +224,9 @@ class Tree:
 
         readiness.wait(self.settings, self.members, self.report, deadline, self.record.instance, meanwhile)
         self.record.ready_after = round(self.report.seconds, 1)
+
+    def set_ready(self) -> None:
+        """Tell others that everything is ready; what is printed about that was printed before."""
         self.set_state(TreeState.READY)
 
     def _spawn_meanwhile(self, seconds: float) -> None:

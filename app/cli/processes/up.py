@@ -63,6 +63,7 @@ def up(
             with running_tree(settings, held, signals, report, flower=flower) as tree:
                 tree.wait_until_ready(settings.pools.start_timeout, signals)
                 _announce(tree, report, in_background=in_background)
+                tree.set_ready()
                 tree.watch(signals)
                 again = True
     report.close()

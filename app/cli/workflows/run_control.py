@@ -48,6 +48,39 @@ def retry(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> Non
 
 
 @app.command(rich_help_panel=CONTROL)
+def score(
+    context: typer.Context,
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What was judged, such as helpful.")],
+    value: Annotated[float, typer.Argument(metavar="VALUE", help="From 0 to 1.")],
+    comment: Annotated[str, typer.Option(help="What there is to say about it.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say how good the output of a run is. The same name again replaces the score."""
+    with connected(settings_of(context)) as client:
+        found = client.put(f"/v1/runs/{run_id}/scores/{name}", {"value": value, "comment": comment})
+    _print_scores(found, as_json=as_json)
+
+
+@app.command(rich_help_panel=SHOW)
+def scores(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """List what people and programs said of the output of a run."""
+    with connected(settings_of(context)) as client:
+        found = client.get(f"/v1/runs/{run_id}/scores")
+    _print_scores(found, as_json=as_json)
+
+
+def _print_scores(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    printed = table(("score", "value", "by", "comment"), right=("value",))
+    for one in found["scores"]:
+        printed.add_row(one["name"], f"{one['value']:g}", one["author"], one["comment"])
+    console().print(printed)
+
+
+@app.command(rich_help_panel=CONTROL)
 def fork(
     context: typer.Context,
     run_id: RunId,

@@ -59,6 +59,7 @@ class ActionKind(StrEnum):
     QUARANTINE_HOST = "quarantine_host"
     RESTART_POOL = "restart_pool"
     RUN_WORKFLOW = "run_workflow"
+    ROLL_BACK_SPLIT = "roll_back_split"
 
 
 class ActionFields(BaseModel):
@@ -222,6 +223,15 @@ class RunWorkflowAction(ActionFields):
     )
 
 
+class RollBackSplitAction(ActionFields):
+    """End a split: everything goes to its control."""
+
+    kind: Literal[ActionKind.ROLL_BACK_SPLIT]
+    #: None: each split that divides the calls of the model, or sends some to it.
+    split: TargetName | None = Field(default=None, description="the name of a split")
+    model: TargetName | None = Field(default=None, description="the name of a model; by default the firing's")
+
+
 GovernanceAction = Annotated[
     AlertAction
     | CleanUpMemoryAction
@@ -237,7 +247,8 @@ GovernanceAction = Annotated[
     | ShedLoadAction
     | QuarantineHostAction
     | RestartPoolAction
-    | RunWorkflowAction,
+    | RunWorkflowAction
+    | RollBackSplitAction,
     Field(discriminator="kind"),
 ]
 

@@ -18,6 +18,7 @@ from app.governance.actions.action import (
     CleanUpMemoryAction,
     EvictIdleAction,
     RestartPoolAction,
+    RollBackSplitAction,
     ShedLoadAction,
 )
 from app.governance.actions.outcome import ActionRefused
@@ -37,7 +38,10 @@ def filled(action: ActionFields, labels: Mapping[str, str]) -> ActionFields:
         for name in _FROM_LABELS
         if name in type(action).model_fields and getattr(action, name) is None and labels.get(name)
     }
-    if isinstance(action, RestartPoolAction) and (action.model or action.pool):
+    is_named = (isinstance(action, RestartPoolAction) and (action.model or action.pool)) or (
+        isinstance(action, RollBackSplitAction) and (action.model or action.split)
+    )
+    if is_named:
         missing = {}
     try:
         found = type(action).model_validate({**action.model_dump(), **missing})
@@ -61,6 +65,8 @@ def target_of(action: ActionFields) -> str:
             )
         case RestartPoolAction(pool=str() as pool):
             return f"pool {pool}"
+        case RollBackSplitAction(split=str() as split):
+            return f"split {split}"
     for name in _FROM_LABELS:
         value = getattr(action, name, None)
         if value:
@@ -74,6 +80,8 @@ def _require_target(action: ActionFields) -> None:
         for name in _FROM_LABELS
         if name in type(action).model_fields and action.kind not in (ActionKind.CLEAN_UP_MEMORY, ActionKind.EVICT_IDLE)
     }
+    if isinstance(action, RollBackSplitAction):
+        needed["split"] = action.split
     if needed and not any(needed.values()):
         names = " or ".join(needed)
         raise ActionRefused(f"neither the action nor the labels of the firing name a {names}")

@@ -25,6 +25,8 @@ from functools import reduce
 from app.governance.tasks import ACTIONS, ALERTS, HANDOFFS
 from app.inference.batches.tasks import BATCHES
 from app.inference.prediction.tasks import PREDICTIONS
+from app.inference.shadows.tasks import SHADOWS
+from app.inference.splits.tasks import SPLITS
 from app.kernel.settings import Settings
 from app.memory.consolidation.tasks import CONSOLIDATION
 from app.memory.memories.tasks import EXTRACTION
@@ -102,6 +104,8 @@ JOBS = (
         "recall", RECALL, "makes vectors of passages, and new ones for another embedding model", "recall.check_every"
     ),
     ScheduledJob("probes", PROBES, "has every pool write a token now and then", "probes.check_every"),
+    ScheduledJob("splits", SPLITS, "reads outcomes of splits, ramps up and rolls back", "splits.check_every"),
+    ScheduledJob("shadows", SHADOWS, "begins runs of candidates of shadows, and compares them", "splits.check_every"),
     ScheduledJob("predictions", PREDICTIONS, "learns of ended runs how long runs take", "predictions.learn_every"),
     ScheduledJob(
         "context_folder",

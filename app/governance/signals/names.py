@@ -40,6 +40,7 @@ class Unit(StrEnum):
     STEPS = "steps"
     MESSAGES = "messages"
     TOKENS = "tokens"
+    SPLITS = "splits"
     #: The currency of the catalogue.
     CURRENCY = "currency"
 
@@ -174,6 +175,7 @@ SIGNALS: Mapping[str, SignalDefinition] = _definitions(
         "the time since the last heartbeat of agents and pools",
     ),
     SignalDefinition("tokens", _COUNTER, Unit.TOKENS, _WORK, "tokens of prompts and answers"),
+    SignalDefinition("split_rollbacks", _COUNTER, Unit.SPLITS, ("model",), "splits that a guard has rolled back"),
     SignalDefinition("cost", _COUNTER, Unit.CURRENCY, _WORK, "the cost of attempts, where models have prices"),
 )
 #: How messages name them.

@@ -1,5 +1,5 @@
 """
-Notices of changes: each process learns within moments that run-time settings or limits of calls have changed.
+Notices of changes: each process learns within moments that run-time settings, limits of calls or splits have changed.
 
 A notice says only what kind of thing has changed; the receiver reads it from Postgres. A process that could not listen
 for a while reads everything again once it can, so a lost notice delays a change and loses none.
@@ -39,6 +39,7 @@ class ChangeTopic(StrEnum):
     SETTINGS = "settings"
     LIMITS = "limits"
     JOBS = "jobs"
+    SPLITS = "splits"
 
 
 def send(publisher: CeleryPublisher, topic: ChangeTopic) -> None:

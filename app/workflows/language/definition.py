@@ -22,6 +22,8 @@ from app.workflows.language.steps import DRAFT_KINDS, MODEL_KINDS, AnyStep, Disc
 
 #: The pattern of label names.
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+#: How the labels begin that say how a run was assigned; nobody else sets them.
+ASSIGNED_LABELS = "split."
 #: The value of a label.
 LabelValue = Annotated[str, Field(max_length=500)]
 PriorityName = Literal["interactive", "standard", "batch"]

@@ -94,7 +94,7 @@ def fork(runs: Runs, run_id: UUID, step: str, inputs: Mapping[str, Any]) -> Acce
             source.version,
             source.priority,
             rank=source.rank,
-            labels=source.labels,
+            labels=submission.own_labels(source.labels),
             namespace=source.namespace,
         )
         prepared = submission.prepare(request, transaction.policy, forked_from=run_id)

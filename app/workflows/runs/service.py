@@ -67,6 +67,8 @@ class Runs:
     route: RouteModels | None = None
     #: Predicts how long a new run takes, and refuses one that cannot meet its deadline (InvalidInput).
     expect: Callable[[Prepared], dict[str, Any] | None] | None = None
+    #: Assigns submissions to variants; None: nothing is divided.
+    assign: Callable[[Submission], Submission] | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[RunTransaction]:
@@ -104,7 +106,10 @@ class Runs:
         with tracing.span(
             f"submit {request.definition.workflow}", kind="producer", parent=request.trace_parent
         ) as span:
-            prepared = submission.prepare(replace(request, trace_parent=None), self.policy, route=self.route)
+            assigned = request if self.assign is None else self.assign(request)
+            prepared = submission.prepare(
+                replace(assigned, trace_parent=None), self.policy, route=self.route, sent=request
+            )
             if self.expect is not None:
                 expected = self.expect(prepared)
                 content = None if expected is None else json.dumps(expected)

@@ -32,7 +32,7 @@ from app.kernel.errors import (
 from app.kernel.security import texts
 from app.workflows.expressions import templates
 from app.workflows.language import inputs
-from app.workflows.language.definition import Definition, RoutedDefinition, RouteModels
+from app.workflows.language.definition import ASSIGNED_LABELS, Definition, RoutedDefinition, RouteModels
 from app.workflows.language.graph import Graph
 from app.workflows.language.steps import FANNED_KINDS
 from app.workflows.runs import admission
@@ -87,6 +87,8 @@ class Submission:
     is_routed: bool = False
     #: The trace that it belongs to, as a `traceparent`; None for that of the caller.
     trace_parent: str | None = None
+    #: Further labels, which say how it was assigned: the client did not send them.
+    assigned: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,11 @@ def prepare(
     depth: int = 0,
     forked_from: UUID | None = None,
     route: RouteModels | None = None,
+    sent: Submission | None = None,
 ) -> Prepared:
     """
-    The rows of a submission. `route` chooses the models of its steps, unless they were chosen already.
+    The rows of a submission. `route` chooses the models of its steps, unless they were chosen already. `sent` is what
+    the client sent, where that differs.
 
     Raises InvalidInput when the inputs break their schemas, a key cannot be rendered or the label `namespace` names
     none, and PayloadTooLarge.
@@ -144,6 +148,11 @@ def prepare(
     run_id, sha256 = request.id or ids.new_id(), definition.sha256()
     deadline = request.deadline if request.deadline is not None else definition.deadline
     labels = {**definition.labels, **request.labels}
+    for name in labels:
+        if name.startswith(ASSIGNED_LABELS):
+            reserved = f"labels that begin with {ASSIGNED_LABELS!r} are those of splits"
+            raise InvalidInput([Problem(f"labels.{name}", reserved, "any other label")], "run")
+    labels |= request.assigned
     namespace = namespace_of(request)
     namespaces.require(namespace, f"labels.{namespaces.LABEL}", "run")
     if namespace != namespaces.DEFAULT or namespaces.LABEL in labels:
@@ -163,7 +172,7 @@ def prepare(
         "rank": rank,
         "labels": json.dumps(labels),
         "key": request.idempotency_key,
-        "request": fingerprint(request) if request.idempotency_key else None,
+        "request": fingerprint(sent or request) if request.idempotency_key else None,
         "concurrency_key": concurrency and _key(namespace, definition, concurrency.key, "concurrency.key", given),
         "dedup_key": _key(namespace, definition, once.key, "deduplicate.key", given) if once and is_top_level else None,
         "parent_step_id": parent_step_id,
@@ -263,6 +272,11 @@ def fingerprint(request: Submission) -> str:
     if request.models:
         content.append(request.models)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def own_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels without those that say how a run was assigned, for another run that is made of it."""
+    return {name: value for name, value in labels.items() if not name.startswith(ASSIGNED_LABELS)}
 
 
 def _steps(definition: Definition) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ MARK = "onlyofb"
 #: By the first part of a path, parameters that name something of namespace b, and something that is nowhere.
 UNKNOWN = "01a20000-0000-7000-8000-000000000000"
 NAMED = {
-    "/v1/runs": {"run_id": ("{run}", UNKNOWN), "key": ("wait", "wait")},
+    "/v1/runs": {"run_id": ("{run}", UNKNOWN), "key": ("wait", "wait"), "name": ("helpful", "helpful")},
     "/v1/workflows": {"name": ("bflow", "nowhere")},
     "/v1/schedules": {"name": ("bnight", "nowhere")},
     "/v1/rules": {"name": ("brule", "nowhere")},
@@ -92,6 +92,8 @@ NAMED = {
     "/v1/limits": {"kind": ("key", "key"), "id": ("{key}", "0000000000")},
     "/v1/blocks": {"block_id": ("{block}", f"block_{'0' * 32}"), "version": ("1", "1")},
     "/v1/block-templates": {"name": ("btemplate", "nowhere")},
+    "/v1/splits": {"name": ("nothing", "nowhere")},
+    "/v1/shadows": {"name": ("nothing", "nowhere")},
     "/v1/jobs": {"name": ("sweep", "nothing"), "pass_id": (UNKNOWN, UNKNOWN)},
     "/v1/actions": {"action_id": ("{action}", UNKNOWN)},
     "/v1/alerts": {
@@ -128,6 +130,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/consolidations/schedule"): {"every": "1d"},
     ("PUT", "/v1/memories/extraction"): {"enabled": False},
     ("PUT", "/v1/memories/extraction/{conversation_id}"): {"enabled": True},
+    ("PUT", "/v1/runs/{run_id}/scores/{name}"): {"value": 0.5},
     ("POST", "/v1/recall"): {"query": "secret", "scope": "all"},
 }
 #: What creates or replaces something of the caller under a name that others may have too.

@@ -97,6 +97,7 @@ def test_the_built_in_rules_have_the_promised_targets() -> None:
         ("error_rate", ">", 0.05),
         ("collaboration_score", "<", 0.8),
         ("handoff_success", "<", 0.9),
+        ("split_rollbacks", ">", 0.0),
     }
     assert len({rule.category for rule in rules.values()}) == 4
     assert {name for rule in rules.values() for name in rule.document()} & {"dry_run"} == set()

@@ -97,6 +97,7 @@ def test_healthy_days_are_quiet() -> None:
         "collaboration_score": [0.95],
         "thrash_rate": [0.0] * 30,
         "handoff_success": [1.0] * 5,
+        "split_rollbacks": [],
     }
     for rule in builtin_rules().values():
         assert story(rule, 60, lambda signal, _: healthy[signal], "x") == [], rule.rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from app.governance.actions.action import ActionKind
-from app.governance.actions.effects import memory, pools, serving, workflows
+from app.governance.actions.effects import memory, pools, serving, splits, workflows
 from app.governance.actions.effects.effect import OutsideEffect, RowEffect
 
 EFFECTS: Mapping[ActionKind, RowEffect | OutsideEffect] = {
@@ -23,4 +23,5 @@ EFFECTS: Mapping[ActionKind, RowEffect | OutsideEffect] = {
     ActionKind.QUARANTINE_HOST: pools.QUARANTINE,
     ActionKind.RESTART_POOL: pools.RESTART,
     ActionKind.RUN_WORKFLOW: workflows.RUN,
+    ActionKind.ROLL_BACK_SPLIT: splits.ROLL_BACK,
 }
