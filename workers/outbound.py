@@ -34,6 +34,9 @@ _log = log.get(__name__)
 #: Registers a function that cancels the call and that any thread may call; `Holding.on_stop` is one.
 OnStop = Callable[[Callable[[], None]], None]
 
+#: Makes a response of its status, headers and body, with the secrets of the call.
+_Respond = Callable[[int, Sequence[tuple[str, str]], bytes, Sequence[str]], HttpResponse]
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -45,10 +48,25 @@ def call(
 
     Raises StepFailure with `timeout`, `invalid_request` or a reason of `http_…`; CancelledError when it was cancelled.
     """
+    return _called(request, settings, on_stop, resolve, responses.response_of)
+
+
+def fetch(
+    request: HttpCall, *, settings: HttpSettings, on_stop: OnStop, resolve: Resolve = connections.system_addresses
+) -> bytes:
+    """As `call`, but return the body of the response as it is, whatever its type."""
+    found = _called(request, settings, on_stop, resolve, lambda status, _, body, __: HttpResponse(status, {}, body))
+    assert isinstance(found.body, bytes), "it was made here"
+    return found.body
+
+
+def _called(
+    request: HttpCall, settings: HttpSettings, on_stop: OnStop, resolve: Resolve, respond: _Respond
+) -> HttpResponse:
     try:
         with ConnectionWatch(request.timeout.total_seconds()) as watch:
             on_stop(watch.stop)
-            return _Caller(request, settings, resolve, watch).response()
+            return _Caller(request, settings, resolve, watch, respond).response()
     except StepFailure as failure:
         # Without the cause, which may contain parts of the request.
         raise StepFailure(
@@ -63,8 +81,11 @@ def call(
 class _Caller:
     """One call, with all its redirects."""
 
-    def __init__(self, request: HttpCall, settings: HttpSettings, resolve: Resolve, watch: ConnectionWatch) -> None:
+    def __init__(
+        self, request: HttpCall, settings: HttpSettings, resolve: Resolve, watch: ConnectionWatch, respond: _Respond
+    ) -> None:
         self._request, self._settings, self._resolve, self._watch = request, settings, resolve, watch
+        self._respond = respond
         self._policy = EgressPolicy.of(settings.allowed_hosts, allow_private=settings.allow_private)
 
     def response(self) -> HttpResponse:
@@ -127,7 +148,7 @@ class _Caller:
                 raise  # otherwise the status decides, even if the body is incomplete
         body = reader.body()
         if expected:
-            return status, len(body), responses.response_of(status, headers, body, request.secrets)
+            return status, len(body), self._respond(status, headers, body, request.secrets)
         failure = responses.failure_of(hop, status, first, body, request.secrets, clock.now())
         return status, len(body), failure
 

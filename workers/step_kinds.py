@@ -60,8 +60,9 @@ from app.workflows.state_machine.outcomes import (
     TokenUsage,
 )
 from workers import batch_lines, compress_step, embedding_step, openai_step, outbound
-from workers.engine import Engine, OnPiece
+from workers.engine import Engine, OnPiece, require_images
 from workers.hooks.session import HookSession
+from workers.images import ImageReader
 from workers.leases import Holding
 from workers.memory import assembly, embeddings, recall_step, remember_step, run_links, summarize_step
 from workers.memory.assembly import AssembledPrompt
@@ -95,6 +96,11 @@ class StepTask:
         assert self.runtime.engine is not None, "steps that need a model are sent to pools only"
         engine = self.runtime.engine
         return engine if self.hooks is None else self.hooks.around(engine, self.holding.on_stop)
+
+    @property
+    def images(self) -> ImageReader:
+        """What reads the images of its request."""
+        return ImageReader.of(self.runtime, self.claim.namespace, self.holding.on_stop)
 
     @property
     def timeout(self) -> timedelta:
@@ -179,6 +185,9 @@ def _generated(task: StepTask, step: GenerateFields, on_piece: OnPiece | None) -
     assembled = _assembled(task, step, request) if step.is_assembled else None
     if assembled is not None:
         request = assembled.request
+    if request.images:
+        require_images(task.engine, request)
+        request = task.images.read(request)
     ticket = task.engine.generate(request, on_piece=on_piece)
     task.holding.on_stop(ticket.cancel)
     seconds = task.timeout.total_seconds()
@@ -287,6 +296,7 @@ def _openai(task: StepTask, step: OpenAIFields) -> Success:
             watch=partial(task.runtime.token_reports.watch, claim),
             timeout=task.timeout,
             assemble=partial(_assembled_chat, task),
+            images=task.images,
         )
     return done if stream is None else _answered(stream, done)
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.catalog.engine_options import ConflictingOptions, EngineEntry, Rope, SourcedAdapter
-from app.catalog.model import KvTypes, Model, PromptProfile
+from app.catalog.model import KvTypes, Model, ProjectorEntry, PromptProfile
 from app.catalog.pool_options import PoolOptions, ReserveOptions, SimulatedOptions
 from app.catalog.profiles.family import RecommendedSampling
 from app.catalog.serving import selection_options
@@ -328,7 +328,8 @@ def _class_of(loc: Sequence[int | str]) -> type[BaseModel]:
     inner: Mapping[str, type[BaseModel]] = {
         "kv": KvTypes, "prompt": PromptProfile, "chunks": PackageFile, "engine": EngineEntry, "rope": Rope,
         "loras": SourcedAdapter, "pools": PoolOptions, "reserve": ReserveOptions, "simulated": SimulatedOptions,
-        "sampling": RecommendedSampling, "remote": RemoteEntry, "rating": Rating, "fallback": FallbackOptions,
+        "sampling": RecommendedSampling, "mmproj": ProjectorEntry, "remote": RemoteEntry, "rating": Rating,
+        "fallback": FallbackOptions,
     }  # fmt: skip
     for part in loc[:-1]:
         owner = SOURCES.get(str(part)) or inner.get(str(part)) or owner

@@ -120,13 +120,14 @@ def locate(model: Model, data_dir: Path) -> Path:
     """
     Returns the file that llama.cpp loads; of a split model this is the first part.
 
-    All parts and the files of all adapters must exist. Contents are not read.
+    All parts, the files of all adapters and that of the projector must exist. Contents are not read.
 
     Raises ModelFileMissing with the command that installs the file, and ModelFileDamaged when the size of a file is not
     that of the catalogue.
     """
     for adapter in model.engine.loras:
         locate_adapter(model, adapter, data_dir)
+    locate_projector(model, data_dir)
     paths = file_paths(model, data_dir)
     missing = [path for path in paths if not _exists(model, path)]
     if missing:
@@ -160,7 +161,9 @@ def check(model: Model, data_dir: Path) -> Path:
     Raises what `locate` raises, and ModelFileUnusable with the reason for a file that cannot be served.
     """
     path = locate(model, data_dir)
-    for first in (path, *(locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras)):
+    adapters = [locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras]
+    projector = locate_projector(model, data_dir)
+    for first in (path, *adapters, *([] if projector is None else [projector])):
         try:
             _check_header(first, file_version(first))
         except ModelFileDamaged as error:
@@ -200,6 +203,18 @@ def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Pat
     return locate(_adapter_model(model, adapter), data_dir)
 
 
+def locate_projector(model: Model, data_dir: Path) -> Path | None:
+    """Returns the file of the model's projector, or None when it has none. Raises what `locate` raises."""
+    return None if (own := projector_model(model)) is None else locate(own, data_dir)
+
+
+def projector_model(model: Model) -> Model | None:
+    """Returns the model with its projector's source: projectors are installed and located like models."""
+    if model.mmproj is None:
+        return None
+    return model.model_copy(update={"source": model.mmproj.source, "engine": EngineEntry(), "mmproj": None})
+
+
 def pull(
     model: Model,
     data_dir: Path,
@@ -219,9 +234,11 @@ def pull(
     Raises DownloadFailed, ModelFileMissing for a file that cannot be downloaded, and ModelFileDamaged for an installed
     file that is broken.
     """
-    for adapter in model.engine.loras:
-        adapter_model = _adapter_model(model, adapter)
-        pull(adapter_model, data_dir, report, token=token, hub=hub, again=again, free_space=free_space, sleep=sleep)
+    others = [_adapter_model(model, adapter) for adapter in model.engine.loras]
+    if (projector := projector_model(model)) is not None:
+        others.append(projector)
+    for other in others:
+        pull(other, data_dir, report, token=token, hub=hub, again=again, free_space=free_space, sleep=sleep)
     source = model.source
     paths = file_paths(model, data_dir)
     try:
@@ -300,7 +317,7 @@ def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_spa
 
 def _adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
     """Returns the model with the adapter's source: adapters are installed and located like models."""
-    return model.model_copy(update={"source": adapter.source, "engine": EngineEntry()})
+    return model.model_copy(update={"source": adapter.source, "engine": EngineEntry(), "mmproj": None})
 
 
 def can_pull(model: Model) -> bool:

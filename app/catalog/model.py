@@ -83,6 +83,14 @@ class PromptProfile(CatalogTable):
         return given
 
 
+class ProjectorEntry(CatalogTable):
+    """The file that encodes images for a model (mmproj)."""
+
+    source: ModelSource = Field(description="a table with exactly one of the keys path, package, convert, url, hf")
+    #: Most cells of an image, for models that follow its size; None means as many as the file says.
+    image_tokens: StrictInt | None = Field(default=None, ge=4, le=65_536, description="a whole number from 4 to 65536")
+
+
 _UseCase = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=32)]
 
 
@@ -106,6 +114,8 @@ class Model(CatalogTable):
     flash_attention: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
     prompt: PromptProfile = Field(default=PromptProfile(), description="a table")
     engine: EngineEntry = Field(default=EngineEntry(), description="a table")
+    #: What lets it read images.
+    mmproj: ProjectorEntry | None = Field(default=None, description="a table with source and image_tokens")
     pools: PoolOptions = Field(default=PoolOptions(), description="a table")
     simulated: SimulatedOptions = Field(default=SimulatedOptions(), description="a table")
     #: The server of a model that has no file.
@@ -140,6 +150,8 @@ class Model(CatalogTable):
         for alias in self.aliases:
             if alias.lower().startswith(SELECTOR_PREFIX) or alias in ("select", self.name):
                 raise ValueError(f"the alias {alias!r} is reserved, or the model's own name: {ALIAS_ACCEPTED}")
+        if self.remote is not None and self.mmproj is not None:
+            raise ValueError("a model of a server has no projector (mmproj) here")
         if self.remote is not None and self.pools.min > 1:
             raise ValueError("a model of a server has at most one pool: pools.min is 0 or 1")
         return self

@@ -24,6 +24,8 @@ class FilePurpose(StrEnum):
     BATCH = "batch"
     #: The results of a batch; only batches write them.
     BATCH_OUTPUT = "batch_output"
+    #: Images in requests.
+    VISION = "vision"
     #: Anything else of a user.
     USER_DATA = "user_data"
 

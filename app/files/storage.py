@@ -48,6 +48,12 @@ _FINISH = text(f"""
 """)
 _GET = text(f"SELECT {_COLUMNS} FROM file WHERE id = :id AND {_VISIBLE}")
 _HOLD = text(f"SELECT {_COLUMNS} FROM file WHERE id = :id AND {_VISIBLE} FOR KEY SHARE")
+_EQUAL = text(f"""
+    SELECT {_COLUMNS} FROM file
+    WHERE namespace = :namespace AND bytes = :bytes AND purpose = :purpose AND sha256 = :sha256
+          AND (expires_at IS NULL OR expires_at > now() + CAST(:until AS interval))
+    ORDER BY id DESC LIMIT 1
+""")
 _READ_CHUNKS = text("""
     SELECT data FROM file_chunk WHERE file_id = :id AND number >= :first AND number < :end ORDER BY number
 """)
@@ -205,6 +211,28 @@ def add(
     found = work.row_of(StoredFile, _FINISH, values)
     assert found is not None, "it was begun in this transaction"
     return found
+
+
+def find_equal(work: UnitOfWork, namespace: str, purpose: str, content: bytes, for_: timedelta) -> StoredFile | None:
+    """Return a file of the namespace with this purpose and content that is kept for at least that time, or None."""
+    values = {
+        "namespace": namespace,
+        "purpose": purpose,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "until": for_,
+    }
+    return work.row_of(StoredFile, _EQUAL, values)
+
+
+def whole(database: Database, id_: UUID, max_bytes: int) -> bytes:
+    """Return the content of a file. Raises FileTooLarge when it has more bytes."""
+    found = bytearray()
+    for part in parts(database, id_):
+        found += part
+        if len(found) > max_bytes:
+            raise FileTooLarge(f"the file has more than {max_bytes} bytes")
+    return bytes(found)
 
 
 def page(

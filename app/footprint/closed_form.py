@@ -48,6 +48,10 @@ class ProcessMemory:
     context: int = 600 * MIB
 
 
+#: Projectors whose images have as many cells as their size asks for, and llama.cpp's limit of these.
+_SIZED_PROJECTORS = frozenset({"qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger", "ling3vl", "pixtral", "kimivl"})
+_IMAGE_TOKENS = 4096
+
 #: Used until the process memory was measured on a host.
 DEFAULT_PROCESS = ProcessMemory()
 
@@ -76,7 +80,7 @@ def closed_form(
         compute = placement.compute(place)
         if projector is not None and place == (0 if gpus else HOST):
             weights += projector.tensor_bytes
-            compute += _projector_compute(projector)
+            compute += _projector_compute(projector, configuration.image_tokens)
         shares.append(
             Share(
                 place,
@@ -97,7 +101,9 @@ def closed_form(
     notes = [] if header.architecture in _VERIFIED else [f"the architecture {header.architecture} is not verified"]
     if not caches.is_complete(header):
         notes.append(f"{header.architecture} also keeps keys for an indexer, which are not counted")
-    return Footprint(FootprintSource.CLOSED_FORM, tuple(shares), margins, tuple(notes))
+    # llama.cpp reads a projector into memory of the process; only the model's file is mapped.
+    copied = projector.tensor_bytes if projector is not None and not gpus else 0
+    return Footprint(FootprintSource.CLOSED_FORM, tuple(shares), margins, tuple(notes), copied=copied)
 
 
 def process_bytes(
@@ -362,8 +368,13 @@ def _layer_of(tensor: Tensor) -> int | None:
     return int(number) if block == "blk" and number.isdigit() else None
 
 
-def _projector_compute(projector: Header) -> int:
-    """Returns the bytes for processing an image: its patches in the widest layer, and their attention."""
+def _projector_compute(projector: Header, image_tokens: int = 0) -> int:
+    """
+    Returns the bytes for processing an image: its patches in the widest layer, and their attention.
+
+    A projector that follows the size of the image has `image_tokens` cells at most, each of several patches. Its
+    attention is computed without the matrix of all pairs.
+    """
     size, patch = (_number(projector, f"vision.{name}") for name in ("image_size", "patch_size"))
     patches = (size // patch) ** 2 if patch else 1500  # half a minute of audio
     kind = "vision" if patch else "audio"
@@ -371,7 +382,12 @@ def _projector_compute(projector: Header) -> int:
         _number(projector, f"{kind}.{name}")
         for name in ("embedding_length", "feed_forward_length", "attention.head_count")
     )
-    return 4 * patches * (6 * width + 2 * feed + heads * patches)
+    pixels = 3 * patch**2
+    if projector.metadata.get(f"{projector.architecture}.projector_type") in _SIZED_PROJECTORS:
+        merged = _number(projector, "vision.spatial_merge_size") or 2
+        patches = max(patches, (image_tokens or _IMAGE_TOKENS) * merged**2)
+        return 4 * patches * (6 * width + 2 * feed + pixels)
+    return 4 * patches * (6 * width + 2 * feed + pixels + heads * patches)
 
 
 def _number(header: Header, name: str) -> int:

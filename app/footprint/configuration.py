@@ -55,10 +55,15 @@ class LoadConfiguration:
     pooling: Literal["mean", "cls", "last", "rank"] | None = None
     #: Maximum bytes of host memory for the states of parked requests.
     parked: int = 0
+    #: Most cells of an image, for projectors that follow its size; 0 means as many as the projector's file says.
+    image_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Returns the configuration as plain data."""
-        return {**asdict(self), "tensor_split": list(self.tensor_split)}
+        found = {**asdict(self), "tensor_split": list(self.tensor_split)}
+        if not self.image_tokens:  # so that measurements of models without images stay valid
+            del found["image_tokens"]
+        return found
 
     @classmethod
     def of_json(cls, given: Mapping[str, Any]) -> Self:
@@ -81,6 +86,7 @@ def of_tuning(
     flash_attention: bool | None,
     embeddings: bool,
     gpus: int,
+    image_tokens: int = 0,
 ) -> LoadConfiguration:
     """Returns the configuration of an engine; `embeddings` says whether it has an embedding context."""
     return LoadConfiguration(
@@ -101,6 +107,7 @@ def of_tuning(
         embedding=tuning.embedding_context if embeddings else 0,
         pooling=tuning.pooling,
         parked=tuning.park_bytes,
+        image_tokens=image_tokens,
     )
 
 
@@ -115,4 +122,5 @@ def of_model(model: Model, *, gpus: int) -> LoadConfiguration:
         flash_attention=FLASH_ATTENTION[model.flash_attention],
         embeddings=model.serves_embeddings,
         gpus=gpus,
+        image_tokens=(model.mmproj.image_tokens or 0) if model.mmproj is not None else 0,
     )

@@ -221,5 +221,5 @@ def _footprint(identity: Identity, process: ProcessMemory, answer: Mapping[str, 
                 parked=theirs.parked,
             )
         )
-    made = Footprint(FootprintSource.DRY_RUN, tuple(shares), {}, copied=copied)
+    made = Footprint(FootprintSource.DRY_RUN, tuple(shares), {}, copied=copied + closed.copied)
     return replace(made, margins={share.place: footprint.dry_run_margin(share) for share in shares})

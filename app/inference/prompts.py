@@ -7,14 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from app.grammar import gbnf_source
+from app.inference.images import references
 from app.inference.recommended import RECOMMENDABLE
-from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, PriorityClass, Sampling, Tool, ToolCall
+from app.inference.requests import (
+    ChatMessage,
+    GenerateRequest,
+    ImageInput,
+    NamedTool,
+    PriorityClass,
+    Sampling,
+    Tool,
+    ToolCall,
+)
 from app.kernel.errors import FailureReason, InvalidInput, StepFailure
 from app.workflows.expressions import conditions, templates
 from app.workflows.language.generate_fields import GenerateFields, MessageTemplate, SamplingFields, StepToolChoice
 
 #: More than any context: the limit is then what the context leaves.
 MAX_TOKENS = 1_000_000
+#: Most images of a message; the setting images.max_images is checked when they are read.
+_MAX_IMAGES = 256
 
 
 def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, attempt: int) -> GenerateRequest:
@@ -32,7 +44,7 @@ def request_of(step: GenerateFields, data: Mapping[str, Any], *, priority: str, 
         sampling = replace(sampling, seed=(sampling.seed + (attempt - 1) * step.n) % 2**32)
     choice = step.tool_choice
     return GenerateRequest(
-        messages=tuple(_message(part, data) for part in _messages(step)),
+        messages=tuple(_message(part, data, place) for place, part in _messages(step)),
         prompt=templates.render(step.prompt, data) if step.prompt is not None and not step.chat else None,
         max_tokens=step.max_tokens or MAX_TOKENS,
         fits_context=step.max_tokens is None,
@@ -76,20 +88,33 @@ def _grammar(source: str) -> str:
 
 def messages_of(messages: Sequence[MessageTemplate], data: Mapping[str, Any]) -> list[ChatMessage]:
     """Returns messages with their templates rendered. Raises StepFailure."""
-    return [_message(part, data) for part in messages]
+    return [_message(part, data, f"messages[{at}].images") for at, part in enumerate(messages)]
 
 
-def _messages(step: GenerateFields) -> tuple[MessageTemplate, ...]:
+def _messages(step: GenerateFields) -> list[tuple[str, MessageTemplate]]:
+    """The messages, each with the place of its images."""
     if step.prompt is None or not step.chat:
-        return step.messages
-    system = (MessageTemplate(role="system", content=step.system),) if step.system else ()
-    return (*system, MessageTemplate(role="user", content=step.prompt))
+        return [(f"messages[{at}].images", part) for at, part in enumerate(step.messages)]
+    system = [("", MessageTemplate(role="system", content=step.system))] if step.system else []
+    return [*system, ("images", MessageTemplate(role="user", content=step.prompt, images=step.images))]
 
 
-def _message(part: MessageTemplate, data: Mapping[str, Any]) -> ChatMessage:
+def _message(part: MessageTemplate, data: Mapping[str, Any], place: str) -> ChatMessage:
     content = "" if part.content is None else templates.render(part.content, data)
     found = [] if part.tool_calls is None else conditions.evaluate(part.tool_calls, data, result_type="list")
-    return ChatMessage(part.role, content, tuple(map(_call, found)))
+    named = [] if part.images is None else conditions.evaluate(part.images, data, result_type="list")
+    if len(named) > _MAX_IMAGES:
+        message = f"{place} has {len(named)} images; at most {_MAX_IMAGES} are accepted"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+    images = tuple(_image(value, f"{place}[{number}]") for number, value in enumerate(named))
+    return ChatMessage(part.role, content, tuple(map(_call, found)), images)
+
+
+def _image(value: Any, place: str) -> ImageInput:
+    if not isinstance(value, str):
+        message = f"{place} is no text; accepted: {references.ACCEPTED}"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+    return ImageInput(0, value, place)
 
 
 def _call(value: Any) -> ToolCall:

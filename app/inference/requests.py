@@ -7,6 +7,7 @@ All engines accept the same requests, whether they run llama.cpp in this process
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -43,6 +44,33 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Pixels:
+    """A decoded image: rows from above, three bytes (red, green, blue) for each pixel."""
+
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+
+    def digest(self) -> str:
+        """Return a name of the image that differs from those of all others."""
+        return hashlib.sha256(b"%d,%d," % (self.width, self.height) + self.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """An image at its place in a message."""
+
+    #: How many characters of the content are before it.
+    at: int
+    #: Where it comes from: a data URL, the id of a file, or an http(s) URL.
+    reference: str = field(repr=False)
+    #: The field of the request that names it, for messages.
+    place: str
+    #: The decoded image; None until it was read.
+    pixels: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One message of a conversation, with the roles of chat templates."""
 
@@ -50,6 +78,8 @@ class ChatMessage:
     content: str
     #: Tool calls of the assistant in this message; their results follow in messages with the role `tool`.
     tool_calls: tuple[ToolCall, ...] = ()
+    #: Images, in the order of their places.
+    images: tuple[ImageInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +180,11 @@ class GenerateRequest:
     template_arguments: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     #: How much the model thinks, if its template has a variable for that.
     reasoning_effort: ReasoningLevel | None = None
+
+    @property
+    def images(self) -> tuple[ImageInput, ...]:
+        """The images of all messages, in order."""
+        return tuple(image for message in self.messages for image in message.images)
 
 
 class FinishReason(StrEnum):

@@ -44,6 +44,7 @@ from app.kernel.sections.governance import ActionSettings, AlertSettings, Servin
 from app.kernel.sections.handoffs import HandoffSettings
 from app.kernel.sections.hooks import HookDefinition
 from app.kernel.sections.http import HttpSettings
+from app.kernel.sections.images import ImageSettings
 from app.kernel.sections.mail import MailSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
+    images: ImageSettings = ImageSettings()
     conversations: ConversationSettings = ConversationSettings()
     memories: MemorySettings = MemorySettings()
     consolidation: ConsolidationSettings = ConsolidationSettings()

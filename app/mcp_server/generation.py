@@ -1,4 +1,4 @@
-"""The tools that let models write: text, code, and (not yet) answers about images and sounds."""
+"""The tools that let models write: text, code, and answers about images."""
 
 from __future__ import annotations
 
@@ -214,28 +214,42 @@ async def write_code(call: McpCall[CodeArguments]) -> dict[str, Any]:
 
 
 class MediaArguments(ToolArguments):
-    """A question about a picture, a sound or a film."""
+    """A question about images."""
 
-    prompt: PromptText = Field(description="the question")
+    prompt: Annotated[str, Field(min_length=1, max_length=4_000)] = Field(description="the question")
     media: list[Annotated[str, Field(min_length=1, max_length=2_000_000)]] = Field(
-        min_length=1, max_length=8, description="data URLs or ids of files"
+        min_length=1, max_length=8, description="images: ids of uploaded files, data URLs, or URLs of allowed hosts"
     )
-    model: NameText | None = Field(default=None, description=_MODEL)
+    model: NameText | None = Field(
+        default=None, description="a model with a projector (mmproj); by default the best one that is available"
+    )
+    wait_seconds: WaitSeconds = _WAIT
 
 
 async def analyse_media(call: McpCall[MediaArguments]) -> dict[str, Any]:
-    """Refuse: no engine of this version reads anything but text."""
-    models = ", ".join(await _names(call.api))
-    raise Refused(
-        "multimodal analysis is not available: no model of the catalogue reads images, sounds or films "
-        f"(its models read text: {models}). Nothing was sent to a model. "
-        "Use enhanced_text_generation with a description or a transcript instead.",
-        status=501,
-    )
+    """Answer a question about images, by the shipped workflow. Raises Refused when no model reads images."""
+    asked = call.arguments
+    if not (models := await _readers(call.api)):
+        raise Refused("no model of the catalogue reads images: an entry needs a projector (mmproj)", status=501)
+    if asked.model is not None and asked.model not in models and not asked.model.startswith("auto:"):
+        raise Refused(f"{asked.model} reads no images, or is not in the catalogue; these do: {', '.join(models)}")
+    submission: dict[str, Any] = {
+        "workflow": "multimodal-analysis",
+        "inputs": {"images": asked.media, "question": asked.prompt},
+        "priority": "interactive",
+    }
+    if asked.model is not None:
+        submission["models"] = {"look": asked.model, "together": asked.model}
+    task = await tasks.start(call.api, submission, asked.wait_seconds, call.progress)
+    output = await tasks.output_of(call.api, task)
+    found = output if isinstance(output, dict) else {}
+    return {**task, "answer": found.get("answer"), "images": found.get("images")}
 
 
-async def _names(api: Api) -> list[str]:
-    return [str(model["name"]) for model in (await api.get("/v1/catalog"))["models"][:50]]
+async def _readers(api: Api) -> list[str]:
+    """Return the models that read images, with their aliases."""
+    able = [model for model in (await api.get("/v1/catalog"))["models"] if model["reads_images"]]
+    return [str(name) for model in able for name in (model["name"], *model["aliases"])][:50]
 
 
 _TEXT_OUTPUT = tasks.TASK | {
@@ -249,6 +263,16 @@ _CODE_OUTPUT = tasks.TASK | {
             verification={"type": "string", "description": "whether the tests passed"},
             tests={"type": "string"},
             review={"type": ["string", "null"]},
+        )["properties"],
+    }
+}
+
+_MEDIA_OUTPUT = tasks.TASK | {
+    "properties": {
+        **tasks.TASK["properties"],
+        **object_of(
+            answer={"type": ["string", "null"]},
+            images={"type": ["array", "null"], "items": {"type": "object"}, "description": "one for each image"},
         )["properties"],
     }
 }
@@ -274,12 +298,11 @@ TOOLS: tuple[ServedTool[Any], ...] = (
     ),
     ServedTool(
         "multimodal_analysis",
-        "Look at images (not available)",
-        "Refused in this version: no model here reads images, sounds or films. Says which models there are.",
+        "Look at images",
+        "Answers a question about up to eight images: each is looked at alone, and the findings are put together. "
+        "Returns the answer, what is seen and read in each image, and a task_id. Sounds and films are not supported.",
         MediaArguments,
-        object_of(),
+        _MEDIA_OUTPUT,
         analyse_media,
-        reads_only=True,
-        idempotent=True,
     ),
 )

@@ -61,7 +61,7 @@ install_carried() {
   if ! compgen -G "$carried/wheels/llama_cpp_python-*.whl" >/dev/null; then
     [[ -n $sources ]] || fail "there is neither a wheel nor the sources of llama_cpp_python in $carried"
     say "building llama.cpp, which takes minutes; all output: $work/build.log"
-    CMAKE_ARGS="${CMAKE_ARGS:--DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native} -DLLAVA_BUILD=OFF" \
+    CMAKE_ARGS="${CMAKE_ARGS:--DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native} -DLLAVA_BUILD=ON -DMTMD_VIDEO=OFF" \
       "$python" -m pip wheel --quiet --no-index --no-deps --find-links "$carried/wheels" \
       --wheel-dir "$work/built" "$sources" >"$work/build.log" 2>&1 \
       || { tail -n 20 "$work/build.log" >&2; fail "llama.cpp could not be built"; }

@@ -32,7 +32,7 @@ def llama(
         "attention.head_count": 4, "attention.head_count_kv": 2, "vocab_size": 100,
     } | keys  # fmt: skip
     for key, value in given.items():
-        add = writer.add_array if isinstance(value, list) else writer.add_uint32
+        add = {list: writer.add_array, str: writer.add_string}.get(type(value), writer.add_uint32)
         add(f"{architecture}.{key}", value)
     writer.add_tensor("token_embd.weight", np.zeros((100, 64), np.float32))
     for layer in range(4):
@@ -168,6 +168,21 @@ def test_a_projector_adds_its_weights_and_buffers_for_an_image(tmp_path: Path) -
     assert seeing.shares[1].weights - without.shares[1].weights == projector.tensor_bytes
     assert seeing.shares[1].compute > without.shares[1].compute
     assert seeing.margins[0] > without.margins[0]
+
+
+def test_a_projector_that_follows_the_size_of_images_is_bounded_by_their_tokens(tmp_path: Path) -> None:
+    keys = {"vision.image_size": 560, "vision.patch_size": 14, "vision.embedding_length": 64,
+            "vision.feed_forward_length": 128, "vision.attention.head_count": 4,
+            "projector_type": "qwen2vl_merger", "vision.spatial_merge_size": 2}  # fmt: skip
+    read, projector = llama(tmp_path), llama(tmp_path, name="mmproj.gguf", architecture="clip", **keys)
+    one = replace(PLAIN, gpu_layers=0)
+    small, large = (
+        closed_form.closed_form(read, replace(one, image_tokens=tokens), projector=projector) for tokens in (1024, 0)
+    )
+    assert large.shares[0].compute - small.shares[0].compute == 4 * (4096 - 1024) * 4 * (6 * 64 + 2 * 128 + 3 * 14**2)
+    assert small.copied == projector.tensor_bytes, "it is read into the process, not mapped"
+    assert "image_tokens" not in one.as_json(), "measurements of models without images stay valid"
+    assert LoadConfiguration.of_json(replace(one, image_tokens=9).as_json()).image_tokens == 9
 
 
 def test_the_embedding_context_is_counted(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from app.catalog import files
+from tests.workers.tiny_projectors import ProjectorKind, write_projector
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
@@ -42,6 +43,34 @@ def tiny_llama(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("tiny") / "llama.gguf"
     _write_llama(model_path, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2vl(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen 2 VL of two layers with random weights: its positions have dimensions (M-RoPE)."""
+    path = tmp_path_factory.mktemp("tiny") / "qwen2vl.gguf"
+    _write_qwen2vl(model_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_smolvlm(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny llama, with the tokens that SmolVLM has around images in the place of two rare ones."""
+    path = tmp_path_factory.mktemp("tiny") / "smolvlm.gguf"
+    _write_llama(model_path, path, ("<fake_token_around_image>", "<global-img>"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_projector(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ProjectorKind], Path]:
+    """A factory of projectors with random weights for the tiny models."""
+    folder = tmp_path_factory.mktemp("projector")
+
+    @functools.cache
+    def projector(kind: ProjectorKind) -> Path:
+        return write_projector(folder / f"mmproj-{kind}.gguf", kind, WIDTH)
+
+    return projector
 
 
 @pytest.fixture(scope="session")
@@ -126,9 +155,9 @@ def make(model_path: Path) -> Iterator[MakeEngine]:
         one.close()
 
 
-def _write_llama(source: Path, target: Path) -> None:
-    """A llama of two layers."""
-    writer, random = _begin(source, target, "llama")
+def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> None:
+    """A llama of two layers; `controls` are control tokens that replace the last ones of the vocabulary."""
+    writer, random = _begin(source, target, "llama", controls)
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -141,6 +170,28 @@ def _write_llama(source: Path, target: Path) -> None:
             "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
         }.items():  # fmt: skip
             writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
+    _end(writer)
+
+
+def _write_qwen2vl(source: Path, target: Path) -> None:
+    """A Qwen 2 VL of two layers."""
+    writer, random = _begin(source, target, "qwen2vl")
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(128)
+    writer.add_rope_dimension_sections([8, 4, 4, 0])
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name, size in {"attn_q": WIDTH, "attn_k": 32, "attn_v": 32}.items():
+            writer.add_tensor(f"{block}{name}.bias", random(size))
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
     _end(writer)
@@ -247,12 +298,17 @@ def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, boo
     _end(writer)
 
 
-def _begin(source: Path, target: Path, architecture: str):  # type: ignore[no-untyped-def] # gguf has no types
+def _begin(source: Path, target: Path, architecture: str, controls: tuple[str, ...] = ()):  # type: ignore[no-untyped-def] # gguf has no types
     writer = gguf.GGUFWriter(target, architecture)
     writer.add_context_length(4096)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     fields = _tokenizer_of(source)
+    if controls:
+        fields = dict(fields)
+        for name, last in (("tokens", list(controls)), ("token_type", [gguf.TokenType.CONTROL] * len(controls))):
+            value, *kinds = fields[f"tokenizer.ggml.{name}"]
+            fields[f"tokenizer.ggml.{name}"] = ([*value[: -len(controls)], *last], kinds[0], kinds[1])
     for name, (value, kind, inside) in fields.items():
         writer.add_key_value(name, value, kind, inside)
     numbers = np.random.default_rng(7)

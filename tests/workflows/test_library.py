@@ -302,3 +302,31 @@ def test_a_late_night_posts_an_alarm(worker: StepWorker) -> None:
     worker.work(alarm=lambda claim: seen.append(claim.data["run"]["state"]))
 
     assert (worker.run(run_id).state, seen) == ("failed", ["failed"])
+
+
+def test_images_are_looked_at_one_by_one_and_put_together(worker: StepWorker) -> None:
+    """With the seen images given: one needs one request, several a further one with the findings."""
+
+    def seen(claim: Any) -> Any:
+        request = prompts.request_of(claim.work, claim.data, priority="standard", attempt=1)
+        (image,) = request.images
+        return {"answer": f"it is {image.reference}", "visible_text": ["EXIT"], "certain": True}
+
+    def together(claim: Any) -> str:
+        request = prompts.request_of(claim.work, claim.data, priority="standard", attempt=1)
+        assert not request.images
+        return request.messages[-1].content
+
+    ids = ["file-" + digit * 32 for digit in "ab"]
+    run_id = submitted(worker.runs, "multimodal-analysis", images=ids[:1], question="What?")
+    worker.work(run_id, look=seen, together=together)
+    run = worker.run(run_id)
+    assert run.state == "succeeded", run.error
+    assert run.output["answer"] == f"it is {ids[0]}"
+    run_id = submitted(worker.runs, "multimodal-analysis", images=ids, question="Which is larger?")
+    worker.work(run_id, look=seen, together=together)
+    run = worker.run(run_id)
+    assert run.state == "succeeded", run.error
+    for text in (f"Image 1: it is {ids[0]}", f"Image 2: it is {ids[1]}", "Text in it: EXIT", "Which is larger?"):
+        assert text in run.output["answer"]
+    assert [one["certain"] for one in run.output["images"]] == [True, True]

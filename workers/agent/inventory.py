@@ -281,7 +281,11 @@ def _identities(model: Model, settings: Settings) -> Callable[[list[MeasuredDevi
     """Return a function from GPUs to the identity of a load of the model there. The file is read once."""
     read = header.read(files.locate(model, settings.data_dir))
     adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
-    return lambda gpus: estimate.identify(read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters)
+    found = files.locate_projector(model, settings.data_dir)
+    projector = None if found is None else header.read(found)
+    return lambda gpus: estimate.identify(
+        read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters, projector=projector
+    )
 
 
 def _capacities(inventory: Inventory, settings: FleetSettings) -> dict[str, int]:

@@ -19,6 +19,7 @@ from app.inference.requests import (
     RerankRequest,
     TextPiece,
 )
+from app.kernel.errors import FailureReason, StepFailure
 
 #: Receives each new piece of text, on the engine's own thread: it must return at once and never raise.
 OnText = Callable[[str], None]
@@ -58,6 +59,10 @@ class Engine(Protocol):
     @property
     def window(self) -> int:
         """Tokens of prompt and output together that each request has when all slots are in use."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether messages can have images."""
 
     @property
     def counts_exactly(self) -> bool:
@@ -102,6 +107,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model. Requests that are not done fail with the reason `worker_stopped`."""
+
+
+def require_images(engine: Engine, request: GenerateRequest) -> None:
+    """Raises StepFailure, which names the first image, when the request has images and the engine reads none."""
+    if request.images and not engine.reads_images:
+        message = "this model reads no images: its entry in the catalogue has no projector (mmproj)"
+        raise StepFailure(FailureReason.INVALID_REQUEST, f"{request.images[0].place}: {message}")
 
 
 def pieces_to(on_text: OnText | None, on_piece: OnPiece | None) -> OnPiece | None:

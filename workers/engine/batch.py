@@ -30,10 +30,14 @@ BATCH_EVERY = 64
 BATCH_LATENCY = 0.02
 #: Minimum of prompt tokens in a step, however slow the machine is.
 MIN_PREFILL_TOKENS = 16
+#: Prompt tokens in a step until the speed of the machine is known.
+_FIRST_PREFILL = 256
 #: The part of `batch_prefill_tokens` that such a decode has.
 _BATCH_SHARE = 4
 #: A prompt that was skipped in this many decodes goes first, whatever its class.
 STARVED = 64
+#: More tokens than any prompt has.
+NO_IMAGE = 2**31
 
 
 @dataclass(slots=True)
@@ -54,6 +58,8 @@ class BatchWork:
     latency_sensitive: bool = False
     #: Decodes that skipped it since it was part of one.
     skipped: int = 0
+    #: How many of the remaining tokens can be in one decode: those before the next image.
+    adjacent: int = NO_IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,9 @@ def plan_decode(
             room = min(room, max(1, prefill_tokens))
         prompts.sort(key=lambda work: (work.skipped < STARVED, work.rank, work.order))
         for work in prompts:
-            count = min(work.remaining, room, batch_room) if work.rank == BATCH else min(work.remaining, room)
+            count = min(work.remaining, work.adjacent, room)
+            if work.rank == BATCH:
+                count = min(count, batch_room)
             if count <= 0:
                 continue
             chunks.append(Chunk(work, count, is_last=count == work.remaining))
@@ -107,7 +115,7 @@ def plan_reproducible(works: Sequence[BatchWork], batch_tokens: int) -> list[Chu
     if not works:
         return []
     work = max(works, key=lambda work: (work.skipped, -work.order))
-    count = min(work.remaining, batch_tokens)
+    count = min(work.remaining, work.adjacent, batch_tokens)
     return [Chunk(work, count, is_last=count == work.remaining)]
 
 
@@ -123,8 +131,9 @@ def prefill_budgets(rate: float, step_latency: float, most: int) -> tuple[int, i
     """
     Return the numbers of prompt tokens that may be in a step: of all classes, and of the class `batch`.
 
-    The first adds about `step_latency` seconds to the step, at `rate` tokens per second.
+    The first adds about `step_latency` seconds to the step, at `rate` tokens per second; 0 means that it is not known.
     """
+    rate = rate or _FIRST_PREFILL / max(step_latency, 0.01)
     batch_latency = min(BATCH_LATENCY, step_latency)
     budgets = (max(MIN_PREFILL_TOKENS, min(most, int(rate * seconds))) for seconds in (step_latency, batch_latency))
     return next(budgets), next(budgets)

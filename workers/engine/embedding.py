@@ -24,7 +24,8 @@ import numpy.typing as npt
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.bindings import native
-from workers.engine.bindings.llama import POOLING, Batch, LlamaModel, cores, flash_attention
+from workers.engine.bindings.llama import POOLING, LlamaModel, cores, flash_attention
+from workers.engine.bindings.token_batch import Batch
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 

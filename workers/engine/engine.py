@@ -36,12 +36,12 @@ from app.inference.requests import (
 )
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
-from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, require_images, vectors
 from workers.engine.bindings.llama import LlamaModel, load_loras, use_loras
 from workers.engine.chat import tools
 from workers.engine.chat.calls import ToolCallDetector, as_bytes
 from workers.engine.chat.lazy_grammar import LazyGrammar
-from workers.engine.chat.templates import ChatTemplate
+from workers.engine.chat.templates import ChatTemplate, Prompt
 from workers.engine.chat.truncation import truncated
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
 from workers.engine.loop import EngineLoop
@@ -50,6 +50,9 @@ from workers.engine.options import EngineOptions, Rope
 from workers.engine.sampling import sampler
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache, ToGbnf
 from workers.engine.tasks import EngineTask, LlamaTicket
+from workers.engine.vision.encoder import ImageEncoder
+from workers.engine.vision.image_steps import ImageSteps
+from workers.engine.vision.projector import Projector
 
 _LOG = structlog.get_logger(__name__)
 
@@ -87,6 +90,12 @@ class LlamaEngine:
             self._grammars = GrammarCache(self.model, schema_to_gbnf)
             self._loop = EngineLoop(self.model, self.options)
             undo.callback(self._loop.context.close)
+            self._images: ImageEncoder | None = None
+            if self.options.projector is not None:
+                projector = Projector(self.options.projector, self.model, self.options)
+                self._images = ImageEncoder(projector, self._loop.wake)
+                undo.callback(self._images.close)
+                self._loop.images = ImageSteps(self._images)
             self._loras = load_loras(self.model)
             self._loop.use_loras(list(self._loras.values()))
             undo.pop_all()
@@ -126,7 +135,7 @@ class LlamaEngine:
     def count(self, request: GenerateRequest) -> int:
         """See the protocol."""
         with self._in_use():
-            return len(self._template.prompt(request).tokens)
+            return len(self._prompt(request).tokens)
 
     def count_texts(self, texts: Sequence[str]) -> list[int]:
         """See the protocol."""
@@ -143,11 +152,11 @@ class LlamaEngine:
     def _generate(self, request: GenerateRequest, on_piece: OnPiece | None) -> LlamaTicket:
         self._check(request)
         deadline = _deadline(request)
-        prompt = self._template.prompt(request)
+        prompt = self._prompt(request)
         room = self.context_limit - (1 if request.fits_context else request.max_tokens)
         if request.truncates and request.messages and len(prompt.tokens) > room:
-            request = truncated(request, lambda shorter: len(self._template.prompt(shorter).tokens), room)
-            prompt = self._template.prompt(request)
+            request = truncated(request, lambda shorter: len(self._prompt(shorter).tokens), room)
+            prompt = self._prompt(request)
         if not prompt.tokens:
             raise StepFailure(FailureReason.INVALID_REQUEST, "the prompt is empty")
         if request.fits_context:
@@ -181,11 +190,17 @@ class LlamaEngine:
                 *self._call_detection(request, grammar, style, prompt.thinking),
                 index=index,
                 splitter=self._template.splitter(prompt.thinking),
+                images=prompt.images,
             )
             for index in range(request.n)
         ]
         self._loop.submit(tasks)
         return LlamaTicket(tasks, self._loop.wake, style)
+
+    def _prompt(self, request: GenerateRequest) -> Prompt:
+        """Raises StepFailure, which names the image when the model reads none."""
+        require_images(self, request)
+        return self._template.prompt(request, None if self._images is None else self._images.projector.prepare)
 
     def embed(self, request: EmbedRequest, timeout: float | None = None, on_stop: OnStop | None = None) -> Embedded:
         """See the protocol."""
@@ -260,6 +275,16 @@ class LlamaEngine:
         """See the protocol."""
         return self._template.tools is not None
 
+    @property
+    def reads_images(self) -> bool:
+        """See the protocol."""
+        return self._images is not None
+
+    @property
+    def encoded_images(self) -> int:
+        """How many images, or parts of images, were encoded."""
+        return 0 if self._images is None else self._images.encoded
+
     def stalled_for(self) -> timedelta:
         """See the protocol. An engine that gave up counts as stalled since its last decode."""
         return timedelta(seconds=self._loop.stalled_seconds())
@@ -277,6 +302,8 @@ class LlamaEngine:
             return
         started_at = perf_counter()
         self._loop.stop()
+        if self._images is not None:
+            self._images.close()
         if self._embeddings is not None:
             self._embeddings.close()
         self._grammars.close()

@@ -26,9 +26,9 @@ from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
 from workers.engine.sampling.batch_sampler import BatchSampler
 from workers.engine.sampling.constraint import FirstByteIndex
-from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.slots import Slots
-from workers.engine.tasks import EngineTask
+from workers.engine.tasks import EngineTask, new_sampler
+from workers.engine.vision.image_steps import ImageSteps
 from workers.engine.waiting import Job, Jobs, WaitingTasks
 
 _LOG = structlog.get_logger(__name__)
@@ -48,6 +48,8 @@ class EngineLoop:
         self.meter = Meter()
         self.context = Context(model, options)
         self.slots = Slots(self.context, options, self.meter)
+        #: What computes images; None when the model has no projector.
+        self.images: ImageSteps | None = None
         self._sampler = BatchSampler(model)
         #: Prepared by the thread that first requests a grammar, not by this one: a large vocabulary needs 0.5 s.
         self.byte_index = FirstByteIndex(model)
@@ -110,7 +112,7 @@ class EngineLoop:
         self.submit_job(counted)
 
     def wake(self) -> None:
-        """Make the loop look for cancelled tasks."""
+        """Make the loop look for cancelled tasks, and for images that were encoded."""
         self._sweep_needed = True
         with self._wake:
             self._wake.notify()
@@ -129,14 +131,13 @@ class EngineLoop:
 
     def metrics(self) -> EngineMetrics:
         """Return the figures, at most one step old."""
-        waiting = list(self._waiting)
-        states = [state for task in waiting if (state := task.state) is not None]
+        parked, parked_bytes = self._waiting.parked()
         return self.meter.snapshot(
             slots=self.options.slots,
             running=len(self.slots.running),
-            waiting=len(waiting) + len(self._inbox),
-            parked_now=len(states),
-            parked_bytes=sum(map(len, states)),
+            waiting=len(self._waiting) + len(self._inbox),
+            parked_now=parked,
+            parked_bytes=parked_bytes,
             cells=self.context.n_context,
             cells_used=self.slots.cells.used,
             prefixes_kept=len(self.slots.index.kept),
@@ -183,9 +184,8 @@ class EngineLoop:
                 return False
             new_tasks, self._inbox = self._inbox, []
         self._waiting.add(new_tasks)
-        for task in new_tasks:
-            if task.deadline is not None:
-                self._next_deadline = min(self._next_deadline, task.deadline)
+        deadlines = [task.deadline for task in new_tasks if task.deadline is not None]
+        self._next_deadline = min((self._next_deadline, *deadlines))
         return True
 
     def _iterate(self) -> None:
@@ -199,9 +199,11 @@ class EngineLoop:
         if self._jobs:
             self._run_job()
         works = self.slots.works
+        if self.images is not None and works:
+            works = self._image_step(self.images)
         if works:
             self._decode_step(works, now)
-        elif self._waiting and admitting and not self._jobs:
+        elif self._waiting and not self.slots.running and admitting and not self._jobs:
             self._fail_stuck()
 
     def _sweep(self, now: float) -> None:
@@ -211,13 +213,13 @@ class EngineLoop:
             if task.cancelled:
                 self.meter.cancelled += 1
                 self._abort(task, CancelledError())
+            elif task.deadline is not None and now >= task.deadline:
+                self.meter.timed_out += 1
+                self._abort(
+                    task, StepFailure(FailureReason.TIMEOUT, "the deadline passed before the text was complete")
+                )
             elif task.deadline is not None:
-                if now >= task.deadline:
-                    self.meter.timed_out += 1
-                    message = "the deadline passed before the text was complete"
-                    self._abort(task, StepFailure(FailureReason.TIMEOUT, message))
-                else:
-                    self._next_deadline = min(self._next_deadline, task.deadline)
+                self._next_deadline = min(self._next_deadline, task.deadline)
 
     def _abort(self, task: EngineTask, error: BaseException) -> None:
         """End a running or waiting task without a result."""
@@ -269,18 +271,7 @@ class EngineLoop:
             self.meter.waited(now - task.submitted)
             self.meter.tokens_in += len(task.prompt)
         if task.sampler is None:
-            grammar = task.grammar.new_sampler() if task.grammar is not None and task.lazy_grammar is None else None
-            sampling = task.request.sampling
-            task.sampler = TokenSampler(
-                self.model,
-                sampling,
-                task.seed,
-                task.prompt,
-                grammar=grammar,
-                lazy=task.lazy_grammar,
-                byte_index=self.byte_index,
-                context=self.context.n_context,
-            )
+            task.sampler = new_sampler(self.model, task, self.byte_index, self.context.n_context)
 
     def _fail_stuck(self) -> None:
         """Nothing runs and no task could be admitted, which must not happen: fail the first waiting task."""
@@ -299,14 +290,31 @@ class EngineLoop:
 
     # ---- a decode -------------------------------------------------------------------------------------------------
 
+    def _budgets(self) -> tuple[int, int]:
+        return batch.prefill_budgets(self.meter.prefill_rate, self.options.step_latency, self.context.n_batch)
+
+    def _image_step(self, images: ImageSteps) -> list[batch.BatchWork]:
+        """Compute an image, or a part of one, if one is due. Returns the works whose next part is text."""
+        for task, failure in (plan := images.plan(self.slots)).failed:
+            self.meter.failed += 1
+            self._abort(task, failure)
+        done = images.decode(plan, self.context, self._budgets()[0])
+        if done is not None and done.code == 0:
+            self._record_decode([done.chunk], done.seconds)
+        elif done is not None:
+            self._decode_failed([done.chunk], done.code)
+            return []  # there may be a new context
+        elif not plan.texts and not plan.failed:  # wait until an image is encoded, or something else happens
+            self._progress_at = perf_counter() if images.encoder.is_working() else self._progress_at
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, 1.0)
+        return plan.texts
+
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
-        options = self.options
-        if options.reproducible:
+        if self.options.reproducible:
             chunks = batch.plan_reproducible(works, self.context.n_batch)
         else:
-            rate = self.meter.prefill_rate or 256 / max(options.step_latency, 0.01)
-            budget, batch_budget = batch.prefill_budgets(rate, options.step_latency, self.context.n_batch)
-            chunks = batch.plan_decode(works, self.context.n_batch, budget, batch_budget)
+            chunks = batch.plan_decode(works, self.context.n_batch, *self._budgets())
         batch.count_skips(works, chunks)
         ready = perf_counter()
         code = self._decode(chunks)
@@ -335,8 +343,8 @@ class EngineLoop:
         parts = []
         for chunk in chunks:
             task = self.slots.running[chunk.work.sequence]
-            first = task.computed
-            parts.append((chunk.work.sequence, first, task.tokens[first : first + chunk.count], chunk.is_last))
+            tokens = task.tokens[task.computed : task.computed + chunk.count]
+            parts.append((chunk.work.sequence, task.position, tokens, chunk.is_last))
         return self.context.decode(parts)
 
     def _record_decode(self, chunks: list[batch.Chunk], seconds: float) -> None:
@@ -456,8 +464,7 @@ class EngineLoop:
     def _fail_all(self) -> None:
         """Fail all running, waiting and new tasks with the reason."""
         with self._wake:
-            new_tasks, self._inbox = self._inbox, []
-        tasks = [*self.slots.running.values(), *self._waiting, *new_tasks]
+            tasks, self._inbox = [*self.slots.running.values(), *self._waiting, *self._inbox], []
         self.slots.discard(list(self.slots.running.values()))
         self._waiting.clear()
         end_failure = self.end_failure

@@ -47,6 +47,10 @@ class EngineOptions(Tuning):
     #: Whether embeddings and scores can be requested. Their context needs additional memory.
     vectors: bool = True
     loras: tuple[Lora, ...] = ()
+    #: The file that encodes images for the model (mmproj); None means that it reads text only.
+    projector: Path | None = None
+    #: Most cells of an image, for projectors that follow its size; None means as many as the projector's file says.
+    image_tokens: int | None = None
     profile: PromptProfile = PromptProfile()
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from app.inference.requests import (
 )
 from app.kernel import clock, log
 from app.kernel.errors import FailureReason, StepFailure
-from workers.engine import OnPiece, OnStop, OnText, pieces_to, simulated_texts
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, require_images, simulated_texts
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.simulated_texts import CHARACTERS_PER_TOKEN, DIMENSIONS
 
@@ -119,6 +119,11 @@ class SimulatedEngine:
         return self._context
 
     @property
+    def reads_images(self) -> bool:
+        """See the protocol."""
+        return False
+
+    @property
     def counts_exactly(self) -> bool:
         """See the protocol. It has no other tokenizer than its rule."""
         return True
@@ -136,6 +141,7 @@ class SimulatedEngine:
         self, request: GenerateRequest, on_text: OnText | None = None, on_piece: OnPiece | None = None
     ) -> SimulatedTicket:
         """See the protocol."""
+        require_images(self, request)
         if request.fits_context:
             request = replace(request, max_tokens=min(request.max_tokens, _MAX_TOKENS))
         ticket = SimulatedTicket(request, pieces_to(on_text, on_piece))

@@ -16,6 +16,7 @@ from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match, PrefixIndex
 from workers.engine.tasks import EngineTask
+from workers.engine.vision import image_spans
 
 #: Fewest tokens of a prefix under computation for which a task waits instead of computing them itself.
 MIN_AWAITED_TOKENS = 32
@@ -49,6 +50,16 @@ class Slots:
         """Return the reusable prefix of the task's tokens. At least one token is always left to compute."""
         if not self._options.shares or task.sharing_failed:
             return Match()
+        found = self._found(task)
+        if not task.images:
+            return found
+        # An image is shared as a whole.
+        length, pending = (image_spans.before_spans(task.images, one) for one in (found.length, found.pending_length))
+        if pending <= length:
+            return Match(length, found.source if length else None)
+        return Match(length, found.source if length else None, pending, found.pending_source)
+
+    def _found(self, task: EngineTask) -> Match:
         tokens = tuple(task.tokens[:-1])
         if not self._context.model.recurrent:
             return self.index.find(tokens)
@@ -76,10 +87,10 @@ class Slots:
         if shared and match.source is not None:
             if match.source == sequence:
                 self.index.activate(sequence)
-                kept = self.cells.length(sequence) == shared or self._context.truncate(sequence, shared)
+                kept = self.cells.length(sequence) == shared or self._context.truncate(sequence, *_end(task, shared))
                 self.cells.truncate(sequence, shared)
             else:
-                kept = self._context.copy(match.source, sequence, shared)
+                kept = self._context.copy(match.source, sequence, *_end(task, shared))
                 if kept:
                     self.cells.share(match.source, sequence, shared)
                     self.index.touch(match.source)
@@ -90,7 +101,8 @@ class Slots:
         self._make_room(task.limit - self.cells.length(sequence), sequence)
         self.cells.reserve(sequence, task.limit)
         if task.state is not None:
-            shared = task.computed if self._context.restore(sequence, task.state, task.computed) else 0
+            restored = self._context.restore(sequence, task.state, *_end(task, task.computed))
+            shared = task.computed if restored else 0
             self.cells.restore(sequence, shared)
             task.state = None
         elif shared:
@@ -190,3 +202,11 @@ class Slots:
     def _whole_or_nothing(self, sequence: int, length: int) -> int:
         """Return `length` if that is the whole sequence, else 0: a recurrent state cannot be truncated."""
         return length if self.cells.length(sequence) == length else 0
+
+
+def _end(task: EngineTask, count: int) -> tuple[int] | tuple[int, int]:
+    """Return the position after the first `count` tokens of the task; with images also the highest in the cache."""
+    if not task.images:
+        return (count,)
+    last = image_spans.last_position(task.images, count)
+    return max(image_spans.next_position(task.images, count), last + 1), last

@@ -25,13 +25,17 @@ from app.inference.requests import RANKS, FinishReason, Generated, GenerateReque
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import OnPiece
 from workers.engine.batch import INTERACTIVE, BatchWork
+from workers.engine.bindings.llama import LlamaModel
 from workers.engine.chat import call_forms
 from workers.engine.chat.calls import ToolCallDetector
 from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.chat.thinking import AnswerSplitter
+from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.grammars import CompiledGrammar
 from workers.engine.sampling.sampler import TokenSampler
 from workers.engine.text import TextStream
+from workers.engine.vision import image_spans
+from workers.engine.vision.image_spans import ImageSpan
 
 _LOG = structlog.get_logger(__name__)
 
@@ -54,6 +58,7 @@ class EngineTask:
         "future",
         "grammar",
         "id",
+        "images",
         "index",
         "lazy_grammar",
         "limit",
@@ -80,7 +85,10 @@ class EngineTask:
         grammar: CompiledGrammar | None, seed: int, deadline: float | None, on_piece: OnPiece | None,
         detector: ToolCallDetector | None = None, lazy_grammar: LazyGrammar | None = None, index: int = 0,
         splitter: AnswerSplitter | None = None,
+        images: tuple[ImageSpan, ...] = (),
     ) -> None:  # fmt: skip
+        #: The places of images in the prompt.
+        self.images = images
         #: Which text of the request it is.
         self.index = index
         #: Rises with each task, so it is also the order of submission.
@@ -123,6 +131,16 @@ class EngineTask:
         self.sharing_failed = False
         #: Faults of the engine that it survived.
         self.faults = 0
+
+    @property
+    def pending_image(self) -> ImageSpan | None:
+        """The image that is to be computed next; None while text is."""
+        return image_spans.span_at(self.images, self.computed)
+
+    @property
+    def position(self) -> int:
+        """The position in the sequence of its next text token."""
+        return image_spans.next_position(self.images, self.computed) if self.images else self.computed
 
     @property
     def progress(self) -> int:
@@ -209,6 +227,21 @@ class EngineTask:
             self.future.set_result(outcome)
 
 
+def new_sampler(model: LlamaModel, task: EngineTask, byte_index: FirstByteIndex, context: int) -> TokenSampler:
+    """Return the sampler of a task; the entries of images are no tokens for it."""
+    grammar = task.grammar.new_sampler() if task.grammar is not None and task.lazy_grammar is None else None
+    return TokenSampler(
+        model,
+        task.request.sampling,
+        task.seed,
+        task.prompt if not task.images else tuple(token for token in task.prompt if token >= 0),
+        grammar=grammar,
+        lazy=task.lazy_grammar,
+        byte_index=byte_index,
+        context=context,
+    )
+
+
 class LlamaTicket:
     """The caller's handle on a request, which has one or several tasks."""
 
@@ -288,4 +321,4 @@ class LlamaTicket:
         return replace(text, tool_calls=tool_calls)
 
 
-__all__ = ["CancelledError", "EngineTask", "LlamaTicket"]
+__all__ = ["CancelledError", "EngineTask", "LlamaTicket", "new_sampler"]

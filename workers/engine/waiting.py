@@ -38,6 +38,11 @@ class WaitingTasks:
     def __iter__(self) -> Iterator[EngineTask]:
         return iter([task for queue in self._queues for task in list(queue)])
 
+    def parked(self) -> tuple[int, int]:
+        """Return the number of parked tasks, and the bytes of their states."""
+        states = [state for task in self if (state := task.state) is not None]
+        return len(states), sum(map(len, states))
+
     def has_interactive(self) -> bool:
         """Whether an interactive task waits."""
         return bool(self._queues[batch.INTERACTIVE])

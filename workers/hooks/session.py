@@ -188,6 +188,11 @@ class HookedEngine:
         return self._engine.window
 
     @property
+    def reads_images(self) -> bool:
+        """See the protocol."""
+        return self._engine.reads_images
+
+    @property
     def counts_exactly(self) -> bool:
         """See the protocol."""
         return self._engine.counts_exactly

@@ -35,6 +35,7 @@ from app.workflows.runs.claims import Claim
 from app.workflows.state_machine.outcomes import Failure, Success
 from workers import openai_step, steps
 from workers.hooks.session import HookSession
+from workers.images import ImageReader
 from workers.leases import StopReason
 from workers.memory import assembly
 from workers.memory.assembly import AssembledPrompt
@@ -240,7 +241,7 @@ class _Request:
         if isinstance(parsed, EmbeddingsRequest | RerankingRequest):
             owner.answering.submit(self._compute, parsed)
             return
-        if isinstance(parsed, ChatRequest) and parsed.is_assembled:
+        if isinstance(parsed, ChatRequest) and (parsed.is_assembled or parsed.has_images):
             owner.assembling.submit(self._assemble, parsed)
             return
         if self._hooks.hooks:  # they may take long: not on the thread that takes requests
@@ -267,6 +268,9 @@ class _Request:
             self._end(self._cancelled())
             return
         try:
+            if not parsed.is_assembled:  # its images are read, which waits for the database or another server
+                self._generate(parsed, None)
+                return
             runtime, namespace = self._owner.runtime, self._request.submission().labels.get(namespaces.LABEL)
             of = assembly.of_chat(parsed, namespace or namespaces.DEFAULT, self.run_id, direct.STEP)
             self._generate(parsed, assembly.assemble(runtime, self._owner.engine, of, parsed.translated()))
@@ -278,7 +282,9 @@ class _Request:
     def _generate(self, parsed: ChatRequest | CompletionRequest, assembled: AssembledPrompt | None) -> None:
         owner, request = self._owner, self._request
         engine = self._hooks.around(owner.engine, self._stops_by)
-        ticket = openai_step.start(engine, parsed, request.priority, self._on_piece, assembled)
+        namespace = request.labels.get(namespaces.LABEL, namespaces.DEFAULT)
+        images = ImageReader.of(owner.runtime, namespace, self._stops_by)
+        ticket = openai_step.start(engine, parsed, request.priority, self._on_piece, assembled, images)
         self._stops_by(ticket.cancel)
 
         def answer() -> Success:

@@ -73,7 +73,11 @@ class Measuring:
         _log.info("devices_checked", gpus=[gpu.name for gpu in self._gpus], visible=[gpu.name for gpu in seen])
         self._configuration = configuration_of(options, gpus=len(self._gpus))
         self._identity = estimate.identify(
-            read, self._configuration, self._gpus, adapters=[header.read(lora.path) for lora in options.loras]
+            read,
+            self._configuration,
+            self._gpus,
+            adapters=[header.read(lora.path) for lora in options.loras],
+            projector=None if options.projector is None else header.read(options.projector),
         )
         self._database = database
         self._before = _memory()
@@ -217,6 +221,7 @@ def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
         flash_attention=options.flash_attention,
         embeddings=options.vectors,
         gpus=gpus,
+        image_tokens=options.image_tokens or 0,
     )
 
 

@@ -121,7 +121,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
     """
     Return the options of the model's engine, from its entry in the catalogue and its share of the host.
 
-    Raises ModelFileMissing when an adapter is not on this host.
+    Raises ModelFileMissing when an adapter or the projector is not on this host.
     """
     entry = model.engine
     given = {key: getattr(entry, key) for key in type(entry).model_fields} | {
@@ -133,6 +133,8 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "vectors": model.serves_embeddings,
         "profile": model.prompt,
         "threads": entry.threads or threads,
+        "projector": files.locate_projector(model, settings.data_dir),
+        "image_tokens": None if model.mmproj is None else model.mmproj.image_tokens,
         "loras": [
             Lora(name=lora.name, scale=lora.scale, path=files.locate_adapter(model, lora, settings.data_dir))
             for lora in entry.loras

@@ -178,6 +178,9 @@ def estimate_model(
             raise ModelUnsupported(
                 adapter.path, f"it is an adapter of {adapter.architecture}, not of {read.architecture}"
             )
+    found = files.locate_projector(model, settings.data_dir)
+    if projector is None and found is not None:
+        projector = header.read(found)
     identity = estimate.identify(
         read,
         configuration.of_model(model, gpus=len(devices)),

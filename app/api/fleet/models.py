@@ -30,6 +30,7 @@ class ModelOut(BaseModel):
     description: str
     licence: str
     use_cases: list[str]
+    reads_images: bool = Field(description="messages to it can have images: its entry has a projector (mmproj)")
     context: int = Field(description="tokens of one slot")
     slots: int = Field(description="requests that one pool serves at a time")
     aliases: list[str] = Field(description="other names of it")
@@ -73,6 +74,7 @@ def _out(model: Model, demand: dict[str, tuple[int, int]], services: Services, c
         description=model.description,
         licence=model.licence,
         use_cases=list(model.use_cases),
+        reads_images=model.mmproj is not None,
         context=model.context,
         slots=model.slots,
         aliases=list(model.aliases),

@@ -126,4 +126,6 @@ def capabilities_of(model: Model, read: Header | None) -> list[str]:
             found.append("tools")
         if profile is not None and profile.thinks:
             found.append("thinking")
+        if model.mmproj is not None:
+            found.append("vision")
     return found

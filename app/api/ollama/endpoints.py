@@ -17,6 +17,7 @@ from app.api.ollama import calls, descriptions, errors, keep_alive, names
 from app.api.ollama.calls import OllamaCall
 from app.api.ollama.errors import OllamaRoute
 from app.api.ollama.requests import OllamaChatIn, OllamaEmbeddingsIn, OllamaEmbedIn, OllamaGenerateIn, OllamaShowIn
+from app.api.openai import images
 from app.api.openai.calls import RUN_HEADER, ModelCall
 from app.api.openai.road import InjectedRoad, Road
 from app.api.routers import ApiRouter
@@ -162,7 +163,11 @@ async def _generate(
     except ValueError as error:
         raise InvalidInput([Problem("options", str(error))], "request") from None
     translated = _validated(CompletionRequest if "prompt" in content else ChatRequest, content)
+    if isinstance(translated, ChatRequest):
+        translated = await images.accepted(services, caller, translated)
     made = ModelCall(services, road, caller, translated, name, PriorityClass.INTERACTIVE)
+    if isinstance(translated, ChatRequest):
+        images.require_reader(services, made.model, translated)
     call = OllamaCall(made, body.model, kind, _at_end(services, caller, model, body))
     return await (call.stream() if body.streamed else call.answer(request))
 

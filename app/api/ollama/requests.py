@@ -10,9 +10,18 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, StrictBool, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    field_validator,
+    model_validator,
+)
 
 from app.api.ollama.keep_alive import KeepAliveIn
+from app.inference.images import references
 from app.inference.openai.embedding import MAX_INPUTS
 from app.inference.openai.generation import PlainText, RequestPart
 
@@ -27,6 +36,7 @@ _WITHOUT_EFFECT: Mapping[str, int] = {"mirostat": 0}
 
 _Name = Annotated[PlainText, Field(min_length=1, max_length=200)]
 _Text = Annotated[PlainText, Field()]
+_Images = Annotated[list[Annotated[PlainText, AfterValidator(references.data_url)]], Field(max_length=256)] | None
 
 
 class _RequestIn(RequestPart):
@@ -111,7 +121,8 @@ class OllamaMessageIn(RequestPart):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: _Text = ""
-    images: list[Any] | None = None
+    #: Images as base64, which come before the text.
+    images: _Images = None
     tool_calls: Annotated[list[OllamaToolCallIn], Field(max_length=_MAX_CALLS)] | None = None
 
     @model_validator(mode="before")
@@ -121,19 +132,14 @@ class OllamaMessageIn(RequestPart):
             return {**given, "content": ""}
         return given
 
-    @model_validator(mode="after")
-    def _is_text(self) -> OllamaMessageIn:
-        if self.images:
-            raise ValueError("images are not supported: models here read text")
-        return self
-
     def translated(self) -> dict[str, Any]:
         """The message in OpenAI's form."""
         calls = [
             {"function": {"name": call.function.name, "arguments": json.dumps(call.function.arguments)}}
             for call in self.tool_calls or ()
         ]
-        return {"role": self.role, "content": self.content, **({"tool_calls": calls} if calls else {})}
+        content = _content(self.content, self.images)
+        return {"role": self.role, "content": content, **({"tool_calls": calls} if calls else {})}
 
 
 #: By `think`, the effort in OpenAI's form.
@@ -200,7 +206,7 @@ class OllamaGenerateIn(_GenerationIn):
     raw: bool | None = None
     suffix: str | None = None
     template: str | None = None
-    images: list[Any] | None = None
+    images: _Images = None
     context: list[Any] | None = None
 
     @model_validator(mode="after")
@@ -209,8 +215,8 @@ class OllamaGenerateIn(_GenerationIn):
             raise ValueError("suffix is not supported: the models here continue a text")
         if self.template:
             raise ValueError("template is not supported: the entry in the catalogue defines it (prompt.chat_template)")
-        if self.images:
-            raise ValueError("images are not supported: models here read text")
+        if self.images and self.raw:
+            raise ValueError("raw cannot be used together with images")
         if self.context:
             raise ValueError("context is not supported: send the conversation to /api/chat")
         if self.raw and (self.system or self.format or self.logprobs):
@@ -228,7 +234,7 @@ class OllamaGenerateIn(_GenerationIn):
         if self.raw:
             return {"max_tokens": 1_000_000, **shared, "prompt": self.prompt}
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return {**shared, "messages": [*system, {"role": "user", "content": self.prompt}]}
+        return {**shared, "messages": [*system, {"role": "user", "content": _content(self.prompt, self.images)}]}
 
 
 class OllamaEmbedIn(_RequestIn):
@@ -272,3 +278,10 @@ class OllamaShowIn(_RequestIn):
     """The body of `/api/show`."""
 
     verbose: bool | None = None
+
+
+def _content(text: str, images: list[str] | None) -> str | list[dict[str, Any]]:
+    """The content of a message in OpenAI's form; `images` are data URLs."""
+    if not images:
+        return text
+    return [*({"type": "image_url", "image_url": one} for one in images), {"type": "text", "text": text}]

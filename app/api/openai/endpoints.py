@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from app.access.callers import Caller, KeyScope
 from app.api import bodies, threads
 from app.api.callers import InjectedCaller, requires
-from app.api.openai import continuation, errors
+from app.api.openai import continuation, errors, images
 from app.api.openai.calls import CACHE_HEADER, RUN_HEADER, ModelCall
 from app.api.openai.errors import OpenAIRoute
 from app.api.openai.fallback import MODEL_HEADER, REASON_HEADER
@@ -98,6 +98,7 @@ async def chat_completions(
     appended to it.
     """
     await continuation.require(services, caller, body.conversation_id, body.user, "conversation_id")
+    body = await images.accepted(services, caller, body)
     return await _generate(request, services, road, caller, options, body, "chat")
 
 
@@ -187,6 +188,8 @@ async def _generate(
     kind: str,
 ) -> Response:
     call = ModelCall(services, road, caller, body, body.model, body.priority, options)
+    if isinstance(body, ChatRequest):
+        images.require_reader(services, call.model, body)
     if not body.streamed:
         return await call.answer(request)
     echoed = body.prompt if isinstance(body, CompletionRequest) and body.echo else ""

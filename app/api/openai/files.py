@@ -40,7 +40,7 @@ router = ApiRouter(
 )
 
 #: Purposes that a client may give.
-_PURPOSES = (FilePurpose.BATCH, FilePurpose.USER_DATA)
+_PURPOSES = (FilePurpose.BATCH, FilePurpose.VISION, FilePurpose.USER_DATA)
 #: Bounds of `expires_after[seconds]`, as in OpenAI's API.
 _SHORTEST, _LONGEST = 3_600, 2_592_000
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
@@ -124,7 +124,7 @@ def out(file: StoredFile) -> FileObjectOut:
 )
 async def upload(request: Request, services: InjectedServices, caller: InjectedCaller) -> FileObjectOut:
     """
-    Store a file: the requests of a batch (JSON Lines, purpose `batch`), or other data (purpose `user_data`).
+    Store a file: the requests of a batch (JSON Lines, purpose `batch`), an image (`vision`), or other (`user_data`).
 
     A file with the purpose `batch` expires after the setting `files.keep`, unless `expires_after` says otherwise.
     """

@@ -19,7 +19,7 @@ from app.access.callers import Caller, KeyScope
 from app.api import bodies, problems, threads
 from app.api.admission import admit_submission
 from app.api.callers import InjectedCaller, requires
-from app.api.openai import continuation, errors, responses_store
+from app.api.openai import continuation, errors, images, responses_store
 from app.api.openai.calls import RUN_HEADER, Entries, ModelCall
 from app.api.openai.endpoints import body_of
 from app.api.openai.errors import OpenAIRoute, ResponseNotFound
@@ -76,6 +76,7 @@ async def create(
     """
     if body.conversation is not None:
         await continuation.require(services, caller, body.conversation.id, body.user, "conversation")
+    body = await images.accepted(services, caller, body)
     before = await responses_store.conversation_before(services, road, caller, body.previous_response_id)
     try:
         chat = await threads.run_for_request(body.translated, before)
@@ -85,6 +86,7 @@ async def create(
     # One in the background waits for as long as it takes.
     options = replace(options, answers=None, prefer=None if body.background else options.prefer)
     call = ModelCall(services, road, caller, chat, body.model, body.priority, options)
+    images.require_reader(services, call.model, chat)
 
     def events() -> ResponseEvents:
         return ResponseEvents(body, str(call.run_id), call.request.created)

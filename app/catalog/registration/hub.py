@@ -44,14 +44,23 @@ class RemoteFile:
 
 def resolve(
     reference: HubReference, hub: str, token: SecretStr | None, *, sleep: Callable[[float], None] = time.sleep
-) -> HubSource:
+) -> tuple[HubSource, HubSource | None]:
     """
-    Returns the source that a reference means: the file, with its size and hash, at the commit of this moment.
+    Returns the source that a reference means: the file, with its size and hash, at the commit of this moment; and that
+    of the projector (mmproj) in its repository, or None.
 
     Raises DownloadFailed, and InvalidInput when the repository has no such file.
     """
     commit, files = _listing(reference, hub, token, sleep)
     first = references.choose(reference, list(files))
+    projector = references.choose_projector(first, list(files))
+    model = _source(reference, hub, commit, files, first)
+    return model, None if projector is None else _source(reference, hub, commit, files, projector)
+
+
+def _source(
+    reference: HubReference, hub: str, commit: str | None, files: Mapping[str, RemoteFile], first: str
+) -> HubSource:
     parts = split_parts(first)
     if missing := [part for part in parts if part not in files]:
         raise DownloadFailed(f"{_page(reference, hub)} lacks {missing[0]}, a part of {first}")

@@ -40,6 +40,8 @@ _QUANTISATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))(?:-\d{5}-of-\d{5})?\.gguf$",
     re.IGNORECASE,
 )
+#: Of a repository's projectors, the one that is chosen: encoders of images lose much when they are quantised.
+_PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
 #: Files of a repository that are no models.
 _NO_MODEL = re.compile(r"mmproj|imatrix|(^|[-_./])mtp-", re.IGNORECASE)
 
@@ -147,6 +149,23 @@ def choose(reference: HubReference, files: Sequence[str]) -> str:
     raise _invalid(
         where, what, _listed([f"{where}:{one}" if known is not models else f"{where}/{one}" for one in known])
     )
+
+
+def choose_projector(model: str, files: Sequence[str]) -> str | None:
+    """
+    Returns the file that encodes images for a model of the same repository, or None.
+
+    By the hub's custom its name contains `mmproj`, and it is in the folder of the model, or in the repository's first.
+    """
+    named = [file for file in files if "mmproj" in PurePosixPath(file).name.lower() and file.lower().endswith(".gguf")]
+    for folder in (PurePosixPath(model).parent, PurePosixPath(".")):
+        here = [file for file in named if PurePosixPath(file).parent == folder and not split_number(file)]
+        if len(here) == 1:
+            return here[0]
+        for wanted in _PROJECTORS:
+            if len(found := [file for file in here if quantisation_of(file) == wanted]) == 1:
+                return found[0]
+    return None
 
 
 def _hub(text: str, path: str) -> HubReference:

@@ -19,7 +19,7 @@ from app.catalog import catalog, files, header
 from app.catalog.catalog import Catalog
 from app.catalog.install import OnProgress
 from app.catalog.metadata import Header
-from app.catalog.model import Model, slug
+from app.catalog.model import Model, ProjectorEntry, slug
 from app.catalog.registration import hub, own_catalog, removal, suggestion
 from app.catalog.registration.reference import HubReference, PathReference, Reference, UrlReference
 from app.catalog.source import FileSource, HubSource, ModelSource, UrlSource
@@ -72,8 +72,9 @@ def register(
     with _translated(name or ""):
         provisional = Model(name=name or _PROVISIONAL, use_cases=("chat",), source=FileSource(path="/file.gguf"))
     catalog.with_values(provisional, wishes.values, _OPTIONS)
-    source = _source(reference, settings)
-    provisional = provisional.model_copy(update={"source": source})
+    source, projector = _source(reference, settings)
+    mmproj = None if projector is None else ProjectorEntry(source=projector)
+    provisional = provisional.model_copy(update={"source": source, "mmproj": mmproj})
     existing = next((model for model in known if name in (None, model.name) and _same_file(model.source, source)), None)
     is_new = existing is None or wishes.replace or bool(wishes.values)
     if name is not None and is_new:
@@ -92,7 +93,7 @@ def register(
         if name is not None:
             _check_name(name, known, replace=wishes.replace)
         slugs = {slug(other) for other in known.names}
-        entry = suggestion.suggest(read, source, name or suggestion.unique_name(read, slugs))
+        entry = suggestion.suggest(read, source, name or suggestion.unique_name(read, slugs), mmproj)
         entry = catalog.with_values(entry, wishes.values, _OPTIONS)
         replaced = own_catalog.read(data_dir).find(entry.name)
         others = slugs - ({slug(entry.name)} if wishes.replace else set())
@@ -102,17 +103,18 @@ def register(
     return Registered(entry, path, added=True)
 
 
-def _source(reference: Reference, settings: Settings) -> ModelSource:
+def _source(reference: Reference, settings: Settings) -> tuple[ModelSource, ModelSource | None]:
+    """Returns the source of the model, and that of its projector where the hub has one."""
     match reference:
         case HubReference():
             with _translated(reference.repository):
                 return hub.resolve(reference, settings.catalog.hub, settings.catalog.hub_token)
         case UrlReference(url=url):
             with _translated(url):
-                return UrlSource(url=url)
+                return UrlSource(url=url), None
         case PathReference(path=path):
             with _translated(str(path)):
-                return FileSource(path=str(path))
+                return FileSource(path=str(path)), None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from app.catalog.metadata import Header
-from app.catalog.model import Model, slug
+from app.catalog.model import Model, ProjectorEntry, slug
 from app.catalog.registration.reference import quantisation_of
 from app.catalog.source import ModelSource
 
@@ -57,13 +57,15 @@ def unservable(read: Header) -> str | None:
     return None
 
 
-def suggest(read: Header, source: ModelSource, name: str) -> Model:
-    """Returns the entry of a model with this header. Its other values are the defaults."""
+def suggest(read: Header, source: ModelSource, name: str, mmproj: ProjectorEntry | None = None) -> Model:
+    """Returns the entry of a model with this header, and with a projector. Its other values are the defaults."""
     uses, values = _use_cases(read), dict[str, Any]()
+    if mmproj is not None and "chat" in uses:
+        uses, values = (*uses, "vision"), {"mmproj": mmproj}
     if "embed" in uses:
-        values = _of_embedding(read)
+        values |= _of_embedding(read)
     elif prompt := _prompt(read.chat_template or ""):
-        values = {"prompt": prompt}
+        values |= {"prompt": prompt}
     return Model.model_validate(
         {
             "name": name,

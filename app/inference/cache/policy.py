@@ -50,6 +50,8 @@ def policy_of(body: Mapping[str, Any], cache_control: str | None) -> CachePolicy
     """The policy of a request. `cache_control` is the header; directives that are not known have no effect."""
     if body.get("conversation_id") is not None or body.get("memory") is not None:
         return BYPASS  # the answer depends on what is stored, and is stored itself
+    if has_images(body):
+        return BYPASS  # requests are compared by their texts
     directives = [part.strip().lower() for part in (cache_control or "").split(",")]
     ages = [int(found[1]) for part in directives if (found := _MAX_AGE.fullmatch(part))]
     max_age = min(ages) if ages else None
@@ -58,6 +60,13 @@ def policy_of(body: Mapping[str, Any], cache_control: str | None) -> CachePolicy
     return CachePolicy(
         reads="no-cache" not in directives and max_age != 0, writes="no-store" not in directives, max_age=max_age
     )
+
+
+def has_images(body: Mapping[str, Any]) -> bool:
+    """Whether a message of a chat completion has an image."""
+    contents = [message.get("content") for message in body.get("messages") or () if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
+    return any(isinstance(part, Mapping) and part.get("type") == "image_url" for part in parts)
 
 
 def is_deterministic(body: Mapping[str, Any]) -> bool:

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     JsonValue,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from app.inference.images import references
 from app.inference.openai.generation import MAX_TOP_LOGPROBS, NO_LIMIT, GenerationRequest, PlainText, RequestPart
-from app.inference.requests import ChatMessage, GenerateRequest, NamedTool, Tool, ToolCall
+from app.inference.requests import ChatMessage, GenerateRequest, ImageInput, NamedTool, Tool, ToolCall
 from app.workflows.language.memory_options import MemoryOptions
 from app.workflows.language.template_arguments import ReasoningLevel, TemplateArguments
 
@@ -26,23 +30,48 @@ _MAX_MESSAGES, _MAX_PARTS, _MAX_TOOLS = 10_000, 1_000, 128
 _REFUSED: Mapping[str, str] = {
     "functions": "`tools`",
     "function_call": "`tool_choice`",
-    "audio": "no audio: models here write text",
+    "audio": "no audio: models here read and write text, and read images",
     "moderation": "no moderation: send the texts to a model for it",
     "web_search_options": "no web search: offer a tool instead",
 }
 
 
+def _image_text(value: Any) -> Any:
+    """Return the reference of an image, which OpenAI's API puts into an object with `detail`."""
+    return value.get("url") if isinstance(value, dict) else value
+
+
+def names_image(text: str | None, info: ValidationInfo) -> str | None:
+    """Validate the reference of a part that is an image; in other parts the field has no meaning."""
+    if text is not None and info.data.get("type") in ("image_url", "input_image"):
+        references.parse(text)
+    return text
+
+
+#: What names an image: a data URL, the id of a file, or an http(s) URL. It is not read here.
+ImageText = Annotated[PlainText | None, BeforeValidator(_image_text), AfterValidator(names_image)]
+
+
 class ContentPart(RequestPart):
-    """A part of the content of a message; only text can be given to the models here."""
+    """A part of the content of a message: text, or an image."""
 
     type: str
     text: PlainText | None = None
+    image_url: ImageText = None
 
     @model_validator(mode="after")
-    def _is_text(self) -> ContentPart:
-        if self.type not in ("text", "refusal") or (self.type == "text" and self.text is None):
-            raise ValueError(f"parts of the type {self.type[:40]!r} cannot be given to a model here; use text")
+    def _is_known(self) -> ContentPart:
+        if self.type not in ("text", "refusal", "image_url") or (self.type == "text" and self.text is None):
+            kind = self.type[:40]
+            raise ValueError(f"parts of the type {kind!r} cannot be given to a model here; use text or image_url")
+        if self.type == "image_url" and self.image_url is None:
+            raise ValueError(f"a part of the type image_url has no image_url; accepted: {references.ACCEPTED}")
         return self
+
+    @property
+    def image(self) -> str | None:
+        """The reference of its image, if it is one."""
+        return self.image_url if self.type == "image_url" else None
 
 
 #: A text, or a list of parts.
@@ -97,14 +126,30 @@ class MessageIn(RequestPart):
             raise ValueError("the message has no content; only an assistant message with tool calls may have none")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only assistant messages can have tool_calls")
+        if self.has_images and self.role not in ("user", "tool"):
+            raise ValueError(f"messages with the role {self.role} have no images; those of the user can")
         return self
 
-    def translated(self) -> ChatMessage:
-        """The message for a chat template."""
-        content = self.content if isinstance(self.content, str) else "".join(p.text or "" for p in self.content or ())
+    @property
+    def has_images(self) -> bool:
+        """Whether a part of it is an image."""
+        return not isinstance(self.content, str) and any(part.image is not None for part in self.content or ())
+
+    def translated(self, place: str = "") -> ChatMessage:
+        """The message for a chat template; `place` is its field in the request."""
+        images: list[ImageInput] = []
+        if isinstance(self.content, str):
+            content = self.content
+        else:
+            content = ""
+            for number, part in enumerate(self.content or ()):
+                if part.image is not None:
+                    images.append(ImageInput(len(content), part.image, f"{place}.content[{number}].image_url"))
+                else:
+                    content += part.text or ""
         calls = tuple(ToolCall(call.function.name, call.function.parsed()) for call in self.tool_calls or ())
         role = "system" if self.role == "developer" else self.role
-        return ChatMessage(role, content, calls)
+        return ChatMessage(role, content, calls, tuple(images))
 
 
 class FunctionIn(RequestPart):
@@ -221,6 +266,8 @@ class ChatRequest(GenerationRequest):
             raise ValueError("tools and response_format cannot be used together; at most one is accepted")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise ValueError("tool_choice is set, but the request has no tools")
+        if self.is_assembled and self.has_images:
+            raise ValueError("images cannot be sent with conversation_id or memory: conversations keep texts only")
         if self.is_assembled and (self.n or 1) > 1:
             raise ValueError("n must be 1 with conversation_id or memory: one answer continues a conversation")
         return self
@@ -230,6 +277,11 @@ class ChatRequest(GenerationRequest):
         """Whether its prompt is put together of more than its messages."""
         return self.conversation_id is not None or self.memory is not None
 
+    @property
+    def has_images(self) -> bool:
+        """Whether a message has an image."""
+        return any(message.has_images for message in self.messages)
+
     def translated(self) -> GenerateRequest:
         """The request for an engine."""
         limit = self.max_completion_tokens or self.max_tokens
@@ -237,7 +289,7 @@ class ChatRequest(GenerationRequest):
         if isinstance(choice, ToolChoice):
             choice = NamedTool(choice.function.name)
         return GenerateRequest(
-            messages=tuple(message.translated() for message in self.messages),
+            messages=tuple(message.translated(f"messages[{at}]") for at, message in enumerate(self.messages)),
             max_tokens=limit or NO_LIMIT,
             fits_context=limit is None,
             truncates=self.truncation == "auto",

@@ -67,11 +67,16 @@ class MessageTemplate(DocumentPart):
     content: Template | None = None
     #: An expression that returns the tool calls of a message of the assistant, as a step with tools outputs them.
     tool_calls: Expression | None = None
+    #: An expression that returns what names the images of a message of the user, which come before its text: a list of
+    #: ids of files, data URLs and http(s) URLs.
+    images: Expression | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> MessageTemplate:
         if self.tool_calls is not None and self.role != "assistant":
             raise ValueError("only messages with the role assistant can have 'tool_calls'")
+        if self.images is not None and self.role not in ("user", "tool"):
+            raise ValueError("only messages with the role user or tool can have 'images'")
         if self.content is None and self.tool_calls is None:
             raise ValueError("the message has no 'content'")
         return self
@@ -129,6 +134,8 @@ class GenerateFields(StepWork):
     fallback: Fallback | None = None
     system: Template | None = None
     prompt: Template | None = None
+    #: An expression that returns what names the images of the prompt, as in a message.
+    images: Expression | None = None
     messages: tuple[MessageTemplate, ...] = ()
     #: False sends the prompt without the model's chat template: for base models, and for completion.
     chat: bool = True
@@ -187,6 +194,12 @@ class GenerateFields(StepWork):
             raise ValueError(
                 "'system' can be used with 'prompt' only; in 'messages', write a message with the role system"
             )
+        if self.images is not None and (self.prompt is None or not self.chat):
+            raise ValueError(
+                "'images' can be used with 'prompt' only, and not with 'chat: false'; messages have their own"
+            )
+        if self.is_assembled and (self.images is not None or any(one.images is not None for one in self.messages)):
+            raise ValueError("'images' cannot be used with 'conversation' or 'memory': conversations keep texts only")
         if not self.chat and (self.messages or self.system is not None):
             raise ValueError("'chat: false' can be used with 'prompt' only, without 'system' and 'messages'")
         if not self.chat and (self.tools or self.prefill is not None or self.truncation == "auto"):
@@ -225,6 +238,10 @@ class GenerateFields(StepWork):
                 yield f"messages[{i}].content", message.content
 
     def expressions(self) -> Iterator[tuple[str, str, ResultType]]:
+        if self.images is not None:
+            yield "images", self.images, "list"
         for i, message in enumerate(self.messages):
             if message.tool_calls is not None:
                 yield f"messages[{i}].tool_calls", message.tool_calls, "list"
+            if message.images is not None:
+                yield f"messages[{i}].images", message.images, "list"

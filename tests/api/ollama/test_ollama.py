@@ -22,6 +22,8 @@ from tests.api.openai.conftest import MODEL, StartPool, catalog
 
 PATIENCE = 60.0
 HELLO = [{"role": "user", "content": "Hello."}]
+#: A PNG of one white pixel.
+_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP6DwABBQECz6AuzQAAAABJRU5ErkJggg=="
 
 
 def post(api: str, path: str, **body: Any) -> httpx2.Response:
@@ -97,7 +99,7 @@ def test_embeddings_in_both_forms(api: str, start_pool: StartPool) -> None:
         ("chat", {"model": "nothing", "messages": HELLO}, 404, "not found"),
         ("generate", {"prompt": "a", "suffix": "b"}, 400, "suffix is not supported"),
         ("generate", {"prompt": "a", "template": "b"}, 400, "template is not supported"),
-        ("generate", {"prompt": "a", "images": ["b"]}, 400, "images are not supported"),
+        ("generate", {"prompt": "a", "images": ["b"]}, 400, "no image as base64"),
         ("generate", {"prompt": "a", "context": [1]}, 400, "context is not supported"),
         ("generate", {"prompt": "a", "raw": True, "system": "b"}, 400, "raw cannot be used"),
         ("generate", {"prompt": "a", "think": "much"}, 400, "think"),
@@ -106,7 +108,8 @@ def test_embeddings_in_both_forms(api: str, start_pool: StartPool) -> None:
         ("generate", {"prompt": "a", "options": {"temperature": 99}}, 400, "temperature"),
         ("generate", {"prompt": "a", "keep_alive": "soon"}, 400, "keep_alive"),
         ("generate", {"prompt": "a\0"}, 400, "NUL"),
-        ("chat", {"messages": [{"role": "user", "content": "a", "images": ["b"]}]}, 400, "images are not supported"),
+        ("chat", {"messages": [{"role": "user", "content": "a", "images": ["b"]}]}, 400, "no image as base64"),
+        ("chat", {"messages": [{"role": "user", "content": "a", "images": [_IMAGE]}]}, 400, "reads no images"),
         ("chat", {"messages": [{"role": "king", "content": "a"}]}, 400, "role"),
         ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools"),
         ("embed", {"input": [""]}, 400, "input"),

@@ -70,6 +70,13 @@ fallback = {{ models = ["server:last"], max_wait = "1s" }}
 source = {{ path = "/nowhere/local.gguf" }}
 
 [[models]]
+name = "eyes:tiny"
+use_cases = ["chat", "vision"]
+source = {{ path = "/nowhere/eyes.gguf" }}
+[models.mmproj]
+source = {{ path = "/nowhere/mmproj-eyes.gguf" }}
+
+[[models]]
 name = "server:last"
 use_cases = ["chat"]
 slots = 2

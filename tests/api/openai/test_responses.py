@@ -344,7 +344,10 @@ def test_a_failure_ends_a_stream_with_its_event(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a hosted tool": ({"tools": [{"type": "web_search"}]}, "'web_search' is not available here"),
-    "an image": ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input_image"),
+    "an image": (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        "names no image",
+    ),
     "an item of a hosted tool": ({"input": [{"type": "web_search_call", "id": "x"}]}, "'web_search_call'"),
     "a reference": ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
     "a prompt": ({"prompt": {"id": "pmpt_1"}}, "'prompt'"),

@@ -23,7 +23,14 @@ from app.catalog.registration.reference import HubReference
 from app.catalog.registration.service import Registered, Wishes
 from app.catalog.source import FileSource, HubSource
 from app.kernel import settings as settings_module
-from app.kernel.errors import Conflict, DownloadFailed, InvalidCatalog, InvalidInput, ModelFileDamaged
+from app.kernel.errors import (
+    Conflict,
+    DownloadFailed,
+    InvalidCatalog,
+    InvalidInput,
+    ModelFileDamaged,
+    ModelFileMissing,
+)
 from app.kernel.settings import Settings
 from tests.catalog.conftest import Offer, Web
 
@@ -116,6 +123,29 @@ def test_a_file_of_the_hub_gets_an_entry_from_its_header(remote: Hub, here: Sett
     assert all("authorization" not in headers for _, headers in remote.cdn.requests), "and to no other server"
 
 
+def test_the_projector_of_a_repository_comes_with_the_model(remote: Hub, here: Settings, make_gguf: MakeGguf) -> None:
+    projector = make_gguf("eyes.gguf", architecture="clip").read_bytes()
+    remote.offer(
+        **{
+            "tiny-Q4_K_M.gguf": make_gguf(setup=chat_model).read_bytes(),
+            "mmproj-tiny-F16.gguf": projector,
+            "mmproj-tiny-F32.gguf": b"other",
+        }
+    )
+    model = register("hf.co/me/tiny", here).model
+    assert model == files.catalog_of(here).get(model.name)
+    assert model.mmproj is not None
+    assert isinstance(model.mmproj.source, HubSource)
+    assert (model.mmproj.source.file, model.mmproj.source.revision) == ("mmproj-tiny-F16.gguf", COMMIT)
+    assert model.use_cases == ("chat", "vision")
+    path = files.locate_projector(model, here.data_dir)
+    assert path is not None
+    assert path.read_bytes() == projector
+    path.unlink()
+    with pytest.raises(ModelFileMissing, match=r"mmproj-tiny-F16\.gguf"):
+        files.check(model, here.data_dir)
+
+
 def test_the_same_file_gets_one_entry(remote: Hub, here: Settings, make_gguf: MakeGguf) -> None:
     remote.offer(**{"tiny-Q4_K_M.gguf": make_gguf(setup=chat_model).read_bytes()})
     first = register("hf.co/me/tiny:Q4_K_M", here)
@@ -140,7 +170,7 @@ def test_a_split_file_is_one_model(remote: Hub, here: Settings, make_gguf: MakeG
     names = [f"t-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
     contents = [make_gguf(name, setup=part(number)).read_bytes() for number, name in enumerate(names)]
     remote.offer(**dict(zip(names, contents, strict=True)))
-    source = hub.resolve(HubReference("me/tiny", file=names[0]), here.catalog.hub, here.catalog.hub_token)
+    source, _ = hub.resolve(HubReference("me/tiny", file=names[0]), here.catalog.hub, here.catalog.hub_token)
     provisional = Model(name="a:1", use_cases=("chat",), source=source)
     free = install.MIN_FREE_BYTES + len(contents[0])
     with pytest.raises(DownloadFailed, match=r"t-Q8_0-00001-of-00002\.gguf with its other parts needs"):

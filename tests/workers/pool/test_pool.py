@@ -39,6 +39,8 @@ def loaded(tmp_path: Path, **environment: str) -> Settings:
 def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     style = tmp_path / "style.gguf"
     style.write_bytes(b"GGUF")
+    eyes = tmp_path / "mmproj.gguf"
+    eyes.write_bytes(b"GGUF")
     given = {
         "layout": "streams", "reuse": False, "batch": 64, "ubatch": 32, "step_latency": 0.5, "threads": 3,
         "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
@@ -50,12 +52,14 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
         model(
             engine=given | {"loras": [lora]}, kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
             prompt={"stop": ["x"], "tools": "hermes"},
+            mmproj={"source": {"path": str(eyes)}, "image_tokens": 256},
         ),
         loaded(tmp_path), gpus=True, threads=1,
     )  # fmt: skip
     expected = EngineOptions(
         slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
-        loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"}, **given,
+        loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"},
+        projector=eyes, image_tokens=256, **given,
     )  # fmt: skip
     assert found == expected
     assert found.rope == Rope(scaling="yarn", freq_scale=0.5)

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import llama_cpp as api
 import numpy as np
@@ -32,6 +32,7 @@ from app.kernel.errors import (
     ModelUnsupported,
 )
 from workers.engine.bindings import native
+from workers.engine.bindings.token_batch import Batch
 from workers.engine.chat.call_forms import TAGS
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
 
@@ -188,45 +189,6 @@ class LlamaModel:
         return None if count < 0 else buffer.value.decode("utf-8", "replace")
 
 
-class Batch:
-    """The token batch of a decode, in arrays that llama.cpp reads in place."""
-
-    def __init__(self, size: int, sequences: int) -> None:
-        self.tokens, self.positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
-        self.outputs, self._counts = np.zeros(size, np.int8), np.ones(size, np.int32)
-        self._ids = np.arange(sequences, dtype=np.int32)
-        self._owners, self._steps = np.zeros(size, np.uint64), np.arange(size, dtype=np.int32)
-        self._addresses = [int(self._ids.ctypes.data) + 4 * sequence for sequence in range(sequences)]
-        integers = ctypes.POINTER(ctypes.c_int32)
-        batch = cast(Any, api.llama_batch())
-        batch.token, batch.pos = self.tokens.ctypes.data_as(integers), self.positions.ctypes.data_as(integers)
-        batch.n_seq_id = self._counts.ctypes.data_as(integers)
-        batch.seq_id = self._owners.ctypes.data_as(ctypes.POINTER(integers))
-        batch.logits = self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        self._batch = batch
-
-    def put(self, at: int, sequence: int, first: int, part: Sequence[int]) -> None:
-        """Write tokens of a sequence at index `at`, from position `first` of the sequence. They produce no output."""
-        end = at + len(part)
-        self.tokens[at:end] = part
-        self.positions[at:end] = self._steps[: end - at] + first
-        self._owners[at:end] = self._addresses[sequence]
-        self.outputs[at:end] = 0
-
-    def put_singles(self, pieces: Sequence[tuple[int, int, Sequence[int], bool]]) -> None:
-        """Write pieces of one token each, from index 0."""
-        size, addresses = len(pieces), self._addresses
-        self.tokens[:size] = [part[0] for _, _, part, _ in pieces]
-        self.positions[:size] = [first for _, first, _, _ in pieces]
-        self._owners[:size] = [addresses[sequence] for sequence, *_ in pieces]
-        self.outputs[:size] = [ends for *_, ends in pieces]
-
-    def view(self, size: int) -> Any:
-        """Return llama.cpp's struct for the first `size` tokens."""
-        self._batch.n_tokens = size
-        return self._batch
-
-
 class Context:
     """A llama.cpp context: a KV cache with its sequences, and decoding. It belongs to one thread."""
 
@@ -272,28 +234,63 @@ class Context:
                 batch.outputs[at - 1] = ends
         return int(native.decode(self.pointer, batch.view(size)))
 
+    def decode_image(
+        self, sequence: int, first: int, rows: npt.NDArray[np.float32], grid: npt.NDArray[np.int32] | None, causal: bool
+    ) -> int:
+        """
+        Decode embeddings of an image into a sequence, from position `first` on. They produce no logits.
+
+        `grid` has the positions of each row relative to `first`, with M-RoPE. `causal` is false when the rows attend
+        to each other in both directions. Returns what `decode` returns.
+        """
+        size = len(rows)
+        limit = self.n_batch if causal else min(self.n_batch, api.llama_n_ubatch(self.pointer))
+        if not 0 < size <= limit or rows.shape[1] != api.llama_model_n_embd_inp(self.model.pointer):
+            raise AssertionError(f"{rows.shape} embeddings do not fit a decode of {limit}")
+        values = np.ascontiguousarray(rows, np.float32)
+        if grid is None:
+            positions = np.arange(first, first + size, dtype=np.int32)
+        else:
+            positions = np.concatenate([*(grid + first), np.zeros(size, np.int32)]).astype(np.int32)
+        self._batch.put(0, sequence, 0, [0] * size)
+        batch = self._batch.image_view(size, values, positions)
+        if causal:
+            return int(native.decode(self.pointer, batch))
+        api.llama_set_causal_attn(self.pointer, False)
+        try:
+            return int(native.decode(self.pointer, batch))
+        finally:
+            api.llama_set_causal_attn(self.pointer, True)
+
     def logits(self, rows: int) -> Logits:
         """Return the logits of the last decode, one row for each output in batch order. The array is writable."""
         return np.ctypeslib.as_array(native.logits(self.pointer), shape=(rows, self.model.n_vocab))
 
-    def copy(self, source: int, target: int, count: int) -> bool:
+    def copy(self, source: int, target: int, count: int, last: int | None = None) -> bool:
         """
-        Copy the first `count` tokens of `source` to the empty sequence `target`.
+        Copy the positions before `count` of `source` to the empty sequence `target`.
+
+        A text has as many positions as tokens. `last` is the highest position in the cache afterwards, where it is not
+        the one before `count`, as after an image with M-RoPE.
 
         Returns False when that failed; `target` is then still empty.
         """
         if self.options.streams:
             native.seq_cp(self.memory, source, target, -1, -1)
-            return self.truncate(target, count)
+            return self.truncate(target, count, last)
         native.seq_cp(self.memory, source, target, 0, count)
-        return self._has_exactly(target, count) or self._drop_failed(target)
+        return self._has_exactly(target, count, last) or self._drop_failed(target)
 
-    def truncate(self, sequence: int, count: int) -> bool:
-        """Truncate the sequence to `count` tokens. Returns False when that failed; the sequence is then empty."""
+    def truncate(self, sequence: int, count: int, last: int | None = None) -> bool:
+        """
+        Truncate the sequence to the positions before `count`; `last` as for `copy`.
+
+        Returns False when that failed; the sequence is then empty.
+        """
         if count <= 0:
             return self.drop(sequence)
         removed = native.seq_rm(self.memory, sequence, count, -1)
-        return (removed and self._has_exactly(sequence, count)) or self._drop_failed(sequence)
+        return (removed and self._has_exactly(sequence, count, last)) or self._drop_failed(sequence)
 
     def drop(self, sequence: int) -> bool:
         """Empty the sequence."""
@@ -314,11 +311,15 @@ class Context:
         """Return the bytes that `save` would allocate."""
         return int(native.state_size(self.pointer, sequence))
 
-    def restore(self, sequence: int, data: npt.NDArray[np.uint8], count: int) -> bool:
-        """Load a state of `count` tokens into an empty sequence. Returns False when that failed; it is then empty."""
+    def restore(self, sequence: int, data: npt.NDArray[np.uint8], count: int, last: int | None = None) -> bool:
+        """
+        Load a state of `count` positions into an empty sequence; `last` as for `copy`.
+
+        Returns False when that failed; it is then empty.
+        """
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         read = native.state_set(self.pointer, pointer, len(data), sequence)
-        return (read == len(data) and self._has_exactly(sequence, count)) or self._drop_failed(sequence)
+        return (read == len(data) and self._has_exactly(sequence, count, last)) or self._drop_failed(sequence)
 
     def clear(self) -> None:
         """Empty all sequences."""
@@ -332,12 +333,12 @@ class Context:
         """Use `count` CPU threads from now on."""
         api.llama_set_n_threads(self.pointer, count, count)
 
-    def _has_exactly(self, sequence: int, count: int) -> bool:
+    def _has_exactly(self, sequence: int, count: int, expected: int | None) -> bool:
         first, last = self.positions(sequence)
         # With a sliding window only the positions are needed that the next token attends to.
         needed = max(0, count - self.model.window) if self.model.window else 0
         recurrent = self.model.recurrent
-        return last == count - 1 and (recurrent or 0 <= first <= needed)
+        return last == (count - 1 if expected is None else expected) and (recurrent or 0 <= first <= needed)
 
     def _drop_failed(self, sequence: int) -> bool:
         self.drop(sequence)

@@ -152,6 +152,11 @@ def free_on(name: str) -> int | None:
     return free.value
 
 
+def log_callback() -> Any:
+    """Return the function that collects llama.cpp's log, for its other libraries."""
+    return _log.callback
+
+
 def install_log_callback() -> None:
     """Send llama.cpp's log to the lines that are kept here."""
     api.llama_log_set(_log.callback, ctypes.c_void_p(0))

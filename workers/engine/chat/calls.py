@@ -131,7 +131,9 @@ def describe_tools(
 
 def _plain(message: ChatMessage, style: ToolCallStyle) -> ChatMessage:
     if message.role == "tool":
-        return ChatMessage("user", f"<tool_response>\n{message.content}\n</tool_response>")
+        before = "<tool_response>\n"
+        images = tuple(replace(image, at=image.at + len(before)) for image in message.images)
+        return ChatMessage("user", f"{before}{message.content}\n</tool_response>", images=images)
     if not message.tool_calls:
         return message
     parts = (message.content, render(message.tool_calls, style))

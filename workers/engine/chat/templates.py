@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from app.catalog.model import PromptProfile
 from app.catalog.profiles.family import Family, ThinkingTags, ToolCallStyle
 from app.catalog.profiles.resolution import SAMPLING_KEYS, FileFacts, resolve
-from app.inference.requests import ChatMessage, GenerateRequest, ToolCall
+from app.inference.requests import ChatMessage, GenerateRequest, Pixels, ToolCall
 from app.kernel import clock
 from app.kernel.errors import FailureReason, ModelUnsupported, StepFailure
 from workers.engine.bindings.llama import LlamaModel
@@ -32,6 +32,8 @@ from workers.engine.chat import calls
 from workers.engine.chat.call_forms import render, to_json
 from workers.engine.chat.channels import MARKERS, ChannelSplitter
 from workers.engine.chat.thinking import AnswerSplitter, ThinkingSplitter
+from workers.engine.vision.image_spans import ImageChunk, ImageSpan
+from workers.engine.vision.projector import PreparedImage
 
 #: Unicode non-characters, which ordinary texts do not contain. One of them marks spelled-out control tokens.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -40,6 +42,11 @@ _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 _SWITCH, _LEVEL = "enable_thinking", "reasoning_effort"
 #: Levels that templates do not have, and those that are nearest.
 _LEVELS: Mapping[str, str] = {"none": "low", "minimal": "low", "xhigh": "high"}
+#: What a template raises that does not suit the messages.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError)
+#: A text by which it is seen what a template reads.
+_PROBE = "arriero-probe"
+
 #: Templates for models whose file has none.
 SHIPPED: Mapping[str, str] = {
     "chatml": (
@@ -77,6 +84,8 @@ class Prompt:
     thinking: bool | None = None
     #: Thinking was switched off.
     is_unthinking: bool = False
+    #: The places of images; their entries in `tokens` are no tokens.
+    images: tuple[ImageSpan, ...] = ()
 
 
 def _merge_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,9 +139,25 @@ class ChatTemplate:
         self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         #: The template does not support tools: they are described in a system message.
         self._describes_tools = not re.search(r"\btools\b", self.source or "")
+        #: The template reads contents as lists of parts, and would write nothing of a text.
+        self._wants_parts = self._template is not None and not self._writes(_PROBE) and self._writes(_parts(_PROBE))
 
-    def prompt(self, request: GenerateRequest) -> Prompt:
-        """Render the prompt of a request. Raises StepFailure when the template fails or the model has none."""
+    def _writes(self, content: object) -> bool:
+        """Whether the template writes the text of a message with this content."""
+        assert self._template is not None, "it is called for one"
+        message = {"role": "user", "content": content}
+        values = {"bos_token": self._bos, "eos_token": self._eos, **self._profile.arguments}
+        try:
+            return _PROBE in self._template.render(messages=[message], tools=None, add_generation_prompt=True, **values)
+        except _TEMPLATE_ERRORS:
+            return False
+
+    def prompt(self, request: GenerateRequest, prepare: Callable[[Pixels], PreparedImage] | None = None) -> Prompt:
+        """
+        Render the prompt of a request; `prepare` makes the entries of images.
+
+        Raises StepFailure when the template fails or the model has none, or an image cannot be prepared.
+        """
         if request.prompt is not None:
             return Prompt(
                 tuple(self._model.tokenize(request.prompt, add_special=True, parse_special=False)), self._profile.stop
@@ -148,7 +173,7 @@ class ChatTemplate:
         calls_text = json.dumps(arguments, ensure_ascii=False)
         variables = [value for value in request.template_arguments.values() if isinstance(value, str)]
         texts = [*(message.content for message in request.messages), request.prefill, *variables]
-        mark = _unused_mark(*texts, tools_text, calls_text)
+        mark, place = _unused_marks(*texts, tools_text, calls_text)
         messages, tools = request.messages, () if request.tool_choice == "none" else request.tools
         default = self._profile.default_system
         if default is not None and not any(message.role == "system" for message in messages):
@@ -156,11 +181,13 @@ class ChatTemplate:
         if self._describes_tools and self.tools is not None:
             keeps = self._family.calls_as_texts
             messages, tools = calls.describe_tools(messages, tools, self.tools, keeps_turns=keeps), ()
-        rendered = self._rendered_turns(messages, mark)
+        rendered = self._rendered_turns(messages, mark, place)
         if self._family.tools_in_system and tools:
             rendered = _in_system(rendered, [self._marked_in(calls.template_tool(tool), mark) for tool in tools])
         if self._profile.system == "user":
             rendered = _merge_system(rendered)
+        if self._wants_parts:
+            rendered = [{**one, "content": one["content"] and _parts(one["content"])} for one in rendered]
         arguments_given = self._arguments(request, mark)
         try:
             text = self._template.render(
@@ -171,13 +198,53 @@ class ChatTemplate:
                 eos_token=self._eos,
                 **arguments_given,
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise StepFailure(
                 FailureReason.TEMPLATE_ERROR, f"the chat template rejects these messages: {error}"
             ) from error
         text, thinking, is_unthinking = self._opened(text, request, arguments_given)
-        tokens = self._tokens(text + self._marked(request.prefill, mark), mark)
-        return Prompt(tuple(tokens), self._profile.stop, thinking, is_unthinking)
+        text += self._marked(request.prefill, mark)
+        spans: tuple[ImageSpan, ...] = ()
+        if request.images:
+            tokens, spans = self._with_images(request, text, mark, place, prepare)
+        else:
+            tokens = self._tokens(text, mark)
+        return Prompt(tuple(tokens), self._profile.stop, thinking, is_unthinking, spans)
+
+    def _with_images(
+        self,
+        request: GenerateRequest,
+        text: str,
+        mark: str,
+        place: str,
+        prepare: Callable[[Pixels], PreparedImage] | None,
+    ) -> tuple[list[int], tuple[ImageSpan, ...]]:
+        """Tokenise a rendered text, with the entries of images at their places."""
+        images = request.images
+        parts = re.split(f"{place}(\\d+){place}", text)
+        if sorted(map(int, parts[1::2])) != list(range(len(images))):
+            message = f"the chat template of {self._model.path.name} does not write each image of the messages once"
+            raise StepFailure(FailureReason.TEMPLATE_ERROR, message)
+        tokens: list[int] = []
+        spans: list[ImageSpan] = []
+        for index, part in enumerate(parts):
+            if not index % 2:
+                tokens += self._tokens(part, mark, add_special=not index) if part or not index else []
+                continue
+            image = images[int(part)]
+            if prepare is None or image.pixels is None:
+                raise StepFailure(
+                    FailureReason.INVALID_REQUEST, f"{image.place}: {self._model.path.name} reads no images"
+                )
+            for entry in prepare(image.pixels).parts:
+                if isinstance(entry, ImageChunk):
+                    spans.append(ImageSpan(len(tokens), entry))
+                    tokens += entry.entries()
+                else:
+                    tokens += entry
+        if not tokens or tokens[-1] < 0:
+            raise StepFailure(FailureReason.TEMPLATE_ERROR, "the prompt ends with an image; write a text after it")
+        return tokens, tuple(spans)
 
     def _arguments(self, request: GenerateRequest, mark: str) -> dict[str, Any]:
         """The variables of the template: those of the catalogue, of the requested effort, and of the request."""
@@ -239,7 +306,7 @@ class ChatTemplate:
         source = self._model.chat_template("rerank")
         if source is None:
             return self._model.tokenize_pair(query, document)
-        mark = _unused_mark(query, document)
+        mark, _ = _unused_marks(query, document)
         texts = {"query": self._marked(query, mark), "document": self._marked(document, mark)}
         prompt = re.sub(r"\{(query|document)\}", lambda found: texts[found[1]], source)
         return self._tokens(prompt, mark, add_special=False)
@@ -265,25 +332,35 @@ class ChatTemplate:
         """Return the text with a mark between the characters of each control token that it spells."""
         return self._controls.sub(lambda found: mark.join(found[0]), text)
 
-    def _rendered_turns(self, messages: Sequence[ChatMessage], mark: str) -> list[dict[str, Any]]:
+    def _rendered_turns(self, messages: Sequence[ChatMessage], mark: str, place: str) -> list[dict[str, Any]]:
         """
         Return the messages in the form that chat templates expect, with control tokens marked.
 
         Calls have ids of nine characters, as Mistral's templates need them; results follow in the order of the calls.
+        Images are numbers between two characters `place`.
         """
         count, waiting = itertools.count(1), deque[str]()
-        found = []
+        found, number = [], 0
         for message in messages:
             ids = [f"call{next(count) % 100_000:05d}" for _ in message.tool_calls]
-            found.append(self._rendered(message, mark, ids))
+            found.append(self._rendered(message, mark, ids, self._content(message, mark, place, number)))
+            number += len(message.images)
             if ids:
                 waiting = deque(ids)
             elif message.role == "tool":
                 found[-1]["tool_call_id"] = waiting.popleft() if waiting else f"call{next(count) % 100_000:05d}"
         return found
 
-    def _rendered(self, message: ChatMessage, mark: str, ids: Sequence[str]) -> dict[str, Any]:
-        content = self._marked(message.content, mark)
+    def _content(self, message: ChatMessage, mark: str, place: str, number: int) -> str:
+        """The text of a message, with control tokens marked; its images are counted from `number` on."""
+        content, at = "", 0
+        for index, image in enumerate(message.images):
+            end = max(at, min(image.at, len(message.content)))
+            content += self._marked(message.content[at:end], mark) + f"{place}{number + index}{place}"
+            at = end
+        return content + self._marked(message.content[at:], mark)
+
+    def _rendered(self, message: ChatMessage, mark: str, ids: Sequence[str], content: str) -> dict[str, Any]:
         rendered: dict[str, Any] = {"role": message.role, "content": content}
         if not message.tool_calls:
             return rendered
@@ -315,15 +392,19 @@ class ChatTemplate:
         return [self._marked_in(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _unused_mark(*texts: str) -> str:
-    """Return a mark that none of the texts contains. Raises StepFailure when there is none."""
+def _unused_marks(*texts: str) -> tuple[str, str]:
+    """Return two marks that none of the texts contains. Raises StepFailure when there are none."""
     used = set().union(*texts)
-    for mark in _MARKS:
-        if mark not in used:
-            return mark
-    raise StepFailure(
-        FailureReason.INVALID_REQUEST, "the texts contain all Unicode non-characters from U+FDD0 to U+FDEF"
-    )
+    free = [mark for mark in _MARKS if mark not in used]
+    if len(free) < 2:
+        message = "the texts contain nearly all Unicode non-characters from U+FDD0 to U+FDEF"
+        raise StepFailure(FailureReason.INVALID_REQUEST, message)
+    return free[0], free[1]
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """Return a content as a list of parts."""
+    return [{"type": "text", "text": content}]
 
 
 def _in_system(messages: list[dict[str, Any]], tools: list[Any]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from app.inference.requests import (
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from app.kernel.security import masking
-from workers.engine import OnPiece, OnStop, OnText, pieces_to, vectors
+from workers.engine import OnPiece, OnStop, OnText, pieces_to, require_images, vectors
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.remote import answer, refusals
 from workers.engine.remote.answer import StreamedAnswer
@@ -139,6 +139,7 @@ class RemoteEngine(EstimatedTokens):
         """
         if (request.prompt is None) == (not request.messages):
             raise StepFailure(FailureReason.INVALID_REQUEST, "exactly one of messages and prompt is required")
+        require_images(self, request)
         if request.n != 1:
             raise StepFailure(FailureReason.INVALID_REQUEST, f"n is {request.n}; a remote engine accepts only 1")
         if request.logprobs is not None:

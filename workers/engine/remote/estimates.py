@@ -14,6 +14,11 @@ class EstimatedTokens:
     """Counts for an engine that cannot count."""
 
     @property
+    def reads_images(self) -> bool:
+        """See the protocol of engines."""
+        return False
+
+    @property
     def counts_exactly(self) -> bool:
         """See the protocol of engines."""
         return False

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from app.inference.openai.chat import FunctionCallIn, MessageIn, ToolCallIn
+from app.inference.images import references
+from app.inference.images.references import ImageOrigin
+from app.inference.openai.chat import ContentPart, FunctionCallIn, ImageText, MessageIn, ToolCallIn
 from app.inference.openai.generation import PlainText, RequestPart
 
 #: Most items, and most parts of a message.
@@ -21,17 +23,25 @@ _ACCEPTED = "message, function_call, function_call_output and reasoning"
 
 
 class InputPart(RequestPart):
-    """A part of the content of a message; only text can be given to the models here."""
+    """A part of the content of a message: text, or an image."""
 
     type: str
     text: PlainText | None = None
     refusal: PlainText | None = None
+    image_url: ImageText = None
+    file_id: ImageText = None
 
     @model_validator(mode="after")
-    def _is_text(self) -> InputPart:
-        if self.type not in ("input_text", "output_text", "text", "refusal"):
-            raise ValueError(f"parts of the type {self.type[:40]!r} cannot be given to a model here; use input_text")
-        if self.written is None:
+    def _is_known(self) -> InputPart:
+        if self.type not in ("input_text", "output_text", "text", "refusal", "input_image"):
+            kind = self.type[:40]
+            raise ValueError(f"parts of the type {kind!r} cannot be given to a model here; use input_text, input_image")
+        if self.type == "input_image":
+            if (self.image_url is None) == (self.file_id is None):
+                raise ValueError("a part of the type input_image has either image_url or file_id")
+            if self.file_id is not None and references.parse(self.file_id).origin is not ImageOrigin.FILE:
+                raise ValueError("file_id is no id of a file: file- and 32 hexadecimal digits")
+        elif self.written is None:
             raise ValueError(f"a part of the type {self.type!r} has no text")
         return self
 
@@ -39,6 +49,11 @@ class InputPart(RequestPart):
     def written(self) -> str | None:
         """Its text."""
         return self.refusal if self.type == "refusal" else self.text
+
+    @property
+    def image(self) -> str | None:
+        """The reference of its image, if it is one."""
+        return (self.image_url or self.file_id) if self.type == "input_image" else None
 
 
 #: A text, or a list of parts.
@@ -135,7 +150,7 @@ def messages_of(
     for place, item in enumerate(items):
         match item:
             case MessageItem():
-                found.append(MessageIn(role=item.role, content=_text(item.content)))
+                found.append(MessageIn(role=item.role, content=_content(item.content)))
             case CallItem():
                 call = ToolCallIn(id=item.call_id, function=FunctionCallIn(name=item.name, arguments=item.arguments))
                 last = found[-1] if found else None
@@ -149,11 +164,20 @@ def messages_of(
                     call.id == item.call_id for message in found for call in message.tool_calls or ()
                 ):
                     raise ValueError(f"input[{place}] is the result of the call {item.call_id!r}, which is not there")
-                found.append(MessageIn(role="tool", content=_text(item.output), tool_call_id=item.call_id))
+                found.append(MessageIn(role="tool", content=_content(item.output), tool_call_id=item.call_id))
             case _:
                 pass
     return found
 
 
-def _text(content: str | list[InputPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.written or "" for part in content)
+def _content(content: str | list[InputPart]) -> str | list[ContentPart]:
+    if isinstance(content, str):
+        return content
+    if not any(part.image is not None for part in content):
+        return "".join(part.written or "" for part in content)
+    return [
+        ContentPart(type="text", text=part.written or "")
+        if part.image is None
+        else ContentPart(type="image_url", image_url=part.image)
+        for part in content
+    ]

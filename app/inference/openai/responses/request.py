@@ -38,7 +38,7 @@ _REFUSED: Mapping[str, str] = {
     "prompt": "`instructions` and `input`: prompts are not stored here",
     "context_management": "`truncation`",
     "moderation": "no moderation: send the texts to a model for it",
-    "image": "no images: models here read and write text",
+    "image": "a part of the type input_image in `input`",
     "background_options": "`background` alone",
 }
 #: What `include` can add; the others belong to tools that are not here, and have no effect.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.catalog.profiles.family import ToolCallStyle
-from app.inference.requests import ChatMessage, Tool, ToolCall
+from app.inference.requests import ChatMessage, ImageInput, Tool, ToolCall
 from workers.engine.chat import calls
 from workers.engine.chat.call_forms import FORMS, parse, render, scanner
 from workers.engine.chat.calls import ToolCallDetector
@@ -201,3 +201,11 @@ def test_references_of_an_embedded_schema_are_rebased() -> None:
     moved = calls.rebase(schema, "#/anyOf/0/properties/arguments")
     assert moved["properties"]["x"] == {"$ref": "#/anyOf/0/properties/arguments/$defs/a"}
     assert moved["properties"]["$ref"] == {"const": "#"}
+
+
+def test_the_image_of_a_tools_result_keeps_its_place() -> None:
+    seen = ChatMessage("tool", "before after", images=(ImageInput(7, "file-x", "messages[0]"),))
+    (plain,) = calls.describe_tools([seen], (), "hermes")
+    (image,) = plain.images
+    assert plain.content[: image.at].endswith("before ")
+    assert plain.content[image.at :].startswith("after")
