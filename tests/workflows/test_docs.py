@@ -231,7 +231,7 @@ def default_of(name: str, field: FieldInfo) -> str:
         return "required"
     if (name, field.default) == ("retry", kinds.Retry(max_attempts=1)):
         return ""
-    shown = shown_of(field.get_default(call_default_factory=False))
+    shown = shown_of(field.get_default(call_default_factory=True, validated_data={}))
     return "; ".join(part for part in (shown, bounds_of(field)) if part)
 
 

@@ -33,9 +33,9 @@ def test_a_broker_that_dies_with_an_unacknowledged_message_does_not_end_the_work
         hostname="worker@here", pool_cls=THREAD_POOL, consumer_cls=CONSUMER, concurrency=1
     ).consumer
     connection = consumer.connection = app.connection_for_read()
-    queue, taken = Queue("io"), list[object]()
+    queue, taken = Queue("late"), list[object]()
     with connection.Producer() as producer:
-        producer.publish({}, routing_key="io", declare=[queue])
+        producer.publish({}, routing_key="late", declare=[queue])
 
     def consume(channel: Any) -> None:
         channel.brpop_timeout = 60  # the call is still blocked when the broker dies
