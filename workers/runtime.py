@@ -39,6 +39,7 @@ from app.workflows.runs.service import Runs
 from app.workflows.state_machine.outcomes import TokenUsage
 from workers.engine import Engine
 from workers.hooks.processes import HookProcesses
+from workers.hooks.remote_answers import RemoteAnswers
 from workers.hooks.session import HookContext, HookSession
 from workers.leases import Leases
 from workers.memory.counting import TokenCounts
@@ -120,6 +121,8 @@ class Runtime:
     figures: WorkFigures = field(default_factory=WorkFigures)
     #: The processes of Python hooks.
     hook_processes: HookProcesses = field(default_factory=HookProcesses)
+    #: Asks servers for hooks that combine answers.
+    remote_answers: RemoteAnswers = field(init=False)
     #: Prices what attempts did.
     charges: Charges = field(default_factory=Charges)
     #: Hears of changed settings; None before `follow_settings`.
@@ -140,6 +143,7 @@ class Runtime:
     def __post_init__(self) -> None:
         """Without a broker, recall has no vectors of queries."""
         self.base = self.settings
+        self.remote_answers = RemoteAnswers(lambda: self.catalog, lambda: self.settings, self.secrets)
         self.recall = Recall(self.runs.database)
 
     @property
@@ -171,7 +175,7 @@ class Runtime:
 
     def hooks_for(self, model: str | None, workflow: str, namespace: str) -> HookSession:
         """The hooks of an attempt."""
-        context = HookContext(self.secrets, self.hook_processes, self.figures.hooks)
+        context = HookContext(self.secrets, self.hook_processes, self.figures.hooks, self.remote_answers)
         target = HookTarget(model or "", workflow, namespace)
         return HookSession.of(context, self.settings.hooks if model else (), self.settings.http, target)
 
@@ -211,6 +215,7 @@ class Runtime:
         if self.tokens is not None:
             self.tokens.close()
         self.hook_processes.close()
+        self.remote_answers.close()
         self.figures.close()
 
 

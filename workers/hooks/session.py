@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from app.inference.hooks import exchange, selection, shipped
+from app.inference.hooks import combination, exchange, selection, shipped
 from app.inference.hooks.exchange import HookAnswer, HookMisbehaved, HookText
 from app.inference.hooks.selection import HookTarget
 from app.inference.hooks.shipped.pii import StreamRestorer
@@ -44,6 +44,7 @@ from workers.engine import Engine, OnPiece, OnStop, OnText, Ticket, pieces_to
 from workers.hooks import http_hooks
 from workers.hooks.figures import HookFigures
 from workers.hooks.processes import HookBroken, HookProcesses, HookStopped, HookTimeout, StopSwitch
+from workers.hooks.remote_answers import RemoteAnswers
 
 _log = log.get(__name__)
 
@@ -60,6 +61,8 @@ class HookContext:
     secrets: Secrets
     processes: HookProcesses
     figures: HookFigures
+    #: Asks servers for hooks that combine; None where there is no catalogue.
+    remotes: RemoteAnswers | None = None
 
 
 @dataclass(slots=True)
@@ -98,10 +101,16 @@ class HookSession:
 
         Raises StepFailure when the hook refuses, or fails and its policy is `closed`; CancelledError.
         """
+        return self._called(hook, point, lambda: self._answer(hook, point, texts, state, stop), stop)
+
+    def _called(
+        self, hook: HookDefinition, point: HookPoint, answered: Callable[[], HookAnswer], stop: StopSwitch
+    ) -> HookAnswer:
+        """Return the answer of a call, which is recorded. Raises as `call`."""
         began = time.monotonic()
         result, answer, problem = "passed", HookAnswer(), ""
         try:
-            answer = self._answer(hook, point, texts, state, stop)
+            answer = answered()
             result = _result_of(answer)
         except (HookStopped, CancelledError):
             raise CancelledError from None
@@ -127,6 +136,54 @@ class HookSession:
         if answer.refuse is not None:
             raise StepFailure(FailureReason.HOOK_REFUSED, f"refused by the hook {hook.name}: {answer.refuse}")
         return answer
+
+    def combined(self, hook: HookDefinition, request: GenerateRequest, local: Generated, stop: StopSwitch) -> Generated:
+        """
+        Return the local answer, or that of a server where the options of the hook prefer it.
+
+        Raises StepFailure when the server fails and the policy is `closed`; CancelledError.
+        """
+        found: dict[str, Generated] = {}
+
+        def answered() -> HookAnswer:
+            answer, other = self._combined(hook, request, local, stop)
+            if other is not None:
+                found["remote"] = other
+            return answer
+
+        self._called(hook, HookPoint.POST_RESULT, answered, stop)
+        other = found.get("remote")
+        return local if other is None else replace(local, text=other.text, finish=other.finish, logprobs=())
+
+    def _combined(
+        self, hook: HookDefinition, request: GenerateRequest, local: Generated, stop: StopSwitch
+    ) -> tuple[HookAnswer, Generated | None]:
+        """What is recorded, and the answer of the server if it is used."""
+        options = shipped.options_of(hook)
+        assert isinstance(options, combination.CombineOptions), "its kind has these options"
+        left = combination.why_not(request)
+        why = None if left is not None else combination.why(options, request, local)
+        if why is None:
+            return HookAnswer(annotations={"asked": False, **({"left_alone": left} if left else {})}), None
+        if self.context.remotes is None:
+            raise HookBroken("there is no catalogue here")
+        model = self.context.remotes.model(options.model)
+        seconds = hook.timeout.total_seconds()
+        asked = replace(request, max_tokens=options.max_tokens or request.max_tokens, prefill="")
+        began = time.monotonic()
+        remote = self.context.remotes.ask(model, asked, seconds, stop)
+        used = combination.uses_remote(options, request, local, remote)
+        annotations: dict[str, str | int | float | bool] = {
+            "asked": True,
+            "why": why,
+            "model": model.name,
+            "used": "remote" if used else "local",
+            "tokens_in": remote.tokens_in,
+            "tokens_out": remote.tokens_out,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        texts = exchange.of_result(remote) if used else None
+        return HookAnswer(texts=texts, annotations=annotations), remote if used else None
 
     def failed(self, hook: HookDefinition, point: HookPoint, error: HookMisbehaved) -> None:
         """An answer could not be used. Raises StepFailure, unless the policy of the hook is `open`."""
@@ -288,6 +345,9 @@ class HookedTicket:
 
     def _through(self, generated: Generated) -> Generated:
         for hook in self._hooks:
+            if hook.kind == "combine":
+                generated = self._session.combined(hook, self._request, generated, self._stop)
+                continue
             texts = exchange.of_result(generated)
             answer = self._session.call(hook, HookPoint.POST_RESULT, texts, self._states.get(hook.name), self._stop)
             if answer.texts is None:

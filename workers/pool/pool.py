@@ -20,7 +20,6 @@ from app.catalog import files, header
 from app.catalog.catalog import Catalog
 from app.catalog.model import FLASH_ATTENTION, Model
 from app.catalog.serving import servability
-from app.catalog.serving.remote_options import RemoteEntry
 from app.fleet.holder import Grant, ReservationHolder
 from app.fleet.ledger.reservation import ReservationRefused
 from app.fleet.pool import PoolPhase
@@ -249,32 +248,13 @@ class _Pool:
         if self.grant.simulated:
             return self._simulate(model)
         if model.remote is not None:
-            return self._connect(model, model.remote)
+            return self._connect(model)
         return self._load(model, began)
 
-    def _connect(self, model: Model, remote: RemoteEntry) -> Metered:
+    def _connect(self, model: Model) -> Metered:
         """The engine of a model that a server serves. A server that is down is no reason not to start."""
         servability.check(model, self.settings)
-        secrets = Secrets(self.settings.secrets_dir)
-        name = remote.api_key
-        options = RemoteOptions(
-            url=remote.url,
-            model=remote.model,
-            api_key=None if name is None else lambda: secrets.reveal([name])[name],
-            policy=remote.policy,
-            slots=model.slots,
-            context=model.context,
-            connect_timeout=remote.connect_timeout.total_seconds(),
-            read_timeout=remote.read_timeout.total_seconds(),
-            retries=remote.retries,
-            max_retry_wait=remote.max_retry_wait.total_seconds(),
-            requests_per_minute=remote.requests_per_minute,
-            tokens_per_minute=remote.tokens_per_minute,
-            query_prefix=model.prompt.query_prefix,
-            document_prefix=model.prompt.document_prefix,
-            llama_fields=remote.llama_fields,
-            ca_file=self.settings.http.ca_file,
-        )
+        options = RemoteOptions.of(model, self.settings.http.ca_file, Secrets(self.settings.secrets_dir))
         self.status.enter(PoolPhase.WARMING)
         engine = RemoteEngine(options, self.status.note_problem)
         with suppress(StepFailure):  # it is noted, and shown with the model

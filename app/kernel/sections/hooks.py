@@ -37,9 +37,10 @@ class HookDefinition(Section):
 
     #: Its unique name, for records, metrics and errors.
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="lower-case letters, digits, '-'")
-    #: `pii`, `secrets`, `words`, `language` or `injection` are shipped; `python` calls an entry point, `http` a server.
-    kind: ShippedKind | Literal["python", "http"] = Field(
-        description="pii, secrets, words, language, injection, python or http"
+    #: `pii`, `secrets`, `words`, `language` or `injection` are shipped; `combine` asks the server of another model too;
+    #: `python` calls an entry point, `http` a server.
+    kind: ShippedKind | Literal["combine", "python", "http"] = Field(
+        description="pii, secrets, words, language, injection, combine, python or http"
     )
     #: `pre_prompt`, `post_result` or `both`.
     at: Literal["pre_prompt", "post_result", "both"] = Field(
@@ -103,6 +104,8 @@ class HookDefinition(Section):
         for field, kind in (("entry_point", "python"), ("url", "http")):
             if (getattr(self, field) is None) == (self.kind == kind):
                 raise ValueError(f"`{field}` is needed for the kind '{kind}', and for no other")
+        if self.kind == "combine" and (self.at != "post_result" or not self.changes):
+            raise ValueError("the kind 'combine' has `at = \"post_result\"`, and `changes = true`")
         if self.secret is not None and self.kind != "http":
             raise ValueError("`secret` is for the kind 'http' only")
         return self

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.catalog.model import Model
 from app.kernel.security.egress import EgressPolicy
+from app.kernel.security.secrets import Secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,28 @@ class RemoteOptions:
     llama_fields: bool = True
     #: Further trusted certificates (PEM).
     ca_file: Path | None = None
+
+    @staticmethod
+    def of(model: Model, ca_file: Path | None, secrets: Secrets) -> RemoteOptions:
+        """The options of a model of the catalogue that a server serves."""
+        remote = model.remote
+        assert remote is not None, "it has a server"
+        name = remote.api_key
+        return RemoteOptions(
+            url=remote.url,
+            model=remote.model,
+            api_key=None if name is None else lambda: secrets.reveal([name])[name],
+            policy=remote.policy,
+            slots=model.slots,
+            context=model.context,
+            connect_timeout=remote.connect_timeout.total_seconds(),
+            read_timeout=remote.read_timeout.total_seconds(),
+            retries=remote.retries,
+            max_retry_wait=remote.max_retry_wait.total_seconds(),
+            requests_per_minute=remote.requests_per_minute,
+            tokens_per_minute=remote.tokens_per_minute,
+            query_prefix=model.prompt.query_prefix,
+            document_prefix=model.prompt.document_prefix,
+            llama_fields=remote.llama_fields,
+            ca_file=ca_file,
+        )

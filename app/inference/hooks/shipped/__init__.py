@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from app.inference.hooks.combination import CombineOptions
 from app.inference.hooks.exchange import HookAnswer, HookText
 from app.inference.hooks.shipped import injection, language, pii, secret_formats, words
 from app.inference.hooks.shipped.scanning import TimeLimit
@@ -32,8 +33,8 @@ _SHIPPED: Mapping[str, tuple[type[BaseModel], _Call]] = {
 
 
 def options_of(hook: HookDefinition) -> BaseModel:
-    """Return the options of a shipped hook. Raises ValueError with each problem."""
-    options, _ = _SHIPPED[hook.kind]
+    """Return the options of a shipped hook, or of one that combines. Raises ValueError with each problem."""
+    options = CombineOptions if hook.kind == "combine" else _SHIPPED[hook.kind][0]
     try:
         return options.model_validate(dict(hook.options))
     except ValidationError as error:
@@ -47,7 +48,7 @@ def require_options(hooks: Sequence[HookDefinition]) -> None:
     """Raises InvalidSettings for options of shipped hooks that do not exist or have a wrong value."""
     problems: list[Problem] = []
     for index, hook in enumerate(hooks):
-        if hook.is_shipped:
+        if hook.is_shipped or hook.kind == "combine":
             try:
                 options_of(hook)
             except ValueError as error:
