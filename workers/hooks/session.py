@@ -153,7 +153,9 @@ class HookSession:
 
         self._called(hook, HookPoint.POST_RESULT, answered, stop)
         other = found.get("remote")
-        return local if other is None else replace(local, text=other.text, finish=other.finish, logprobs=())
+        if other is None:
+            return local
+        return replace(local, text=other.text, finish=other.finish, logprobs=(), reasoning=other.reasoning)
 
     def _combined(
         self, hook: HookDefinition, request: GenerateRequest, local: Generated, stop: StopSwitch

@@ -70,6 +70,7 @@ def start(settings: Settings, root_options: Mapping[str, Any], options: Sequence
         )
     try:
         while process.poll() is None:
+            signals.check()
             copied = _copy(log, copied)
             record = records.running(directory)
             if record is not None and record.pid == process.pid and record.state == TreeState.READY:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from types import FrameType
+
+#: The part of the library that says whether a child has ended. An exception in it leaves the lock of the child held;
+#: from then on the child seems to run for ever.
+_POLL = subprocess.Popen._internal_poll.__code__  # type: ignore[attr-defined] # private, so not in the stubs
 
 
 class Interrupted(BaseException):
@@ -28,7 +33,7 @@ class Signals:
         signal.signal(signal.SIGUSR1, self._on_restart)
 
     def check(self) -> None:
-        """Raise Interrupted when a signal came where exceptions are lost, such as in a destructor."""
+        """Raise Interrupted when a signal came where exceptions are lost, such as in a destructor, or do harm."""
         if self.received:
             raise Interrupted
 
@@ -36,13 +41,14 @@ class Signals:
         """Raise no Interrupted from now on: the stop must not be interrupted."""
         self.received = True
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature is Python's
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             # The end of a terminal sends SIGHUP more than once, and nobody is there who could be in a hurry.
             self.hurry = self.hurry or number != signal.SIGHUP
             return
         self.received = True
-        raise Interrupted
+        if frame is None or frame.f_code is not _POLL:  # there it would leave a lock held, and `check` raises later
+            raise Interrupted
 
     def _on_restart(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature is Python's
         self.restart_requested = True
