@@ -285,6 +285,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         assert_nothing_left(folder)
 
 
+@pytest.mark.storm
 def test_a_pool_that_leaks_memory_is_cleaned_up(installation: Installation) -> None:
     """Its reservation follows what it uses, until too much is reserved; the clean-up stops it."""
     full = {"signal": "memory_reserved", "statistic": "max", "operator": ">", "threshold": 0.6, "window": "1m"}
@@ -327,6 +328,7 @@ def test_a_model_that_fails_one_call_in_five_is_replaced_until_it_works(installa
     until(lambda: installation.chat("far:1").status_code == 200 and installation.server.calls > calls)
 
 
+@pytest.mark.storm
 def test_of_two_models_that_thrash_one_is_kept(installation: Installation) -> None:
     """Both fit on no device together, so each call evicts the other one, until the rule keeps one of them loaded."""
     thrash = {"signal": "thrash_rate", "operator": ">", "threshold": 0.5, "window": "1m", "at_least": 4}

@@ -56,6 +56,7 @@ def assert_works(client: httpx2.Client) -> None:
     until(lambda: client.get(f"/v1/runs/{run_id}").json().get("state") == "succeeded")
 
 
+@pytest.mark.storm
 def test_the_next_up_adopts_servers_and_pools_of_a_killed_one(data_dir: Path, tmp_path: Path) -> None:
     """
     The next `up` adopts running servers and pools, and ends the other orphans. A second `up` on the directory is
