@@ -1,13 +1,13 @@
 """
 Splits: whether their verdicts are right, what they cost a call, and how soon a bad candidate is gone.
 
-`python -m benchmarks.splits [--rounds N] [--calls N] [--seeds N] [--json FILE]`
+`python -m benchmarks.splits [--rounds N] [--calls N] [--seeds N] [--only shadow] [--json FILE]`
 
 Verdicts: seeded outcomes of a known truth, with a look after every 50. Calls: an `arriero up` with a small model;
 rounds with and without a split in turn, each of so many calls by four clients. Roll-back: the candidate is a server
 that does not answer; from its first failure until the split has ended, and until the last call that went there.
-Shadows: the same rounds with a shadow that does every call again with the same model, beside none; and how many pairs
-there are some time later.
+Shadows: the same rounds with a shadow of every call beside none, whose candidates begin when nobody waits, or `always`;
+and how many pairs there are half a minute later.
 """
 
 from __future__ import annotations
@@ -148,61 +148,74 @@ def rolled_back(url: str) -> dict[str, float]:
 
 def main() -> None:
     """Measure, and print."""
+    parts = ("verdicts", "split", "shadow", "roll_back")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--when", choices=("idle", "always"), default="idle")
+    parser.add_argument("--only", choices=parts, action="append")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    result: dict[str, Any] = {"verdicts": [asdict(one) for one in verdicts(given.seeds)]}
-    rounds: dict[str, list[list[float]]] = {"without": [], "with": []}
-    with installations.up(threads=1, slots=8, context=1024, more=SERVER) as up:
-        split = {
-            "split": "same",
-            "model": MODEL,
-            "candidates": [{"name": "b", "set": {"temperature": 0.5}}],
-            "ramp": [{"share": 0.5}],
-        }
-        latencies(up.url, given.calls)
-        with httpx2.Client(base_url=up.url, timeout=60) as client:
-            for number in range(given.rounds):
-                for way in ("without", "with") if number % 2 else ("with", "without"):
-                    if way == "with":
-                        assert client.post("/v1/splits", json=split).status_code == 201
-                    rounds[way].append(latencies(up.url, given.calls))
-                    if way == "with":
-                        client.post("/v1/splits/same/stop")
-                        assert client.delete("/v1/splits/same").status_code == 204
-        shadow = {
-            "shadow": "all",
-            "model": MODEL,
-            "share": 1.0,
-            "max_open": 10_000,
-            "candidate": {"set": {"temperature": 0.5}},
-        }
-        shadowed: dict[str, list[list[float]]] = {"alone": [], "shadowed": []}
-        with httpx2.Client(base_url=up.url, timeout=60) as client:
-            for number in range(given.rounds):
-                for way in ("alone", "shadowed") if number % 2 else ("shadowed", "alone"):
-                    if way == "shadowed":
-                        assert client.post("/v1/shadows", json=shadow).status_code == 201
-                        time.sleep(3)  # what ended before is read
-                    shadowed[way].append(latencies(up.url, given.calls))
-                    if way == "shadowed":
-                        result["pairs"] = _settled(client, given.calls)
-                        client.post("/v1/shadows/all/stop")
-                        assert client.delete("/v1/shadows/all").status_code == 204
-        result["shadow"] = _ratios(shadowed, "alone", "shadowed")
-        result["roll_back"] = rolled_back(up.url)
-    result["split"] = _ratios(rounds, "without", "with")
+    chosen = given.only or parts
+    result: dict[str, Any] = {}
+    if "verdicts" in chosen:
+        result["verdicts"] = [asdict(one) for one in verdicts(given.seeds)]
+    if set(chosen) - {"verdicts"}:
+        with installations.up(threads=1, slots=8, context=1024, more=SERVER) as up:
+            latencies(up.url, given.calls)
+            with httpx2.Client(base_url=up.url, timeout=60) as client:
+                if "split" in chosen:
+                    result["split"] = _split(client, up.url, given.rounds, given.calls)
+                if "shadow" in chosen:
+                    result["shadow"], result["pairs"] = _shadow(client, up.url, given.rounds, given.calls, given.when)
+            if "roll_back" in chosen:
+                result["roll_back"] = rolled_back(up.url)
     _print(result)
     if given.json:
         given.json.write_text(json.dumps(result, indent=2))
 
 
+def _split(client: httpx2.Client, url: str, rounds: int, calls: int) -> dict[str, dict[str, float]]:
+    """Calls with and without a split, in turn."""
+    candidates = [{"name": "b", "set": {"temperature": 0.5}}]
+    split = {"split": "same", "model": MODEL, "candidates": candidates, "ramp": [{"share": 0.5}]}
+    found: dict[str, list[list[float]]] = {"without": [], "with": []}
+    for number in range(rounds):
+        for way in ("without", "with") if number % 2 else ("with", "without"):
+            if way == "with":
+                assert client.post("/v1/splits", json=split).status_code == 201
+            found[way].append(latencies(url, calls))
+            if way == "with":
+                client.post("/v1/splits/same/stop")
+                assert client.delete("/v1/splits/same").status_code == 204
+    return _ratios(found, "without", "with")
+
+
+def _shadow(
+    client: httpx2.Client, url: str, rounds: int, calls: int, when: str
+) -> tuple[dict[str, dict[str, float]], int]:
+    """Calls with and without a shadow of every call, in turn; and the pairs of the last round."""
+    candidate = {"set": {"temperature": 0.5}}
+    shadow = {"shadow": "all", "model": MODEL, "share": 1.0, "max_open": 10_000, "when": when, "candidate": candidate}
+    found: dict[str, list[list[float]]] = {"alone": [], "shadowed": []}
+    pairs = 0
+    for number in range(rounds):
+        for way in ("alone", "shadowed") if number % 2 else ("shadowed", "alone"):
+            if way == "shadowed":
+                assert client.post("/v1/shadows", json=shadow).status_code == 201
+                time.sleep(3)  # what ended before is read
+            found[way].append(latencies(url, calls))
+            if way == "shadowed":
+                pairs = _settled(client, calls)
+                client.post("/v1/shadows/all/stop")
+                assert client.delete("/v1/shadows/all").status_code == 204
+    return _ratios(found, "alone", "shadowed"), pairs
+
+
 def _settled(client: httpx2.Client, calls: int) -> int:
-    """Wait until each call is a pair, and return how many are compared after a minute at the latest."""
-    limit = time.perf_counter() + 120
+    """Wait until each call is a pair, and return how many are compared after half a minute at the latest."""
+    limit = time.perf_counter() + 30
     while True:
         found = client.get("/v1/shadows/all").json()
         done: int = found["compared"] + sum(found["skipped"].values())
@@ -224,16 +237,20 @@ def _ratios(rounds: dict[str, list[list[float]]], before: str, after: str) -> di
 
 def _print(result: dict[str, Any]) -> None:
     console = Console()
-    table = Table("control", "candidate", "effect", "right", "share of seeds", "outcomes (median)")
-    for one in result["verdicts"]:
-        table.add_row(*(f"{one[name]}" for name in ("control", "candidate", "effect", "right", "rate", "looked_at")))
-    console.print(table)
+    if "verdicts" in result:
+        table = Table("control", "candidate", "effect", "right", "share of seeds", "outcomes (median)")
+        for one in result["verdicts"]:
+            table.add_row(
+                *(f"{one[name]}" for name in ("control", "candidate", "effect", "right", "rate", "looked_at"))
+            )
+        console.print(table)
     for kind in ("split", "shadow"):
-        for name, found in result[kind].items():
+        for name, found in result.get(kind, {}).items():
             shown = ", ".join(f"{way} {value:.1f} ms" for way, value in found.items() if way != "ratio")
             console.print(f"calls, {kind}, {name}: {shown}; {found['ratio']:.3f}x")
-    console.print(f"pairs of the last round: {result['pairs']}")
-    console.print(f"roll-back: {result['roll_back']}")
+    for name in ("pairs", "roll_back"):
+        if name in result:
+            console.print(f"{name}: {result[name]}")
 
 
 if __name__ == "__main__":
