@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from imapclient import IMAPClient
@@ -25,6 +26,7 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.sections.mail import MailSettings
 from tests.handoffs.conftest import HandoffWorld
 from tests.handoffs.test_mail import WORKFLOW, free_port, mail, put_workflow
+from workers.handoffs.mail.mailbox import MailboxSession, _is_announced
 from workers.handoffs.mail.watching import MailWatch
 
 #: Each test runs an IMAP server or worker threads.
@@ -172,6 +174,40 @@ def test_new_mail_is_stored_while_the_mailbox_is_watched_and_its_flags_stay(
     with imap.client() as client:
         client.select_folder("INBOX")
         assert client.search(["SEEN"]) == []
+
+
+@pytest.mark.parametrize("place", ["search", "idle", "none"])
+def test_mail_announced_between_the_search_and_the_wait_is_seen(place: str) -> None:
+    """A server may announce it with the answer of the search, or in one packet with the `+` of IDLE."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    early = {"search": b"", "idle": b"", "none": b"", place: b"* 4 EXISTS\r\n"}
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as lines:
+            connection.sendall(b"* OK ready\r\n")
+            for line in lines:
+                tag, command = line.split()[:2]
+                given = {b"CAPABILITY": b"* CAPABILITY IMAP4rev1 IDLE\r\n", b"UID": b"* SEARCH\r\n" + early["search"]}
+                if command == b"IDLE":
+                    connection.sendall(b"+ idling\r\n" + early["idle"])
+                    assert next(lines).strip() == b"DONE"
+                connection.sendall(given.get(command, b"") + tag + b" OK done\r\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    client = IMAPClient("127.0.0.1", port=listener.getsockname()[1], ssl=False, timeout=PATIENCE)
+    client._imap.state = "SELECTED"
+    client._imap.untagged_responses["EXISTS"] = [b"3"]  # that of the selection
+    session = MailboxSession(*(Mock() for _ in range(3)), 1_000, MailSettings(), "w", Mock())
+    at = MailboxPosition("default", "box", "place", 1, 5, {}, "", None, None, is_held=True, is_connected=True)
+    assert session._pass(client, at) == (at, False)
+    client.idle()
+    assert _is_announced(client) is (place != "none")
+    client.idle_done()
+    client.shutdown()
+    thread.join(PATIENCE)
+    listener.close()
 
 
 def test_a_restart_in_the_middle_loses_and_repeats_nothing(boxed: HandoffWorld, imap: ImapServer) -> None:

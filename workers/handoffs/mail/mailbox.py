@@ -7,6 +7,7 @@ repeats nor loses a mail. A mail that cannot be stored is tried again later, and
 
 from __future__ import annotations
 
+import imaplib
 import math
 import select
 import socket
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from io import BufferedReader
+from typing import cast
 
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
@@ -162,6 +165,7 @@ class MailboxSession:
         """Store new mails and those that failed. Returns the position, and whether there are more."""
         now = clock.now().timestamp()
         again = [int(uid) for uid, (_, due) in position.failed.items() if due <= now]
+        _imaplib(client).untagged_responses.pop("EXISTS", None)  # what comes from here on may not be in the search
         # `n:*` always includes the last mail, however small its UID is.
         new = sorted(uid for uid in client.search(["UID", f"{position.next_uid}:*"]) if uid >= position.next_uid)
         if len(position.failed) >= _MAX_FAILED:
@@ -218,7 +222,8 @@ class MailboxSession:
             return
         client.idle()
         # The library would parse the lines of an announcement as they arrive, and fails on half a one.
-        for _ in range(math.ceil(seconds / _SLICE)):
+        waits = 0 if _is_announced(client) else math.ceil(seconds / _SLICE)
+        for _ in range(waits):
             if self._closed.is_set():
                 return
             if select.select([client.socket()], [], [], min(_SLICE, seconds))[0]:
@@ -229,3 +234,28 @@ class MailboxSession:
         with self._database.work() as work:
             if not mailboxes.move(work, position, self._owner, self._lease, seen=seen):
                 raise MailboxLost
+
+
+def _imaplib(client: IMAPClient) -> imaplib.IMAP4:
+    """Return the connection below, which alone knows what was read and not yet looked at."""
+    found: imaplib.IMAP4 = client._imap
+    return found
+
+
+def _is_announced(client: IMAPClient) -> bool:
+    """
+    Return whether mail was announced after the search and before the wait, so that the socket does not tell of it.
+
+    Such a line was read with another answer, or is in a buffer: with the server's `+`, or in the same record of TLS.
+    """
+    below, connection = _imaplib(client), client.socket()
+    if "EXISTS" in below.untagged_responses:
+        return True
+    timeout = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        return bool(cast(BufferedReader, below.file).peek(1))
+    except ssl.SSLWantReadError:
+        return False
+    finally:
+        connection.settimeout(timeout)
