@@ -82,7 +82,7 @@ test-gpu: $(GPU)/.ready ## Run tests/gpu on two software GPUs (Vulkan), and thos
 	  -k 'test_footprints or place_the_layers or answers_on_devices'
 
 fuzz: $(DEV) ## Send over 20,000 random requests to an installation of its own; FUZZ_PATHS=REGEX: to some paths
-	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s tests/live/test_fuzz.py
+	FUZZ_PHASES=coverage,fuzzing,stateful FUZZ_EXAMPLES=20 $(BIN)/python -m pytest -s -m storm tests/live/test_fuzz.py
 
 lint: $(DEV) ## Check style, types and imports
 	$(BIN)/ruff check .

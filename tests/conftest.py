@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 import redis
 import structlog
@@ -191,6 +192,10 @@ def redis_url(servers: embedded.Servers) -> str:
 
 @pytest.fixture(scope="session")
 def migrated(database_url: str) -> Iterator[Database]:
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
+        for name in ("fsync", "full_page_writes", "synchronous_commit"):  # no test cuts the power
+            connection.execute(f"ALTER SYSTEM SET {name} = off")
+        connection.execute("SELECT pg_reload_conf()")
     made = Database(database_url, pool_size=8)
     made.upgrade()
     yield made

@@ -2,7 +2,7 @@
 Random valid and invalid requests for every operation of the OpenAPI document, to an installation of its own: no server
 error, no answer that is not documented.
 
-The suite sends some hundred; `make fuzz` sends over 20,000. `FUZZ_PATHS` is a regular expression of the paths: a slice.
+`make test-storm` sends some hundred; `make fuzz` sends over 20,000. `FUZZ_PATHS` is a regular expression of the paths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from tests.live.conftest import MODEL, Live, running
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.storm
 
 #: Random requests for each operation.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1"))
