@@ -175,10 +175,11 @@ def drop_reserve(ledger: Ledger, id_: str) -> Ledger:
 def problems(ledger: Ledger) -> list[str]:
     """Return every violation of the promises above; a correct ledger has none."""
     found = []
-    for id_, capacity in ledger.devices.items():
-        for what, size in (("charged", ledger.charged(id_)), ("non-preemptible", ledger.non_preemptible(id_))):
-            if not 0 <= size <= capacity.capacity:
-                found.append(f"{id_}: {size} bytes of {capacity.capacity} are {what}")
+    for id_, sums in ledger.sums().items():
+        capacity = ledger.devices[id_].capacity
+        for what, size in zip(("charged", "non-preemptible"), sums, strict=True):
+            if not 0 <= size <= capacity:
+                found.append(f"{id_}: {size} bytes of {capacity} are {what}")
     for one in ledger.reservations.values():
         for device in one.bytes:
             if (promised := ledger.promised(one.id, device)) > one.bytes[device]:
@@ -243,11 +244,11 @@ def _backing(ledger: Ledger, wanted: ReservationRequest) -> dict[str, dict[str, 
 
 def _non_preemptible_fits(ledger: Ledger) -> Ledger | ReservationRefused:
     """Return the ledger, unless reserves and pinned pools exceed the capacity of a device."""
-    for id_, device in ledger.devices.items():
-        if (non_preemptible := ledger.non_preemptible(id_)) > device.capacity:
+    for id_, (_, non_preemptible) in ledger.sums().items():
+        if non_preemptible > (capacity := ledger.devices[id_].capacity):
             return ReservationRefused(
                 f"reserves and pinned pools would need {rounded(non_preemptible)} of {id_}, "
-                f"which has {rounded(device.capacity)}"
+                f"which has {rounded(capacity)}"
             )
     return ledger
 

@@ -197,8 +197,8 @@ class LedgerSession:
                 self.work.run(_UPDATE_CLAIM, {"id": one.id, "device": device, "bytes": size})
 
     def _write_sums(self) -> None:
-        for id_, device in self.ledger.devices.items():
-            sums = (device.capacity, self.ledger.charged(id_), self.ledger.non_preemptible(id_))
+        for id_, found in self.ledger.sums().items():
+            sums = (self.ledger.devices[id_].capacity, *found)
             if self._sums.get(id_) != sums:
                 self.work.run(
                     _CHARGE, dict(zip(("id", "capacity", "charged", "non_preemptible"), (id_, *sums), strict=True))

@@ -370,6 +370,8 @@ class World:
 
     def check(self) -> None:
         assert rules.problems(self.ledger) == []
+        one_by_one = {id_: (self.ledger.charged(id_), self.ledger.non_preemptible(id_)) for id_ in self.ledger.devices}
+        assert self.ledger.sums() == one_by_one
         for device, size in PHYSICAL.items():
             touched = sum(process.bytes.get(device, 0) for process in self.living())
             assert touched <= size, f"{touched} of {size} bytes of {device} are used"
