@@ -3,6 +3,7 @@
 from sqlmodel import SQLModel
 
 from alembic import context
+from app.access.agents import rows as agent_rows  # noqa: F401 they enter the metadata
 from app.access.audit import rows as audit_rows  # noqa: F401 they enter the metadata
 from app.access.limits import rows as limit_rows  # noqa: F401 they too
 from app.access import key_rows  # noqa: F401 they enter the metadata
@@ -11,9 +12,11 @@ from app.footprint import measurements  # noqa: F401 they enter the metadata
 from app.kernel import settings
 from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 they too
+from app.kernel.postgres import schema_floor  # noqa: F401 it too
 from app.fleet import rows as fleet_rows  # noqa: F401 they enter the metadata
 from app.governance.jobs import rows as job_rows  # noqa: F401 they too
 from app.governance.probes import rows as probe_rows  # noqa: F401 they too
+from app.governance.scaler import rows as scaler_rows  # noqa: F401 they too
 from app.governance.rules import rows as rule_rows  # noqa: F401 they too
 from app.governance.signals import rows as signal_rows  # noqa: F401 they too
 from app.inference.batches import rows as batch_rows  # noqa: F401 they too

@@ -2,16 +2,20 @@
 Addresses: the URLs of Postgres and the broker, for programs that did not start them.
 
 The URLs come from the settings. Without them, they are those of the embedded servers, as long as a process tree holds
-the data directory.
+the data directory. Servers on other machines are verified by TLS, or at least said not to be.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
-from app.kernel import embedded
-from app.kernel.errors import Unavailable
+from app.kernel import embedded, log
+from app.kernel.errors import InvalidSettings, Problem, Unavailable
+from app.kernel.security import server_tls
 from app.kernel.settings import Settings
+
+_log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ def of(settings: Settings) -> Addresses:
     """
     Return the addresses of both servers.
 
-    Raises Unavailable, with the unknown addresses and how to provide them.
+    Raises Unavailable, with the unknown addresses and how to provide them; InvalidSettings for a server on another
+    machine that would not be verified, where the settings require it. Otherwise that is logged, once in a process.
     """
     database, redis = find_database(settings), find_redis(settings)
     if database is None or redis is None:
@@ -35,6 +40,7 @@ def of(settings: Settings) -> Addresses:
             f"no server runs on {settings.data_dir}: start everything with `arriero up`, "
             f"or set {' and '.join(f'ARRIERO_{name}' for name in missing)}"
         )
+    _check(settings, database, redis)
     return Addresses(database, redis)
 
 
@@ -50,3 +56,17 @@ def find_redis(settings: Settings) -> str | None:
     if settings.redis_url is not None:
         return settings.redis_url.get_secret_value()
     return embedded.find_valkey_url(settings.data_dir)
+
+
+def _check(settings: Settings, database_url: str, redis_url: str) -> None:
+    given = (("database_url", database_url), ("redis_url", redis_url))
+    found = [problem for setting, url in given if (problem := server_tls.find_weakness(setting, url)) is not None]
+    if found and settings.tls.servers == "require":
+        raise InvalidSettings(found)
+    for problem in found:
+        _warn(problem)
+
+
+@cache
+def _warn(problem: Problem) -> None:
+    _log.warning("connection_not_verified", setting=problem.where, reason=problem.message, accepted=problem.accepted)

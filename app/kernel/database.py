@@ -32,7 +32,8 @@ from sqlalchemy.pool import Pool
 from sqlmodel import SQLModel
 
 from app.kernel import log, shipped
-from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
+from app.kernel.errors import DatabaseAhead, DatabaseBehind, DatabaseDenied, DatabaseUnreachable
+from app.kernel.postgres import address, pooler
 from app.kernel.postgres.breaker import Breaker
 from app.kernel.postgres.connection import AnswerTimeout
 from app.kernel.postgres.connection import Connection as Session
@@ -40,8 +41,8 @@ from app.kernel.postgres.idle_pool import IdlePool
 
 _log = log.get(__name__)
 
-#: Advisory lock that serialises migrations when several hosts start at once.
-_MIGRATION_LOCK = 7_205_759_403_792
+#: Advisory lock that serialises migrations when several hosts start at once. A backup holds it shared.
+MIGRATION_LOCK = 7_205_759_403_792
 
 #: Constraint names are derived from the tables, so that migrations can refer to them.
 SQLModel.metadata.naming_convention = {
@@ -61,13 +62,9 @@ _SERVER = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "2",
     "tcp_user_timeout": "15000",
-    # The longest time for which a process that stopped in the middle of a transaction can block its rows. The lock
-    # timeout is longer, so that waiting transactions outlast it.
-    "idle_in_transaction_session_timeout": "20s",
-    "lock_timeout": "30s",
+    **pooler.REQUIRED,
     # A long query is ended when its client is gone.
     "client_connection_check_interval": "5s",
-    "timezone": "UTC",
 }
 #: Timeout in seconds for making a connection.
 _CONNECT_TIMEOUT = 5
@@ -217,6 +214,7 @@ class Database:
         self._timeout = None if answer_timeout is None else answer_timeout.total_seconds()
         self._breaker = Breaker(_PROBE_INTERVAL)
         locks = {} if self._timeout is None else {"lock_timeout": f"{self._timeout * _LOCK_TIMEOUT_SHARE * 1000:.0f}"}
+        self._options = " ".join(f"-c {k}={v}" for k, v in (_SERVER | locks).items())
         # Transactions begin explicitly: `work` sends BEGIN, and `schema` sets another isolation level.
         self.engine: Engine = create_engine(
             make_url(url).set(drivername="postgresql+psycopg"),
@@ -226,11 +224,7 @@ class Database:
             pool_pre_ping=False,
             pool_timeout=30 if self._timeout is None else self._timeout,
             isolation_level="AUTOCOMMIT",
-            connect_args={
-                "connect_timeout": _CONNECT_TIMEOUT,
-                "options": " ".join(f"-c {k}={v}" for k, v in (_SERVER | locks).items()),
-            }
-            | _CLIENT,
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT, "options": self._options} | _CLIENT,
         )
         event.listen(self.engine, "do_connect", _connect)
 
@@ -240,7 +234,8 @@ class Database:
         Run the block in one transaction: committed at its end, rolled back when it raises.
 
         Raises DatabaseUnreachable when no connection is available or it is lost. Whether a commit in progress took
-        effect is then unknown, so callers make their writes conditional on the state that they replace.
+        effect is then unknown, so callers make their writes conditional on the state that they replace. Raises
+        DatabaseDenied when the role of this process lacks a right.
         """
         if not self._breaker.admits():
             raise DatabaseUnreachable("the database does not answer")
@@ -256,6 +251,8 @@ class Database:
         except (AnswerTimeout, psycopg.errors.ConnectionTimeout) as error:
             self._breaker.timed_out(error.seconds if isinstance(error, AnswerTimeout) else _CONNECT_TIMEOUT)
             raise DatabaseUnreachable(_reason(error)) from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise DatabaseDenied(f"the database does not allow it: {str(error).splitlines()[0]}") from error
         except _UNREACHABLE as error:
             raise DatabaseUnreachable(_reason(error)) from error
         self._breaker.answered()
@@ -299,19 +296,22 @@ class Database:
             # What was borrowed from a discarded pool is returned to it, and nothing else would close it.
             pool.dispose()
 
-    def raw_url(self) -> str:
-        """Return the URL for psycopg itself, for connections outside the pool (LISTEN)."""
-        options = {key: str(value) for key, value in _CLIENT.items()}
-        url = make_url(self.url).set(drivername="postgresql").update_query_dict(options)
-        return url.render_as_string(hide_password=False)
+    def conninfo(self) -> str:
+        """Return the connection string for psycopg itself, for connections outside the pool (LISTEN)."""
+        return address.conninfo(self.url, _CLIENT)
 
     def upgrade(self, revision: str = "head") -> None:
-        """Migrate the schema to `revision`. Several processes may call this at once: they wait for each other."""
+        """
+        Migrate the schema to `revision`. Several processes may call this at once: they wait for each other.
+
+        That of a later version stays as it is, if this one works with it. Raises DatabaseAhead otherwise.
+        """
+        current = self.revision()
+        if current is not None and current not in _revisions():
+            self.require_head()
+            return
         with self.schema() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            config = _config()
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, revision)
+            upgrade_within(connection, revision)
 
     def revision(self) -> str | None:
         """Return the revision of the schema, or None when the database is empty."""
@@ -347,10 +347,26 @@ class Database:
             raise DatabaseUnreachable(_reason(error)) from error
 
     def require_head(self) -> None:
-        """Raise DatabaseBehind unless the schema has the revision that this version needs."""
+        """
+        Check that programs of this version work with the schema.
+
+        They do at their own revision, and at that of a later version whose floor they know: during a rolling upgrade
+        the schema is migrated before the programs. Raises DatabaseBehind, DatabaseAhead.
+        """
         current, head = self.revision(), head_revision()
-        if current != head:
+        if current == head:
+            return
+        if current is None or current in _revisions():
             raise DatabaseBehind(current, head)
+        with self.work() as work:
+            floor = work.row(text("SELECT revision FROM schema_floor"))
+        if floor is None or floor.revision not in _revisions():
+            raise DatabaseAhead(current, head)
+        _note_later(current, head)
+
+    def require_fit(self) -> None:
+        """Check that no pooler takes away what the programs need. Raises UnfitPooler, DatabaseUnreachable."""
+        pooler.require_fit(self.conninfo(), self._options)
 
     def close(self) -> None:
         """Close every connection."""
@@ -363,15 +379,30 @@ def open_at_head(url: str, *, pool_size: int, answer_timeout: timedelta | None =
 
     The arguments are those of Database.
 
-    Raises DatabaseBehind, DatabaseUnreachable.
+    Raises DatabaseBehind, DatabaseUnreachable, UnfitPooler.
     """
     database = Database(url, pool_size=pool_size, answer_timeout=answer_timeout)
     try:
+        database.require_fit()
         database.require_head()
     except BaseException:
         database.close()
         raise
     return database
+
+
+def upgrade_within(connection: Connection, revision: str = "head") -> None:
+    """Migrate the schema in the transaction of this connection, after those that others migrate now."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    config = _config()
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, revision)
+
+
+@cache
+def known_revisions() -> frozenset[str]:
+    """Return all revisions from which this version can upgrade, and its own."""
+    return frozenset(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 @cache
@@ -380,6 +411,18 @@ def head_revision() -> str:
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None, "there is at least one migration"
     return head
+
+
+@cache
+def _note_later(current: str, head: str) -> None:
+    """Log once that the schema is of a later version."""
+    _log.warning("schema_of_a_later_version", revision=current, own=head)
+
+
+@cache
+def _revisions() -> frozenset[str]:
+    """Return the revisions that this version knows."""
+    return frozenset(one.revision for one in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 def _config() -> Config:

@@ -19,7 +19,10 @@ Every error that Arriero raises on purpose.
     ├── LeaseLost                   the lease has expired or has another holder
     ├── Unavailable                 a required part is not available
     │   ├── DatabaseUnreachable
+    │   ├── DatabaseDenied          the role of the database may not do this
+    │   ├── UnfitPooler             a pooler in front of Postgres takes away what is needed
     │   ├── DatabaseBehind          its schema does not have the revision of this version
+    │   ├── DatabaseAhead           its schema is of a later version, which this one does not work with
     │   ├── RowsLocked              another transaction has locked the rows, and the caller does not wait
     │   ├── BrokerUnreachable
     │   ├── ServerNotStarted        an embedded server or a child process did not start
@@ -223,6 +226,14 @@ class DatabaseUnreachable(Unavailable):
     """No connection to Postgres."""
 
 
+class DatabaseDenied(Unavailable):
+    """The role with which this process logs in to Postgres may not do this."""
+
+
+class UnfitPooler(Unavailable):
+    """A pooler in front of Postgres takes away what the programs need."""
+
+
 class DatabaseBehind(Unavailable):
     """The schema of the database does not have the revision that this version needs."""
 
@@ -231,6 +242,17 @@ class DatabaseBehind(Unavailable):
         super().__init__(
             f"the database is at revision {current or 'none (empty)'}, this version needs {head}; "
             "run `arriero db upgrade`"
+        )
+
+
+class DatabaseAhead(Unavailable):
+    """The schema is of a later version, and has lost what this version needs."""
+
+    def __init__(self, current: str, head: str) -> None:
+        self.current, self.head = current, head
+        super().__init__(
+            f"the database is at revision {current} of a later version, which programs at {head} do not work with; "
+            "upgrade this program"
         )
 
 

@@ -34,6 +34,11 @@ def new_secret() -> str:
     return secrets.token_urlsafe(24)
 
 
+def new_salt() -> bytes:
+    """Return 16 random bytes, for the verifier of a password."""
+    return secrets.token_bytes(16)
+
+
 def new_text(characters: int, *, lower_case: bool = False) -> str:
     """Return random letters and digits: almost 6 bits a character, or 5.2 in lower case."""
     letters = string.ascii_lowercase if lower_case else string.ascii_letters

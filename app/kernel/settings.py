@@ -5,7 +5,7 @@ Precedence, from lowest to highest: defaults, `arriero.toml`, the environment, t
 `changeable` the run-time values of the installation (`app/kernel/live/`). The file is that of the
 current directory, or else that of the data directory.
 The origin of every value is known; an invalid one is refused with its key, its origin and what would be accepted.
-An unknown variable or key is refused too: otherwise a typo would silently leave the default.
+An unknown variable or key is refused too: otherwise a typo would silently leave the default. A secret may be in a file.
 
 Nothing here opens a connection or creates a directory.
 """
@@ -31,7 +31,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.kernel.errors import InvalidSettings, Problem
+from app.kernel.postgres import address
 from app.kernel.sections.access import AccessSettings, AuditSettings, LimitSettings
+from app.kernel.sections.agents import AgentSettings
 from app.kernel.sections.blocks import BlockSettings
 from app.kernel.sections.cache import CacheSettings
 from app.kernel.sections.catalog import CatalogSettings
@@ -52,13 +54,15 @@ from app.kernel.sections.predictions import PredictionSettings
 from app.kernel.sections.probes import ProbeSettings
 from app.kernel.sections.recall import RecallSettings
 from app.kernel.sections.rules import RuleSettings, SignalSettings
+from app.kernel.sections.scaler import ScalerSettings
 from app.kernel.sections.section import CHANGEABLE, Section
-from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings
+from app.kernel.sections.servers import ApiSettings, BrokerSettings, FlowerSettings, LogSettings, TlsSettings
 from app.kernel.sections.splits import SplitSettings
 from app.kernel.sections.tools import ToolSettings
 from app.kernel.sections.tracing import TracingSettings
 from app.kernel.sections.verification import VerificationSettings
 from app.kernel.sections.work import ControlSettings, PoolSettings, RunSettings, ScheduleSettings
+from app.kernel.security import secret_files
 from app.kernel.security.request_guard import TrustedHost
 from app.kernel.units import durations
 
@@ -86,6 +90,7 @@ class Settings(BaseSettings):
     #: The directory of embedded servers, downloaded models and logs.
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("arriero")))
     #: An external Postgres (15 or later, with pgvector), as `postgresql://…`; without it, an embedded one is started.
+    #: With several hosts and `?target_session_attrs=read-write`, programs use whichever takes writes.
     database_url: SecretStr | None = None
     #: An external Redis (7 or later) or Valkey, as `redis://…`; without it, an embedded Valkey is started.
     redis_url: SecretStr | None = None
@@ -97,8 +102,10 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()
     access: AccessSettings = AccessSettings()
+    agents: AgentSettings = AgentSettings()
     flower: FlowerSettings = FlowerSettings()
     broker: BrokerSettings = BrokerSettings()
+    tls: TlsSettings = TlsSettings()
     runs: RunSettings = RunSettings()
     schedules: ScheduleSettings = ScheduleSettings()
     predictions: PredictionSettings = PredictionSettings()
@@ -128,6 +135,7 @@ class Settings(BaseSettings):
     rules: RuleSettings = RuleSettings()
     tracing: TracingSettings = TracingSettings()
     actions: ActionSettings = ActionSettings()
+    scaler: ScalerSettings = ScalerSettings()
     alerts: AlertSettings = AlertSettings()
     serving: ServingSettings = ServingSettings()
     handoffs: HandoffSettings = HandoffSettings()
@@ -151,8 +159,9 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _has_a_postgres_scheme(cls, value: SecretStr | None) -> SecretStr | None:
-        return _with_scheme(value, ("postgresql", "postgres"))
+    def _is_an_address_of_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        _with_scheme(value, ("postgresql", "postgres"))
+        return value and SecretStr(address.normalize(value.get_secret_value()))
 
     @field_validator("redis_url")
     @classmethod
@@ -199,7 +208,8 @@ def load(
     merged: dict[str, Any] = {}
 
     given = {key: _parse_list(value) if key in _lists() else value for key, value in (overrides or {}).items()}
-    layers = [(_read_environment(variables), ""), (_nested(given), "command line")]
+    from_environment, named = _read_environment(variables)
+    layers = [(from_environment, ""), (_nested(given), "command line")]
     file = _config_file(variables, config, next((of["data_dir"] for of, _ in layers[::-1] if of.get("data_dir")), None))
     if file is not None:
         layers.insert(0, (_read_file(file), str(file)))
@@ -207,7 +217,7 @@ def load(
     for layer, origin in layers:
         for path, value in _leaves(layer):
             key = ".".join(path)
-            origins[key] = origin or variable(key)
+            origins[key] = origin or named.get(variable(key), variable(key))
             _put(merged, path, value)
 
     unknown = [_unknown(key, origins[key]) for key in origins if key not in _fields()]
@@ -345,17 +355,19 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise InvalidSettings([Problem(str(path), f"the file is not valid TOML: {error}")]) from None
 
 
-def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+def _read_environment(variables: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values, and by variable the one that names the file of its value."""
     given = {
         name.upper(): value
         for name, value in variables.items()
         if name.upper().startswith(_PREFIX) and name.upper() != CONFIG_VARIABLE and not _is_secret(name)
     }
+    given, named = secret_files.revealed(given, [variable(key) for key in _secrets()])
     nested = _nested({_key(name): value for name, value in given.items()})
     for key in _fields():
         if (name := variable(key)) in given and key in _lists():
             _put(nested, key.split("."), _parse_list(given[name]))
-    return nested
+    return nested, named
 
 
 def _is_secret(variable: str) -> bool:

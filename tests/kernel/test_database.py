@@ -28,7 +28,7 @@ from app.footprint import measurements  # noqa: F401 registers its tables in the
 from app.kernel import database as databases
 from app.kernel.database import Database
 from app.kernel.embedded import PostgresServer, start_postgres
-from app.kernel.errors import DatabaseBehind, DatabaseUnreachable
+from app.kernel.errors import DatabaseAhead, DatabaseBehind, DatabaseUnreachable
 from app.kernel.settings import Settings
 from app.workflows.runs.storage import rows  # noqa: F401 as above
 from app.workflows.schedules import rows as schedule_rows  # noqa: F401 as above
@@ -79,6 +79,31 @@ def test_every_migration_can_be_reverted_and_repeated(empty: Database) -> None:
 def test_an_empty_database_is_refused_with_the_command_to_migrate_it(empty: Database) -> None:
     with pytest.raises(DatabaseBehind, match=r"none .empty.*`arriero db upgrade`"):
         empty.require_head()
+
+
+def with_later_schema(database: Database, floor: str) -> None:
+    """What a migration of a later version does: a table, and perhaps a floor above all that this version knows."""
+    with database.work() as work:
+        work.execute(text("CREATE TABLE of_later (id int)"))
+        work.run(text("UPDATE alembic_version SET version_num = 'later'"))
+        work.run(text("UPDATE schema_floor SET revision = :floor"), {"floor": floor})
+
+
+def test_a_later_schema_that_only_adds_is_worked_with(empty: Database) -> None:
+    """During a rolling upgrade the schema comes first."""
+    empty.upgrade()
+    with_later_schema(empty, databases.head_revision())
+    empty.require_head()
+    empty.upgrade()
+    assert empty.revision() == "later", "it stays"
+
+
+def test_a_later_schema_with_a_raised_floor_is_refused(empty: Database) -> None:
+    empty.upgrade()
+    with_later_schema(empty, "later")
+    for call in (empty.require_head, empty.upgrade):
+        with pytest.raises(DatabaseAhead, match=r"revision later of a later version.*upgrade this program"):
+            call()
 
 
 def test_api_and_workers_refuse_a_schema_of_another_revision(empty: Database, redis_url: str, tmp_path: Path) -> None:

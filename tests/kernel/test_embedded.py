@@ -748,3 +748,22 @@ def test_functions_return_running_servers(data_dir: Path) -> None:
             stack.callback(server.stop)
             assert server.alive
             assert server.log_tail()
+
+
+def test_valkey_starts_with_a_damaged_file(tmp_path: Path) -> None:
+    """A write was cut short on a full disk, and others followed: the file is set aside, and the server starts empty."""
+    server = ValkeyServer(tmp_path / "valkey")
+    server.start()
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.set("a", "x" * 100)
+        server.stop()
+        (file,) = server.data.glob("appendonlydir/*.incr.aof")
+        content = file.read_bytes()
+        file.write_bytes(content[:-40] + content)
+        server.start()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.dbsize() == 0
+        assert [one.name for one in server.data.glob("damaged/*.incr.aof")] == [file.name]
+    finally:
+        server.stop()

@@ -25,7 +25,7 @@ from app.kernel.errors import BrokerUnreachable, DatabaseUnreachable, Unavailabl
 _BEAT_LOCK = "redbeat::lock"
 #: Seconds without a scheduled job, while a beat runs, after which a control worker does not count as working. Beat
 #: sends some each 10 s at least.
-_IDLE = 60.0
+IDLE = 60.0
 #: Most control workers that are looked at.
 _MOST = 1_000
 
@@ -117,14 +117,14 @@ def _in_broker(publisher: CeleryPublisher) -> tuple[ComponentState | BrokerUnrea
     try:
         with publisher.connection() as client:
             client.ping()
-            beats = _is_elected(client)
+            beats = is_elected(client)
             ages = _ages(client)
     except BrokerUnreachable as error:
         return error, _OK
     beat = _OK if beats else _down("no beat runs, so no scheduled job is triggered")
     if not ages:
         return beat, _down("no control worker runs, so no scheduled job is done")
-    if beats and min(ages) > _IDLE:
+    if beats and min(ages) > IDLE:
         return beat, ComponentState(
             ComponentCondition.DOWN,
             f"no control worker has begun a scheduled job for {min(ages):.0f} s, though beat sends them",
@@ -132,7 +132,8 @@ def _in_broker(publisher: CeleryPublisher) -> tuple[ComponentState | BrokerUnrea
     return beat, _OK
 
 
-def _is_elected(client: redis.Redis) -> bool:
+def is_elected(client: redis.Redis) -> bool:
+    """Whether some beat holds the lock. Raises redis.RedisError."""
     left: Any = client.pttl(_BEAT_LOCK)
     return bool(left > 0)
 

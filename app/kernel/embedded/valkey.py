@@ -1,11 +1,14 @@
 """
 The embedded Valkey: an append-only file that is flushed to disk each second, and no eviction of keys.
 
+A file that was damaged, such as by a full disk and a kill, is set aside, and the server starts empty: what is in it are
+messages and caches, which Postgres and the sweep make good.
 Its password is in a configuration file that only its owner can read. The file is rewritten at each start.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,11 +18,17 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.kernel import log
 from app.kernel.embedded import binaries
 from app.kernel.embedded.endpoint import LOOPBACK, Endpoint
 from app.kernel.embedded.server import Server
 from app.kernel.processes import private_file
 from app.kernel.processes.data_directory import make_directory
+
+_log = log.get(__name__)
+
+#: What Valkey says of an append-only file that it will never load, and the folder of these files.
+_DAMAGED, _FILES = "Bad file format reading the append only file", "appendonlydir"
 
 _CONFIGURATION = """\
 # Written by arriero at each start: changes made here are lost.
@@ -72,6 +81,16 @@ class ValkeyServer(Server):
 
     def _prepare(self, limit: float) -> None:  # noqa: ARG002 creating a directory takes no time
         make_directory(self.data)
+
+    def _can_try_again(self, tail: str) -> bool:
+        """Set a damaged append-only file aside, in the place of an earlier one."""
+        files, aside = self.data / _FILES, self.data / "damaged"
+        if _DAMAGED not in tail or not files.exists():
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        files.rename(aside)
+        _log.warning("valkey_files_set_aside", path=str(aside), reason=_DAMAGED)
+        return True
 
     def _working_directory(self) -> Path:
         return self.data

@@ -1,4 +1,4 @@
-"""The sections of the servers: the log, the API, Flower and the broker."""
+"""The sections of the servers: the log, the API, Flower, the broker, and TLS to servers."""
 
 from __future__ import annotations
 
@@ -99,3 +99,11 @@ class BrokerSettings(Section):
     visibility_timeout: Duration = timedelta(minutes=2)
     #: A connection without an answer for this long is given up.
     socket_timeout: Duration = timedelta(seconds=30)
+
+
+class TlsSettings(Section):
+    """TLS to servers on other machines."""
+
+    #: Connections to Postgres and the broker on other machines that are not verified (docs/many-hosts.md): `warn` logs
+    #: them, `require` refuses to start.
+    servers: Literal["warn", "require"] = "warn"
