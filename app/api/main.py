@@ -50,9 +50,10 @@ from app.api.cache import endpoints as cache
 from app.api.cache.answers import Answers
 from app.api.cors import CorsMiddleware
 from app.api.error_forms import ErrorForms
-from app.api.fleet import devices, explanations, fleet, footprints, hosts, models, namespaces, pools
+from app.api.fleet import devices, explanations, fleet, footprints, hosts, invitations, models, namespaces, pools
+from app.api.fleet.join_attempts import TooManyJoins
 from app.api.governance import actions as action_resource
-from app.api.governance import alerts, budgets, channels, consolidations, jobs, probes, rules, signals, silences
+from app.api.governance import alerts, budgets, channels, consolidations, jobs, probes, rules, scaler, signals, silences
 from app.api.governance import costs as cost_resource
 from app.api.guard import GuardMiddleware
 from app.api.handoffs import handoffs, hooks, mailbox, records
@@ -152,6 +153,7 @@ STATUSES: Mapping[type[ArrieroError], int] = {
     LimitReached: 429,
     BudgetUsedUp: 402,
     compression.TooManyWaiting: 429,
+    TooManyJoins: 429,
     ArrieroError: 500,
 }
 
@@ -193,6 +195,7 @@ ROUTERS = (
     rules.firings_router,
     jobs.router,
     probes.router,
+    scaler.router,
     prompt_hooks.router,
     schemas.router,
     models.router,
@@ -202,6 +205,7 @@ ROUTERS = (
     explanations.router,
     pools.router,
     hosts.router,
+    invitations.router,
     namespaces.router,
     mcp.router,
     settings_resource.router,
@@ -241,6 +245,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     *(OllamaChatIn, OllamaGenerateIn, OllamaEmbedIn, OllamaEmbeddingsIn, OllamaShowIn, compression.CompressIn),
     *(recall.RecallIn,),
     *(pools.StartIn, pools.StopIn, hosts.MarkIn, namespaces.LimitsIn, keys.KeyIn, keys.RotationIn),
+    *(invitations.InvitationIn, invitations.JoinIn),
     *(blocks.BlockIn, blocks.BlockPatch, blocks.BlockRollback, blocks.TargetIO),
     *(block_templates.TemplateIn, block_templates.ApplyIn, personal_context.ContextIn, personal_context.RelevantIn),
     *(NewConversationIn, ConversationPatch, ConversationForkIn, ItemsIn, MessagesIn, retention.RetentionIn),

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.access.limits.store import CallLimitTable
+from app.api.fleet.join_attempts import JoinAttempts
 from app.api.telemetry.requests import RequestMetrics
 from app.catalog.catalog import Catalog, CatalogSource
 from app.catalog.served import ServedCatalog
@@ -46,6 +47,8 @@ class Services:
     recall: Recall = field(init=False)
     #: Counts the requests to this process.
     request_metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    #: Counts the hosts that try to join at this process.
+    join_attempts: JoinAttempts = field(default_factory=JoinAttempts)
     #: The expected times of runs.
     predictions: Predictions = field(init=False)
     #: The splits that divide calls and runs now.

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from app.cli.client import Client, connected
-from app.cli.output import AsJson, ago, console, print_json, seconds, settings_of, table
+from app.cli.output import AsJson, ago, console, notes, print_json, seconds, settings_of, table
 from app.kernel import clock
 from app.kernel.errors import Conflict, NotFound, Unavailable
 from app.kernel.units import durations
@@ -273,6 +273,62 @@ def remove(
     with connected(settings_of(context)) as client:
         client.delete(f"/v1/hosts/{_quoted(host)}", lost=lost)
     console().print(f"{host} is removed")
+
+
+@hosts_app.command()
+def invite(
+    context: typer.Context,
+    host: Annotated[
+        str, typer.Argument(metavar="[HOST]", help="The only host that may use it. By default any new one.")
+    ] = "",
+    expires: Annotated[str, typer.Option(help="The time until the token expires: '10m', '1d'; at most 7d.")] = "1h",
+    as_json: AsJson = False,
+) -> None:
+    """
+    Invite a host: print a token with which it joins, once.
+
+    The token is printed to standard output and is shown only now. On the host: `arriero agent join URL --token-file -`.
+    """
+    with connected(settings_of(context)) as client:
+        made = client.post("/v1/hosts/invitations", {"host": host or None, "expires_in": expires})
+        url = client.url
+    if as_json:
+        print_json(made)
+        return
+    typer.echo(made["token"])
+    for warning in made["warnings"]:
+        notes().print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    named = f" --host {host}" if host else ""
+    notes().print(
+        f"It is not shown again, expires {made['expires_at']}, and is used once. On the host:\n"
+        f"  arriero agent join {url}{named} --token-file -",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@hosts_app.command("invitations")
+def list_invitations(context: typer.Context, as_json: AsJson = False) -> None:
+    """List invitations, used and expired ones too."""
+    with connected(settings_of(context)) as client:
+        found = client.get("/v1/hosts/invitations")
+    if as_json:
+        print_json(found)
+        return
+    printed = table(("id", "host", "created by", "expires", "used by"))
+    for one in found["invitations"]:
+        printed.add_row(
+            one["id"], one["host"] or "any new", one["created_by"], one["expires_at"], one["used_by"] or "-"
+        )
+    console().print(printed)
+
+
+@hosts_app.command()
+def withdraw(context: typer.Context, invitation: str) -> None:
+    """Withdraw an invitation, by the id in its token."""
+    with connected(settings_of(context)) as client:
+        client.delete(f"/v1/hosts/invitations/{_quoted(invitation)}")
+    console().print(f"the invitation {invitation} is withdrawn")
 
 
 def _until_served(client: Client, model: str, deadline: timedelta) -> Any:

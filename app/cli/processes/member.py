@@ -23,6 +23,7 @@ from pathlib import Path
 from kombu import pools
 
 from app.kernel import ids
+from app.kernel.errors import ServerNotStarted
 from app.kernel.processes import pid_file
 from app.kernel.processes.process import Child
 from app.kernel.processes.spawning import SpawnRequest
@@ -115,11 +116,28 @@ class ProcessMember:
             self.restart_at = now
             return f"{self.name} is restarted, as requested"
         self._failures = 0 if now - self._started > _SETTLED else min(self._failures + 1, 10)
+        description = f"{self.name} ended ({_end_of(child.returncode)}); it is restarted {self._delay(now)}"
+        return f"{description}\n{tail}" if tail else description
+
+    def try_start(self, settings: Settings, directory: Path, now: float) -> str:
+        """
+        Start it; when that fails, schedule another attempt and return a description, otherwise an empty text.
+
+        The disk may be full, or the machine out of processes: that passes, and what runs must not end for it.
+        """
+        try:
+            self.start(settings, directory)
+        except ServerNotStarted as error:
+            self.child = None
+            self._failures = min(self._failures + 1, 10)
+            return f"{error}; it is started again {self._delay(now)}"
+        return ""
+
+    def _delay(self, now: float) -> str:
+        """Schedule the next start by the failures in a row; returns when it is, in words."""
         delay = min(_DELAY * 2 ** (self._failures - 2), _MAX_DELAY) if self._failures > 1 else 0.0
         self.restart_at = now + delay
-        when = f"in {delay:g} s" if delay else "now"
-        description = f"{self.name} ended ({_end_of(child.returncode)}); it is restarted {when}"
-        return f"{description}\n{tail}" if tail else description
+        return f"in {delay:g} s" if delay else "now"
 
     def request_restart(self, now: float) -> None:
         """Ask the running program to end. It is restarted then, and killed when it has not ended within its grace."""

@@ -1,4 +1,4 @@
-"""`arriero control`, `beat`, `agent`, `flower`: single programs of `arriero up`, for service managers."""
+"""`arriero control`, `beat`, `flower`: single programs of `arriero up`, for service managers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def control(
 
     Any number can run, on any hosts. On SIGTERM it finishes its running steps.
     """
-    _become(settings_of(context), [WORKERS, "control", name])
+    become(settings_of(context), [WORKERS, "control", name])
 
 
 def beat(context: typer.Context) -> None:
@@ -35,18 +35,7 @@ def beat(context: typer.Context) -> None:
 
     Several can run: a lock in the broker elects one, the others stand by.
     """
-    _become(settings_of(context), [WORKERS, "beat"])
-
-
-def agent(context: typer.Context) -> None:
-    """
-    Run the agent of this host: it registers the host's devices, and starts and stops the pools on them.
-
-    One agent runs on each host; fleet.host names the host. On SIGTERM its pools may finish their steps within
-    pools.drain_timeout; the other steps are requeued. When the agent is killed, its pools continue, and the next agent
-    on the same data directory adopts them.
-    """
-    _become(settings_of(context), [WORKERS, "agent"])
+    become(settings_of(context), [WORKERS, "beat"])
 
 
 def flower(
@@ -59,10 +48,10 @@ def flower(
     It listens on flower.host and flower.port. Its data is in memory and is lost when it ends; `arriero runs show`
     prints the durable history of every step.
     """
-    _become(settings_of(context), [WORKERS, "flower", *([str(fd)] if fd >= 0 else [])])
+    become(settings_of(context), [WORKERS, "flower", *([str(fd)] if fd >= 0 else [])])
 
 
-def _become(settings: Settings, module: Sequence[str]) -> NoReturn:
+def become(settings: Settings, module: Sequence[str]) -> NoReturn:
     """Replace this process by `python -m module`, with the settings and the servers' addresses in its environment."""
     servers = addresses.of(settings)
     environment = environment_of(settings) | {

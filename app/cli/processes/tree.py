@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 from app import __version__
 from app.access import keyless, operator_key
+from app.access.agents import roles
 from app.cli.client import api_url_at, url_at
 from app.cli.processes import readiness, records
 from app.cli.processes.member import (
@@ -130,8 +131,9 @@ class Tree:
                 self.report("warning", description)
                 self.note_restart(member.name, description.partition("\n")[0])
                 self.requeue(member.incarnation)
-            if member.is_asked_for or (member.restart_at is not None and now >= member.restart_at):
-                member.start(self.settings, self.directory)
+            is_due = member.is_asked_for or (member.restart_at is not None and now >= member.restart_at)
+            if is_due and (problem := member.try_start(self.settings, self.directory, now)):
+                self.report("error", problem)
 
     def _wait(self, seconds: float = _LONG_PAUSE) -> None:
         """Wait until a process has ended, or another one is asked for; at most so many seconds."""
@@ -175,8 +177,12 @@ class Tree:
         """
         if incarnation:
             child = requeue_child(self.settings, self.directory, incarnation)
+            try:
+                child.start()
+            except ServerNotStarted as error:
+                self.report("warning", f"{error}; the steps of the dead worker are requeued when their leases end")
+                return
             self._requeues.append(child)
-            child.start()
 
     def _check_server(self, server: Server) -> None:
         now = time.monotonic()
@@ -307,6 +313,8 @@ def running_tree(
         before = None if is_external else database.revision()
         if not is_external:
             database.upgrade()
+            with database.work() as work:
+                roles.renew_grants(work)
         database.require_head()
         revision = database.revision()
         database.close()

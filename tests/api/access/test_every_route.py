@@ -47,7 +47,7 @@ PLAIN = {"/openapi.json", "/docs/assets", "/ui/assets"}
 #: Paths that anybody may call.
 OPEN = {
     *("/", "/docs", "/healthz", "/readyz", "/v1/schemas/workflow", "/ui", "/ui/login", "/ui/logout"),
-    *("/.well-known/oauth-protected-resource/mcp", "/v1/hooks/{namespace}/{name}"),
+    *("/.well-known/oauth-protected-resource/mcp", "/v1/hooks/{namespace}/{name}", "/v1/hosts/join"),
 }
 #: Paths that name or call what all namespaces share: models.
 SHARED = {

@@ -103,7 +103,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def api(settings: Settings, database: Database, publisher: CeleryPublisher, runs: Runs) -> Iterator[str]:
     """The URL of an API that listens."""
-    own = Database(database.raw_url(), pool_size=8)
+    own = Database(database.url, pool_size=8)
     services = Services(
         settings,
         own,

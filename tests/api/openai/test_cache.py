@@ -67,7 +67,7 @@ def start_api(database: Database, publisher: CeleryPublisher, runs: Runs) -> Ite
     with ExitStack() as stack:
 
         def start(settings: Settings) -> str:
-            own = Database(database.raw_url(), pool_size=8)
+            own = Database(database.url, pool_size=8)
             services = Services(
                 settings,
                 own,

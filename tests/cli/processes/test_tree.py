@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -75,3 +76,27 @@ def test_a_requested_restart_is_no_failure(tmp_path: Path) -> None:
         assert member.child.wait(timedelta(seconds=60)) is not None
         assert member.schedule_restart(100.0) == "program is restarted, as requested"
         assert (member.restarts, member.restart_at) == (count, 100.0)
+
+
+def test_a_program_that_cannot_start_does_not_end_the_tree(tmp_path: Path) -> None:
+    """Its log cannot be written, as on a full disk: it is tried again, later each time, and starts when it can."""
+    log = tmp_path / "logs" / "program.log"
+    log.mkdir(parents=True)
+    (tmp_path / "logs" / "requeue.log").mkdir()
+    member = ProcessMember("program", ["http.server", "--bind", "127.0.0.1", "0"], timedelta(seconds=30))
+    tree = Tree(Settings(data_dir=tmp_path), tmp_path, Reporter(), [], TreeRecord(1, "", ""))
+    tree.members.append(member)
+    delays = []
+    for _ in range(4):
+        member.restart_at = before = time.monotonic()
+        tree.check()
+        assert member.child is None
+        delays.append(round(member.restart_at - before))
+    assert delays == [0, 1, 2, 4]
+    tree.requeue("a-dead-worker")
+    log.rmdir()
+    member.restart_at = 0.0
+    tree.check()
+    assert member.child is not None
+    assert member.child.alive
+    member.child.stop()
