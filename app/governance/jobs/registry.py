@@ -23,6 +23,7 @@ from datetime import timedelta
 from functools import reduce
 
 from app.governance.costs.tasks import COSTS
+from app.governance.scaler.tasks import SCALER
 from app.governance.tasks import ACTIONS, ALERTS, HANDOFFS
 from app.inference.batches.tasks import BATCHES
 from app.inference.prediction.tasks import PREDICTIONS
@@ -109,6 +110,7 @@ JOBS = (
     ScheduledJob("shadows", SHADOWS, "begins runs of candidates of shadows, and compares them", "splits.check_every"),
     ScheduledJob("predictions", PREDICTIONS, "learns of ended runs how long runs take", "predictions.learn_every"),
     ScheduledJob("costs", COSTS, "adds up what attempts cost, and samples budgets", "costs.add_up_every"),
+    ScheduledJob("scaler", SCALER, "asks for hosts, and gives up hosts that are not needed", "scaler.check_every"),
     ScheduledJob(
         "context_folder",
         IMPORT_FOLDER,

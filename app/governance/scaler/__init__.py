@@ -1,0 +1,1 @@
+"""Asks for hosts, and gives up hosts that are not needed."""
