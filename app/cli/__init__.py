@@ -65,6 +65,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.doctor.doctor:doctor",
         "Check drivers, disk, ports, models, database, schema, broker, clocks and components, and say what to do.",
     ),
+    "self-check": LazyCommand(
+        "app.cli.doctor.self_check:self_check",
+        "Check an installation before it runs: packages, files, disk, ports, devices, engine, servers and models.",
+    ),
     "status": LazyCommand(
         "app.cli.lifecycle.status:status",
         "Show what runs on the data directory: processes, addresses, models, and the queue.",
@@ -179,6 +183,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "app.cli.governance.budgets:app",
         "Budgets: how much a namespace, or a workflow or model in it, may cost; alerts and hard stops.",
     ),
+    "scaler": LazyCommand("app.cli.governance.scaler:app", "The scaler: how many hosts are wanted, and why."),
     "mcp": LazyCommand("app.cli.mcp:mcp", "Serve one MCP client over standard input and output, until it closes them."),
     "metrics": LazyCommand(
         "app.cli.telemetry.metrics:metrics",
@@ -198,18 +203,32 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "config": LazyCommand(
         "app.cli.config:app", "Settings: every value and its origin; and those that change while the processes run."
     ),
-    "db": LazyCommand("app.cli.database:app", "The database: the revision of its schema, and its upgrade."),
+    "backup": LazyCommand(
+        "app.cli.backup:app", "Save the database and the catalogue to one place, while everything runs; verify backups."
+    ),
+    "restore": LazyCommand(
+        "app.cli.backup:restore", "Restore a backup into an empty place: a new database, a new data directory."
+    ),
+    "db": LazyCommand(
+        "app.cli.database:app",
+        "The database: the revision of its schema, its upgrade, and the roles with which agents log in.",
+    ),
     "api": LazyCommand("app.cli.processes.api:api", "Serve the HTTP API, until SIGTERM."),
     "control": LazyCommand(
         "app.cli.processes.programs:control", "Run a control worker: scheduled jobs, and steps that need no model."
     ),
     "beat": LazyCommand("app.cli.processes.programs:beat", "Run beat, which triggers the scheduled jobs."),
     "agent": LazyCommand(
-        "app.cli.processes.programs:agent",
+        "app.cli.processes.agent:app",
         "Run the agent of this host: it registers the host's devices, and starts and stops the pools on them.",
     ),
     "flower": LazyCommand(
         "app.cli.processes.programs:flower", "Run Flower, the web page that shows the Celery workers."
+    ),
+    "health": LazyCommand(
+        "app.cli.processes.health:health",
+        "Check one program of this host, for the health check of its container: exits with 0 when it works, with 1 "
+        "otherwise.",
     ),
     "version": LazyCommand(
         "app.cli.version:version",

@@ -13,7 +13,7 @@ def test_a_key_that_is_written_directly_has_an_entry(arriero: Arriero, database:
     made = json.loads(
         arriero(
             "--set",
-            f"database_url={database.raw_url()}",
+            f"database_url={database.url}",
             "keys",
             "create",
             "first",

@@ -57,7 +57,8 @@ def test_the_help_line_in_the_table_equals_that_of_the_command(name: str) -> Non
     ],
 )
 def test_a_command_imports_only_what_it_needs(arguments: tuple[str, ...]) -> None:
-    assert imported_by("--set", "api.port=1", *arguments) == set()
+    database = "database_url=postgresql://a:b@one:1,two:2/c?sslmode=verify-full"
+    assert imported_by("--set", "api.port=1", "--set", database, *arguments) == set()
 
 
 def test_heavy_packages_are_detected() -> None:

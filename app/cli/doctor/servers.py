@@ -19,7 +19,7 @@ from app.governance.probes.probe import ProbeOutcome
 from app.kernel import addresses, broker, clock
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database, head_revision
-from app.kernel.errors import DatabaseUnreachable
+from app.kernel.errors import DatabaseAhead, DatabaseBehind, DatabaseUnreachable, UnfitPooler
 from app.kernel.settings import Settings
 
 #: Most time for an answer of the database.
@@ -65,16 +65,29 @@ def database(settings: Settings) -> Iterator[Finding]:
         assert row is not None
         yield from of_database(row.version, row.connections, row.max_connections, has_vector=row.has_vector)
         yield of_clock("Postgres", (row.now - middle).total_seconds())
+        server.require_fit()
         revision, head = server.revision(), head_revision()
-        if revision == head:
-            yield ok("schema", f"revision {revision}")
+        if _works_with(server):
+            later = "" if revision == head else f", of a later version; this one is at {head}"
+            yield ok("schema", f"revision {revision}{later}")
         else:
             detail = f"the schema is at revision {revision or 'none'}; this version needs {head}"
-            yield problem("schema", detail, "stop all processes, then `arriero db upgrade`")
+            yield problem("schema", detail, "`arriero db upgrade` with the newest version, then restart all processes")
+    except UnfitPooler as error:
+        yield problem("database", str(error), "see docs/high-availability.md")
     except DatabaseUnreachable as error:
         yield problem("database", str(error), "start Postgres, and check database_url, its password and the firewall")
     finally:
         server.close()
+
+
+def _works_with(server: Database) -> bool:
+    """Whether this version works with the schema. Raises DatabaseUnreachable."""
+    try:
+        server.require_head()
+    except (DatabaseAhead, DatabaseBehind):
+        return False
+    return True
 
 
 def valkey(settings: Settings) -> Iterator[Finding]:
@@ -116,7 +129,7 @@ def running(settings: Settings) -> Iterator[Finding]:
                 yield warning("components", detail, _REMEDIES[component])
             else:
                 yield problem("components", f"{component.value}: {state.detail}", _REMEDIES[component])
-        if server.revision() == head_revision():
+        if _works_with(server):
             yield from _jobs(server)
             yield from _pools(server)
             yield from _notifications(server)
