@@ -205,7 +205,7 @@ class Leases:
 
     def _listen(self) -> None:
         """Renew leases and receive notifications of cancels, until no steps are held, `close` or an error."""
-        with psycopg.connect(self._runs.database.raw_url(), autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(self._runs.database.conninfo(), autocommit=True, connect_timeout=5) as connection:
             connection.execute(f"LISTEN {STOP_CHANNEL}")
             self._renew()
             last = time.monotonic()

@@ -1,7 +1,7 @@
 """
 The worker programs:
 `python -m workers.programs control NAME [--beat] [INCARNATION] | beat | agent | pool ID EPOCH | flower [DESCRIPTOR]`,
-`llama` or `gpus`.
+`llama`, `gpus` or `self-test`.
 
 `arriero control`, `arriero beat`, `arriero agent` and `arriero flower` replace themselves by these programs, with their
 settings in the environment. An agent starts the pools of its host.
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         return int(_imported("workers.engine.bindings.visible", "print_gpus")())
     if arguments == ["llama"]:
         return int(_imported("workers.engine.bindings.build", "print_build")())
+    if arguments == ["self-test"]:
+        return int(_imported("workers.engine.self_test", "print_self_test")())
     loaded = settings.load().settings
     log.configure(loaded.log)
     try:

@@ -144,7 +144,7 @@ def test_the_listener_reconnects_after_its_connection_was_terminated(runs: Runs,
 
 def read_only(runs: Runs, value: str) -> None:
     """Make the server read-only, or writable again, for new and open connections, as during a fail-over."""
-    with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
+    with psycopg.connect(runs.database.conninfo(), autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = off")
         if value == "on":
             connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -180,7 +180,7 @@ def test_a_server_that_is_read_only_for_a_while_loses_no_lease(runs: Runs, make:
 
 
 def can_write(runs: Runs) -> bool:
-    with psycopg.connect(runs.database.raw_url(), autocommit=True) as connection:
+    with psycopg.connect(runs.database.conninfo(), autocommit=True) as connection:
         return connection.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
 
 

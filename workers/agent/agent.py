@@ -39,6 +39,7 @@ from app.kernel import database as databases
 from app.kernel.activity import Activity
 from app.kernel.errors import (
     Conflict,
+    DatabaseDenied,
     DatabaseUnreachable,
     LeaseLost,
     ModelFileUnusable,
@@ -98,8 +99,7 @@ class Agent:
         self.host = settings.fleet.host_here
         self._database = databases.open_at_head(servers.database_url, pool_size=2)
         self._hosts = Hosts(self._database, settings.fleet.agent_lease, settings.fleet.lease)
-        self._devices = Devices(settings.fleet)
-        self._catalogs = live_catalog(settings)
+        self._devices, self._catalogs = Devices(settings.fleet), live_catalog(settings)
         self._processes: dict[str, PoolProcess] = {}
         self._epoch: int | None = None
         self._files = ModelFiles(settings, self._catalogs, self._database, self._hosts)
@@ -210,7 +210,7 @@ class Agent:
         except LeaseLost as error:
             _log.warning("agent_replaced", error=str(error))
             self._epoch = None
-        except Conflict as error:
+        except (Conflict, DatabaseDenied) as error:
             if self._join_refusal != str(error):
                 self._join_refusal = str(error)
                 _log.error("agent_cannot_join", error=str(error))

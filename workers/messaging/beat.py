@@ -5,6 +5,7 @@ A lock in the broker elects one of several beats; the others stand by.
 While the broker is unavailable, beat waits. When the broker has lost its data, beat takes the lock and writes the
 schedule again.
 Beat writes the schedule each time that it takes the lock: the schedule may have been lost while it stood by.
+When the clock has gone back, entries that lie further ahead than their interval are due at once, whoever wrote them.
 While nothing happens in the installation, beat triggers the jobs less often (`app/kernel/activity.py`).
 The schedule follows from the settings and from what operators have changed. Keys that contain anything else become
 dead letters and are written again.
@@ -40,6 +41,9 @@ _EXTEND = 0.3
 
 #: The attribute of the application with the changes that its beats follow.
 _FOLLOWED = "followed_changes"
+
+#: Seconds by which the clock may go back, or an entry lie ahead of its interval, before the entries are mended.
+_CLOCK_TOLERANCE = 1.0
 
 #: Seconds to wait for a beat on a thread to release its lock, and until a failed one starts again.
 _STOP_SECONDS, _RETRY_SECONDS = 5.0, 1.0
@@ -78,6 +82,8 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
     _ticked: float = 0.0
     #: When the lock was last extended, by the monotonic clock.
     _extended: float = 0.0
+    #: How far the wall clock was ahead of the monotonic one at the last tick, in seconds.
+    _clock_offset = float("inf")
     #: The version of the changes that the schedule contains.
     _version = 0
 
@@ -100,7 +106,9 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
             if self.lock is not self._written_under:
                 super().setup_schedule()
                 self._written_under = self.lock
+                self._clock_offset = float("inf")
                 _log.info("beat_elected")
+            self._check_clock()
             self._ticked = self._extended = time.monotonic()
             seconds: float = super().tick(*args, **kwargs)
         except ResponseError as error:
@@ -125,6 +133,34 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # RedBeat has no type h
         self._version = changes.version
         self.app.conf.beat_schedule = changes.schedule()
         self._written_under = None
+
+    def _check_clock(self) -> None:
+        """Mend the entries when the wall clock has gone back, or when they may be those of another clock."""
+        offset = clock.now().timestamp() - time.monotonic()
+        if offset < self._clock_offset - _CLOCK_TOLERANCE:
+            self._mend_future()
+        # Not before they are mended: without the broker, the next tick tries again.
+        self._clock_offset = offset
+
+    def _mend_future(self) -> None:
+        """
+        Make entries due that lie further ahead than their interval.
+
+        They were sent when this clock, or that of another beat, was ahead. They would be sent when that time has come,
+        which may be hours away, and nothing would be recovered until then.
+        """
+        conf, client, now = self.app.redbeat_conf, get_redis(self.app), clock.now().timestamp()
+        scores: dict[str, float] = dict(client.zrange(conf.schedule_key, 0, -1, withscores=True))
+        late = []
+        for name, entry in conf.schedule.items():
+            key = self.Entry.generate_key(self.app, name)
+            if scores.get(key, 0.0) > now + entry["schedule"].total_seconds() + _CLOCK_TOLERANCE:
+                late.append(name)
+                # Without the instant of its last run it is due now; the tick writes the next one.
+                client.hdel(key, "meta")
+                client.zadd(conf.schedule_key, {key: now})
+        if late:
+            _log.warning("clock_has_gone_back", entries=late)
 
     def _keep_lock(self) -> None:
         now = time.monotonic()

@@ -3,12 +3,15 @@ The transport of messages from the broker: kombu's for Redis, made to survive an
 
 An invalid message, and a key of the wrong type, become dead letters and are counted; the next message is read at once.
 With kombu's own transport each of them ends the worker, and the next one, until it is removed by hand.
+A broker that refuses writes, because its disk is full for example, counts as unreachable: the worker keeps its model
+and connects again.
 
 Queues of others, such as Flower's reply queues, are not changed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
@@ -33,6 +36,16 @@ _kombu: Any = import_module("kombu.transport.redis")
 _EXCHANGES = ("celery.pidbox", "reply.celery.pidbox", "celeryev")
 
 
+#: The codes of a server that refuses writes for now: its disk or memory is full, or it is a replica.
+_REFUSED = re.compile(r"(?:^|: )(?:MISCONF|OOM|READONLY|NOREPLICAS|MASTERDOWN)\b")
+
+
+def _raise_if_refused(error: redis.ResponseError) -> None:
+    """Raise ConnectionError, after which Celery connects again, when the server refuses writes for now."""
+    if isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError) or _REFUSED.search(str(error)):
+        raise redis.ConnectionError(f"the broker refuses writes: {error}") from error
+
+
 class _Client(redis.Redis):
     """A Redis client that validates the replies to BRPOP, which deliver the messages."""
 
@@ -47,6 +60,7 @@ class _Client(redis.Redis):
         try:
             response = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call] # untyped library
         except redis.ResponseError as error:
+            _raise_if_refused(error)
             if not is_wrong_type(error):
                 raise
             self._channel.repair_keys()
@@ -122,6 +136,7 @@ class Channel(_kombu.Channel):  # type: ignore[misc] # as above
         try:
             return call()
         except redis.ResponseError as error:
+            _raise_if_refused(error)
             if not is_wrong_type(error):
                 raise
             self.repair_keys(*names)

@@ -109,3 +109,57 @@ def test_a_change_of_an_operator_holds_at_the_next_tick(client: redis.Redis, cel
     assert client.zscore("redbeat::schedule", "redbeat:other") is not None, "while nothing happens too"
     assert client.zscore("redbeat::schedule", "redbeat:job") is None
     scheduler.close()
+
+
+def unreachable(_: Celery) -> redis.Redis:
+    raise redis.ConnectionError("the broker is away")
+
+
+def test_a_clock_that_goes_back_stops_no_job(
+    client: redis.Redis, celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was two hours ahead and is set right: the jobs are sent at once, and not in two hours."""
+    client.set("arriero:activity", 1)
+    right, ahead = celery.now, timedelta(hours=2)
+    now = beat.clock.now
+
+    def step(offset: timedelta) -> None:
+        monkeypatch.setattr(celery, "now", lambda: right() + offset)
+        monkeypatch.setattr(beat.clock, "now", lambda: now() + offset)
+
+    def sent(scheduler: Scheduler) -> int:
+        before = messages(client)
+        for _ in range(6):
+            threading.Event().wait(INTERVAL)
+            scheduler.tick()
+        return messages(client) - before
+
+    scheduler = Scheduler(celery, lazy=True)
+    assert sent(scheduler) > 0
+    step(ahead)
+    assert sent(scheduler) > 0
+    step(timedelta(0))
+    with monkeypatch.context() as away:
+        away.setattr(beat, "get_redis", unreachable)
+        scheduler.tick()
+    assert sent(scheduler) > 0, "also when the broker was away just then"
+    scheduler.close()
+
+
+def test_a_beat_does_not_wait_for_entries_of_a_clock_that_was_ahead(
+    client: redis.Redis, celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another beat, on a host whose clock was wrong, has written the schedule."""
+    client.set("arriero:activity", 1)
+    right, now = celery.now, beat.clock.now
+    with monkeypatch.context() as wrong:
+        wrong.setattr(celery, "now", lambda: right() + timedelta(hours=2))
+        wrong.setattr(beat.clock, "now", lambda: now() + timedelta(hours=2))
+        other = Scheduler(celery, lazy=True)
+        other.tick()
+        other.close()
+    before = messages(client)
+    scheduler = Scheduler(celery, lazy=True)
+    scheduler.tick()
+    assert messages(client) > before
+    scheduler.close()

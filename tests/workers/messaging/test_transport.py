@@ -5,6 +5,7 @@ from __future__ import annotations
 import kombu
 import kombu.transport
 import pytest
+import redis
 from kombu.transport import redis as kombu_redis
 
 from workers.messaging import transport
@@ -52,3 +53,24 @@ def test_a_message_of_a_lost_connection_is_not_acknowledged(redis_url: str) -> N
         message.ack()
     with pytest.raises(errors):
         message.reject()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    ["MISCONF Errors writing to the AOF file: No space left on device", "OOM command not allowed", "READONLY replica"],
+)
+def test_a_broker_that_refuses_writes_counts_as_unreachable(redis_url: str, refusal: str) -> None:
+    """Its disk is full, for example. Any other error would end the worker, with its model."""
+    transport.install()
+    with kombu.Connection(redis_url) as connection:
+        errors, channel = connection.connection_errors, connection.channel()
+
+        def refuse() -> None:
+            with channel.client.pipeline() as pipe:
+                pipe.eval(f"return redis.error_reply('{refusal}')", 0)
+                pipe.execute()
+
+        with pytest.raises(errors, match="refuses writes"):
+            channel.with_repair(refuse)
+        with pytest.raises(redis.ResponseError, match="other"):
+            channel.with_repair(lambda: channel.client.eval("return redis.error_reply('ERR other')", 0))

@@ -47,7 +47,7 @@ def path() -> Path:
 
 @pytest.fixture
 def host(database: Database, redis_url: str, tmp_path: Path) -> Settings:
-    given = {"DATABASE_URL": database.raw_url(), "REDIS_URL": redis_url, "DATA_DIR": str(tmp_path)}
+    given = {"DATABASE_URL": database.url, "REDIS_URL": redis_url, "DATA_DIR": str(tmp_path)}
     return settings.load(environment={f"ARRIERO_{name}": value for name, value in given.items()}).settings
 
 
