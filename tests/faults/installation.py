@@ -35,8 +35,18 @@ def catalog_of(*names: str, load: str = "100ms") -> str:
 
 
 @contextmanager
-def up(data_dir: Path, output: Path, settings: Mapping[str, Any], catalog: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `arriero up` with these settings and models; its output is appended to a file."""
+def up(
+    data_dir: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    catalog: str,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """
+    Run `arriero up` with these settings and models; its output is appended to a file.
+
+    `environment` replaces that of this process.
+    """
     file = output.with_name("catalog.toml")
     file.write_text(catalog)
     values = {"api.port": "0", "catalog.files": str(file), **settings}
@@ -44,14 +54,15 @@ def up(data_dir: Path, output: Path, settings: Mapping[str, Any], catalog: str) 
     command = [sys.executable, "-m", "app", "--data-dir", str(data_dir), *options, "up", "--no-flower"]
     with output.open("ab") as stream, ExitStack() as stack:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=ROOT, start_new_session=True
-        )
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=ROOT, start_new_session=True,
+            env=None if environment is None else dict(environment),
+        )  # fmt: skip
         stack.callback(process.wait)
         stack.callback(process.kill)
         try:
             yield process
         finally:
-            show_section(output.name, output.read_text())
+            show_section(output.name, output.read_text(errors="replace")[-20_000:])
 
 
 def is_up(process: subprocess.Popen[bytes], output: Path, *, times: int = 1) -> bool:

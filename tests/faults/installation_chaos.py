@@ -75,27 +75,27 @@ FREEZES = (1.0, 6.0, 12.0)
 #: Open runs at a time.
 _OPEN = 12
 #: Most growth of a process while the same work is repeated, in bytes and in open files.
-_GROWTH, _FILES = 24 * 2**20, 6
+GROWTH, FILES = 24 * 2**20, 6
 #: Rounds of the same work, in one of which no process grows. The first two warm up.
 _ROUNDS = 6
 
-_COUNTS = text("""
+COUNTS = text("""
     SELECT count(*) FILTER (WHERE state NOT IN ('succeeded', 'failed', 'cancelled')) AS open, count(*) AS runs FROM run
 """)
-_STEPS = text("""
+STEPS = text("""
     SELECT step.run_id::text, step.key, step.kind, step.state,
            count(*) FILTER (WHERE outcome = 'succeeded') AS succeeded,
            count(*) FILTER (WHERE outcome = 'left') AS left_once,
            count(*) FILTER (WHERE attempt.step_id IS NOT NULL AND outcome IS NULL) AS open
     FROM step LEFT JOIN attempt ON attempt.step_id = step.id GROUP BY step.id
 """)
-_RUNS = text("SELECT id::text, state, idempotency_key, error::text AS error FROM run")
-_LEFT = text("""
+RUNS = text("SELECT id::text, state, idempotency_key, error::text AS error FROM run")
+LEFT = text("""
     SELECT workflow, key, step.state FROM step JOIN run ON run.id = run_id
     WHERE run.finished_at IS NULL AND step.finished_at IS NULL ORDER BY run.id, position LIMIT 20
 """)
 #: Kinds whose steps succeed without a successful attempt of a worker.
-_WITHOUT_ATTEMPT = frozenset({"switch", "map", "workflow", "wait"})
+WITHOUT_ATTEMPT = frozenset({"switch", "map", "workflow", "wait"})
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ class InstallationChaos:
         while not self._finished.wait(0.05):
             try:
                 with self.database.work() as work:
-                    row = work.row(_COUNTS)
+                    row = work.row(COUNTS)
             except DatabaseUnreachable:
                 continue
             if row is not None and row.open < _OPEN:
@@ -376,7 +376,7 @@ class InstallationChaos:
 
     def _ended(self) -> int:
         with contextlib.suppress(DatabaseUnreachable), self.database.work() as work:
-            row = work.row(_COUNTS)
+            row = work.row(COUNTS)
             return row.runs - row.open if row is not None else 0
         return 0
 
@@ -418,7 +418,7 @@ class InstallationChaos:
         self._until_all_ended()
         self.report.settled = time.monotonic() - began
         with self.database.work() as work:
-            runs, steps = work.rows(_RUNS), work.rows(_STEPS)
+            runs, steps = work.rows(RUNS), work.rows(STEPS)
         by_key = {row.idempotency_key: row for row in runs if row.idempotency_key}
         for key, workload in self._accepted.items():
             row = by_key[key]
@@ -431,7 +431,7 @@ class InstallationChaos:
             described = (step.run_id, step.key, step.kind, step.state)
             assert step.open == 0, described
             assert step.succeeded <= 1, described
-            if step.run_id in own and step.state == "succeeded" and step.kind not in _WITHOUT_ATTEMPT:
+            if step.run_id in own and step.state == "succeeded" and step.kind not in WITHOUT_ATTEMPT:
                 assert step.succeeded == 1, described
         assert watch.problems == []
         assert self._target.problems == []
@@ -443,12 +443,12 @@ class InstallationChaos:
             until(lambda: self._open() == 0, self.plan.patience)
         except AssertionError:
             with self.database.work() as work:
-                left = [f"{row.workflow}/{row.key} {row.state}" for row in work.rows(_LEFT)]
+                left = [f"{row.workflow}/{row.key} {row.state}" for row in work.rows(LEFT)]
             raise AssertionError(f"{self._open()} runs have not ended: {', '.join(left)}") from None
 
     def _open(self) -> int:
         with self.database.work() as work:
-            row = work.row(_COUNTS)
+            row = work.row(COUNTS)
             assert row is not None
             return int(row.open)
 
@@ -471,7 +471,7 @@ class InstallationChaos:
                 grown = [
                     f"{name}: {before[name]}, then {size, files}"
                     for name, (size, files) in sizes.items()
-                    if size - before[name][0] > _GROWTH or files - before[name][1] > _FILES
+                    if size - before[name][0] > GROWTH or files - before[name][1] > FILES
                 ]
                 if not grown:
                     return

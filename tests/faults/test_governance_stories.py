@@ -448,7 +448,7 @@ def _applied(database: Database) -> int:
         return count
 
 
-@pytest.mark.parametrize("firings", [100, pytest.param(1_000, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("firings", [20, pytest.param(1_000, marks=pytest.mark.storm)])
 def test_of_many_firings_one_is_told_in_each_cooldown(
     database: Database, publisher: CeleryPublisher, firings: int
 ) -> None:
