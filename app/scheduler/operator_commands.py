@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from app.access import accounts, namespaces
 from app.access.accounts import NamespaceLimits
+from app.access.agents import invitations, roles
 from app.fleet import views
 from app.fleet.host import HostState
 from app.fleet.ledger.session import open_session
@@ -108,7 +109,9 @@ class OperatorCommands:
 
     def remove(self, host: str, *, lost: bool = False) -> None:
         """
-        Remove a host. `lost` declares that its machine is gone for good, with every process on it.
+        Remove a host, and the roles of its agent.
+
+        `lost` declares that its machine is gone for good, with every process on it.
 
         Raises NotFound; Conflict while its agent is alive, or while it has reservations and is not declared lost.
         """
@@ -125,6 +128,8 @@ class OperatorCommands:
                 pass_ = ReconcilePass(open_session(work, host), _NO_TIMES)
                 pass_.lose_host(host, "an operator declared its host lost")
                 pass_.write()
+            invitations.withdraw_host(work, host)
+            roles.revoke_host(work, host)
             work.run(_DELETE_HOST, {"host": host})
             work.after_commit(self.wake)
         _log.info("host_removed", host=host, held=held)

@@ -154,7 +154,7 @@ def explain(database: Database, demand: FleetDemand, models: Sequence[str]) -> d
 
     For a model without demand it explains what would be done for a first step.
     """
-    seen = _observe_only(database, demand)
+    seen = observe_only(database, demand)
 
     def planned(waiting: Sequence[WaitingSteps]) -> Callable[[str], Explanation]:
         plan = isolated(
@@ -178,7 +178,7 @@ def explain(database: Database, demand: FleetDemand, models: Sequence[str]) -> d
 
 def preview_defragmentation(database: Database, demand: FleetDemand) -> Defragmentation:
     """What `defragment` would do now. Changes and locks nothing."""
-    seen = _observe_only(database, demand)
+    seen = observe_only(database, demand)
     return defragmenting.defragment(seen.cluster, demand.served, seen.now)
 
 
@@ -212,7 +212,8 @@ def defragment(
     return found
 
 
-def _observe_only(database: Database, demand: FleetDemand) -> Observation:
+def observe_only(database: Database, demand: FleetDemand) -> Observation:
+    """The cluster as it is now. Changes and locks nothing."""
     with database.work() as work:
         work.run(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         return observation.observe(open_session(work, to_read=True), demand)

@@ -24,7 +24,8 @@ from app.scheduler.planner.cluster import (
     Reserve,
     charges,
 )
-from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.demand import WaitingSteps, model_demand
+from app.scheduler.planner.eviction import Eviction
 from app.scheduler.planner.placement import plan
 from app.scheduler.planner.plan import (
     DropReserve,
@@ -38,6 +39,7 @@ from app.scheduler.planner.plan import (
     StopPool,
 )
 from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.state import PlanState
 from tests.scheduler.clusters import GB, NOW, Case, applied, cases, gpu, model, pool, ram, seconds, waits
 
 POLICY = PlacementPolicy()
@@ -238,6 +240,31 @@ def test_the_pool_with_the_least_regret_is_evicted() -> None:
     rates = {"rare": {Priority.STANDARD: 0.001}, "hot": {Priority.STANDARD: 0.5}}
 
     assert stops(plan(replace(cluster, rates=rates), [waits("new", age=30)], NOW)) == {"a": StopMode.DRAIN}
+
+
+def test_the_regret_counts_the_queue_and_the_work_of_a_pool_for_the_time_that_it_is_gone() -> None:
+    """A load of 5 s and 10 s until there is room again, by weights: batch 0.3, standard 1."""
+
+    def regret(demand: Sequence[WaitingSteps] = (), **more: Any) -> float:
+        cluster = Cluster(ONE, (pool("p", "old", {"g0": 14}, **more),), (model("old", 14),))
+        demands = model_demand(cluster.configurations, {}, demand, NOW, POLICY)
+        return Eviction(cluster, demands, PlanState(cluster, POLICY), NOW, POLICY).regret(cluster.pools[0])
+
+    assert regret() == 0
+    assert regret([waits("old", steps=3, age=4)]) == pytest.approx(3 * (4 + 15))
+    assert regret(busy=2, serving=Priority.BATCH, work_left=seconds(7)) == pytest.approx(0.3 * 2 * (15 + 7))
+    assert regret(busy=2, serving=Priority.BATCH, state=PoolState.DRAINING) == 0
+
+
+def test_a_long_queue_of_batch_steps_is_worth_more_than_one_interactive_step_until_that_is_late() -> None:
+    """Else a trickle of a higher class stops a pool with much work again and again."""
+    queue = waits("old", steps=200, age=30, priority=Priority.BATCH)
+    busy = working(Priority.BATCH)
+    person = [waits("new", age=age, priority=Priority.INTERACTIVE) for age in (8, 61)]
+
+    assert plan(busy, [queue, person[0]], NOW).actions == ()
+    assert stops(plan(busy, [person[0]], NOW)) == {"p": StopMode.PREEMPT}
+    assert stops(plan(busy, [queue, person[1]], NOW)) == {"p": StopMode.PREEMPT}
 
 
 def working(serving: Priority, **more: object) -> Cluster:

@@ -38,7 +38,7 @@ from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import plan
 from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, StartPool, StopMode, StopPool
 from app.scheduler.planner.policy import PlacementPolicy
-from benchmarks import fleet_workloads
+from benchmarks import fleet_scenarios, fleet_workloads
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Failure, Outcome, Request, Workload
 from benchmarks.scheduling import CONTENDERS, OWN, PROMISES, Arriero, compare
@@ -116,7 +116,7 @@ def test_a_model_that_fits_is_served_though_another_never_stops() -> None:
     assert max(waits(outcome, "cold")) < POLICY.bound[Priority.STANDARD] + (POLICY.amortise + 2) * load + 30
 
 
-@pytest.mark.parametrize("scenario", fleet_workloads.SCENARIOS)
+@pytest.mark.parametrize("scenario", fleet_scenarios.SCENARIOS)
 def test_no_scenario_of_the_benchmark_breaks_a_promise(scenario: str) -> None:
     (row,) = compare({OWN: CONTENDERS[OWN]}, scenario, fleet_workloads.Arrivals(None, 60.0), [3])[OWN]
 

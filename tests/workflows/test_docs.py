@@ -326,6 +326,9 @@ def test_every_documented_command_exists_with_its_options(line: str) -> None:
     place, words = COMMANDS[words[0]].load(words[0]), words[1:]
     while hasattr(place, "commands") and words and not words[0].startswith("-"):
         several = words[::2] if words[1:2] == ["|"] else words[:1]
+        if hasattr(place, "default") and words[0] not in place.commands:
+            words = [place.default, *words]
+            several = words[:1]
         assert set(several) <= set(place.commands), line
         if len(several) > 1:
             return

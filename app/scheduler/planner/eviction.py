@@ -3,7 +3,8 @@ Eviction: what stopping a pool costs, whether it may be stopped for a demand, an
 
 The regret for a pool is the weighted time that its next steps are expected to wait because it is gone (as in
 GreedyDual: FaasCache, ASPLOS 2021). It is high for models that are likely to be requested soon, load slowly and are
-used much.
+used much. The steps that wait for the model already wait for as long. For a pool with work, the work that it does not
+do meanwhile counts too, and the work that is thrown away if its steps are preempted.
 A pool with work is evicted only for a higher class than the class of its steps; for an equal class, when the demand has
 waited for a multiple of the regret; for overdue demand; or for bytes that are reserved for another model.
 Except for the last, it is evicted only once it has served for a multiple of its own load time (it is fresh until then),
@@ -53,7 +54,15 @@ class Eviction:
             return 0.0
         if (alone := self._regrets.get(pool.configuration)) is None:
             alone = self._regrets[pool.configuration] = self._regret(pool.configuration)
-        return alone * (self._policy.sibling if len(self._state.coming(pool.configuration)) > 1 else 1.0)
+        shared = alone * (self._policy.sibling if len(self._state.coming(pool.configuration)) > 1 else 1.0)
+        return shared + self._work_lost(pool)
+
+    def _work_lost(self, pool: Pool) -> float:
+        """Weighted seconds of its slots in use until it is back, and of its steps in flight, which are half done."""
+        if not pool.busy or pool.serving is None:
+            return 0.0
+        seconds = self._load(pool) + self._policy.recovery + pool.work_left.total_seconds()
+        return self._policy.weights[pool.serving] * pool.busy * seconds
 
     def _regret(self, id_: str) -> float:
         configuration = self.configurations.get(id_)
@@ -67,7 +76,7 @@ class Eviction:
             # The first step waits for all of the time, later ones for half of it on average.
             regret = weight * self.request_probability(configuration) * gone * (1 + rate * gone / 2)
         if demand is not None:
-            regret += demand.upcoming * gone + demand.pressure
+            regret += (demand.upcoming + demand.growth) * gone + demand.pressure
         return regret
 
     def request_probability(self, configuration: Configuration) -> float:

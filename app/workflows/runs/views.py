@@ -117,20 +117,23 @@ _CLOCKS = timedelta(minutes=5)
 _LIST = """
     SELECT run.id, namespace, workflow, version, state, paused OR workflow_paused AS paused, priority, rank, labels,
            created_at, started_at, finished_at, counted.*
-    FROM run, LATERAL (
+    FROM (
+        SELECT * FROM run
+        WHERE {of} AND (CAST(:before AS uuid) IS NULL OR run.id < :before)
+          AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
+          AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
+          AND labels @> CAST(:labels AS jsonb)
+          AND (CAST(:first_id AS uuid) IS NULL OR (run.id >= :first_id AND created_at >= :created_after))
+          AND (CAST(:end_id AS uuid) IS NULL OR (run.id < :end_id AND created_at < :created_before))
+        ORDER BY run.id DESC LIMIT :limit
+    ) AS run, LATERAL (
         SELECT count(*) AS steps, count(*) FILTER (WHERE step.state = 'succeeded') AS steps_succeeded,
                CAST(COALESCE(sum(step.tokens_in + COALESCE(fan_out.tokens_in, 0)), 0) AS bigint) AS tokens_in,
                CAST(COALESCE(sum(step.tokens_out + COALESCE(fan_out.tokens_out, 0)), 0) AS bigint) AS tokens_out
         FROM step LEFT JOIN fan_out ON fan_out.step_id = step.id AND delegated
         WHERE step.run_id = run.id AND step.parent_id IS NULL
     ) AS counted
-    WHERE {of} AND (CAST(:before AS uuid) IS NULL OR run.id < :before)
-      AND (CAST(:states AS text[]) IS NULL OR state = ANY(:states))
-      AND (CAST(:workflow AS text) IS NULL OR workflow = :workflow)
-      AND labels @> CAST(:labels AS jsonb)
-      AND (CAST(:first_id AS uuid) IS NULL OR (run.id >= :first_id AND created_at >= :created_after))
-      AND (CAST(:end_id AS uuid) IS NULL OR (run.id < :end_id AND created_at < :created_before))
-    ORDER BY run.id DESC LIMIT :limit
+    ORDER BY run.id DESC
 """
 _LIST_ALL, _LIST_OF = (text(_LIST.format(of=of)) for of in _OF)
 _ITEMS = text(f"""

@@ -75,7 +75,7 @@ def test_the_run_of_a_schedule_belongs_to_the_namespace_of_the_schedule(runs: Ru
 
 def test_what_a_namespace_costs_does_not_grow_with_the_runs_of_others(runs: Runs) -> None:
     """Its lists, its look-ups by a part of an id, and its requests for many read its own rows."""
-    one = Database(runs.database.raw_url(), pool_size=1)
+    one = Database(runs.database.url, pool_size=1)
     alone = Runs(one, runs.publisher, runs.policy)
     mine = [runs.submit(Submission(check.parse(CALLED), {}, namespace="a")).id for _ in range(3)]
 
