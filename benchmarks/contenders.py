@@ -185,7 +185,7 @@ class Arriero(Contender):
         self._runs = Runs(
             self._database_of_runs, self._publisher, RunPolicy(timedelta(seconds=15), max_worker_losses=3)
         )
-        self._watch = psycopg.connect(self._database_of_runs.raw_url(), autocommit=True)
+        self._watch = psycopg.connect(self._database_of_runs.conninfo(), autocommit=True)
 
     def environment(self) -> Mapping[str, str]:
         return settings_of.environment_of(self.settings)

@@ -7,9 +7,11 @@ Each treats the whole fleet as one machine, which is more than most of them can.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 
 from app.fleet.host import HostState
 from app.fleet.pool import COMING, PoolState
@@ -68,8 +70,11 @@ def idle_first(pools: Sequence[Pool]) -> list[Pool]:
 class Ollama:
     """
     One load at a time, which all that wait for a load wait for; 80 % of the free bytes of one device, else of all
-    together; the first idle pool by name goes, else the first by name, which others still join.
+    together; the first idle pool by the hash of its file goes, else the first by that, which others still join.
     """
+
+    #: Hashes differ by seed, so that no run picks its victims by size.
+    seed: int = 0
 
     name: str = "Ollama's rule"
     by_class: bool = False
@@ -106,7 +111,7 @@ class Ollama:
                 return Plan((start(needs.id, sizes),))
         if not fleet.pools:
             return Plan()
-        order = sorted(fleet.pools, key=lambda p: p.configuration)
+        order = sorted(fleet.pools, key=lambda p: sha256(f"{self.seed} {p.configuration}".encode()).digest())
         victim = next((p for p in order if not p.busy), order[0])
         self.victim = victim.id
         return Plan((stop(victim),)) if not victim.busy else Plan()
@@ -159,6 +164,51 @@ class Lru:
                 return Plan((*(stop(p) for p in best), start(name, dict.fromkeys(*chosen), after)))
             return Plan()  # the head of the line waits, and all behind it
         return Plan()
+
+
+@dataclass
+class LruParallel:
+    """
+    Exact bytes; the least recently used idle pools go; loads run at the same time and nobody waits behind one that
+    fits nowhere; queues by class. Pools with work are waited for.
+    """
+
+    name: str = "LRU, parallel"
+    by_class: bool = True
+    drain: float = math.inf
+
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], _now: datetime) -> Plan:
+        room, of = Counter(free(fleet)), {c.id: c for c in fleet.configurations}
+        idle = {p.id: p for p in fleet.pools if p.state is PoolState.SERVING and not p.busy}
+        wanted = {one.model for one in demand if one.ready is None}
+        ranks = {name: min(one.priority.rank for one in demand if one.model == name) for name in wanted}
+        actions: list[Action] = []
+        for name in sorted(missing(fleet, demand), key=ranks.__getitem__):
+            best: tuple[tuple[object, ...], list[Pool], Bytes] | None = None
+            for devices, part in sets(fleet, of[name]):
+                left = {d: part - room[d] for d in devices}
+                victims = []
+                for pool in sorted(idle.values(), key=lambda p: (p.used, p.id)):
+                    if pool.configuration not in wanted and any(left[d] > 0 and pool.bytes.get(d, 0) for d in devices):
+                        victims.append(pool)
+                        for d in devices:
+                            left[d] -= pool.bytes.get(d, 0)
+                if all(size <= 0 for size in left.values()):
+                    # Without a victim the fullest device, else the one whose victims were used longest ago.
+                    last = [max(p.used for p in victims)] if victims else []
+                    key = (bool(victims), last, sum(room[d] for d in devices), devices)
+                    if best is None or key < best[0]:
+                        best = key, victims, dict.fromkeys(devices, part)
+            if best is None:
+                continue
+            _, victims, sizes = best
+            actions += [stop(p) for p in victims]
+            actions.append(start(name, sizes, frozenset(p.id for p in victims)))
+            for pool in victims:
+                del idle[pool.id]
+            for d, size in sizes.items():
+                room[d] -= max(size - sum(p.bytes.get(d, 0) for p in victims), 0)
+        return Plan(tuple(actions))
 
 
 @dataclass

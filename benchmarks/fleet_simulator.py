@@ -7,10 +7,11 @@ After every change the bytes of live pools are compared with the capacity of eac
 of the ledger are checked.
 
 What is modelled: pools that work on one device share its speed evenly, and one that is split over several works on each
-of them in turn, for its part of the time; a load takes the time of its layout; the bytes
+of them in turn, for its part of the time; a load takes the time of its layout, and longer when others load on its host,
+because they share the disk; the bytes
 of a stopped pool come back a second later; a preempted request begins again from nothing; devices fail; footprints are
 wrong until a pool has measured them.
-What is not: loads that share a disk, the page cache, how a batch slows its slots down, what a split costs in transfers.
+What is not: the page cache, how a batch slows its slots down, what a split costs in transfers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.plan import DropReserve, GrantReserve, MovePool, Plan, StartPool, StopMode, StopPool
-from benchmarks.fleet_values import EPOCH, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
+from benchmarks.fleet_values import EPOCH, Disk, Failure, Live, Outcome, Planner, Request, Statistics, Workload, instant
+from benchmarks.fleet_workloads import START_UP
 
 #: No lease expires here, and no agent is replaced.
 NEVER, AGENT = EPOCH + timedelta(days=1), 1
@@ -74,6 +76,7 @@ class Simulation:
         self.outcome = Outcome()
         self.observed = 0.0
         self.charged_now = self.useful_now = 0
+        self.disks = {device.host: Disk() for device in workload.devices}
         self.ledger = Ledger()
         for host in sorted({device.host for device in workload.devices}):
             self.join(host)
@@ -299,8 +302,25 @@ class Simulation:
         self.outcome.reloads += self.now - self.stopped_at.get(pool.configuration.id, -math.inf) < 60
         if pool.configuration.id in self.workload.truth and pool.configuration.id not in self.measured:
             self.at(self.now + DRY_RUN, partial(self.adjust, pool))
-        self.at(pool.expected, partial(self.loaded, pool, pool.version))
+        self.read(self.host_of(pool), pool)
         self.measure()
+
+    def host_of(self, pool: Live) -> str:
+        return self.devices[next(iter(pool.bytes))].host
+
+    def read(self, host: str, joins: Live | None = None, version: int | None = None) -> None:
+        """Divide the disk of a host among the pools that load there."""
+        disk = self.disks[host]
+        if version is not None and version != disk.version:
+            return
+        for id_ in disk.advance(self.now):
+            if pool := self.pools.get(id_):
+                self.at(self.now + START_UP, partial(self.loaded, pool, pool.version))
+        disk.readers = {id_: left for id_, left in disk.readers.items() if id_ in self.pools}
+        if joins is not None:
+            disk.readers[joins.id] = max(joins.load - START_UP, 2e-6)
+        if disk.readers:
+            self.at(self.now + disk.next_end, partial(self.read, host, None, disk.version))
 
     def loaded(self, pool: Live, version: int) -> None:
         if pool.id in self.pools and pool.state is PoolState.STARTING and version == pool.version:
@@ -379,6 +399,7 @@ class Simulation:
     def drop(self, pool: Live) -> None:
         del self.pools[pool.id]
         self.of[pool.configuration.id].remove(pool)
+        self.read(self.host_of(pool))
         self.dirty = True
         self.measure()
 

@@ -120,6 +120,32 @@ class Live:
 
 
 @dataclass(slots=True)
+class Disk:
+    """The disk of a host. Those that load at the same time share it evenly."""
+
+    #: Those that read now, with the seconds that each would still read if it was alone.
+    readers: dict[str, float] = field(default_factory=dict)
+    #: Up to when that holds.
+    seen: float = 0.0
+    #: Rises with each change.
+    version: int = 0
+
+    def advance(self, now: float) -> list[str]:
+        """Bring it up to now. Ids of those that have read everything, which leave."""
+        part = (now - self.seen) / max(len(self.readers), 1)
+        self.seen = now
+        self.version += 1
+        left = {id_: seconds - part for id_, seconds in self.readers.items()}
+        self.readers = {id_: seconds for id_, seconds in left.items() if seconds > 1e-6}
+        return [id_ for id_ in left if id_ not in self.readers]
+
+    @property
+    def next_end(self) -> float:
+        """Seconds until the next has read everything."""
+        return min(self.readers.values()) * len(self.readers)
+
+
+@dataclass(slots=True)
 class Outcome:
     """The outcome of a run."""
 

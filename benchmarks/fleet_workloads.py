@@ -420,37 +420,3 @@ def large_fleet(devices: int, models: int, steps: int, resident: float) -> tuple
     rates = {name: {Priority.INTERACTIVE: half, Priority.BATCH: half} for name, half in halves.items()}
     accounts = {f"tenant-{n}": Account(attained_seconds=chance.uniform(0, 1000)) for n in range(20)}
     return Cluster(fleet, tuple(pools), tuple(configurations), rates=rates, accounts=accounts), waiting, now
-
-
-FOUR, TWO = (USABLE,) * 4, (USABLE,) * 2
-SCENARIOS: dict[str, Scenario] = {
-    "zipf": chat(0.49, FOUR),
-    "zipf-low": chat(0.24, FOUR),
-    "zipf-2gpu": chat(0.12, TWO),
-    "pipelines": pipelines(1 / 20, FOUR),
-    "tenants": tenants(0.4, FOUR),
-    "ping-pong": ping_pong(0.25),
-    "large": large_among_small(0.8),
-    "fragmented": fragmented(0.3),
-    "heavy": heavy_tenant(1.0),
-    "failures": chat(0.4, FOUR, (Failure(600, "gpu-1", 300), Failure(1500, "gpu-2", 600), Failure(1800, "gpu-0", 120))),
-    "wrong-sizes": wrong_sizes(0.4, FOUR),
-    "reserve": reserved(0.4, FOUR),
-    "mixed": mixed_fleet(0.8),
-}
-#: What each scenario is.
-TOLD: dict[str, str] = {
-    "zipf": "10 models (126 GB) on 4 GPUs (88 GB), 0.49 requests a second, models by Zipf",
-    "zipf-low": "the same at 0.24 a second",
-    "zipf-2gpu": "10 models on 2 GPUs, 2.9 times their memory, 0.12 a second",
-    "pipelines": "bursts of documents that go through three models each, 4 GPUs",
-    "tenants": "twelve tenants with habits of their own, bursty, at work half of the time, 4 GPUs",
-    "ping-pong": "two models that never fit together on one GPU, requested in turn",
-    "large": "a model of two GPUs among nine small ones, 4 GPUs",
-    "fragmented": "eight small models that are kept running and spread, and one that needs two GPUs nearly whole",
-    "heavy": "one tenant floods three models, four others ask for one each, 2 GPUs, all of class standard",
-    "failures": "as zipf at 0.4 a second; three GPUs fail for a while, one after the other",
-    "wrong-sizes": "as zipf at 0.4 a second; footprints are up to 10 % wrong until measured",
-    "reserve": "as zipf at 0.4 a second; a model that is rarely requested owns the bytes of one pool",
-    "mixed": "40 models on 8 GPUs of four sizes (280 GB), 0.8 a second",
-}

@@ -41,8 +41,9 @@ import httpx2
 import psutil
 
 from app.kernel.processes import pid_file
+from benchmarks.fleet_scenarios import SCENARIOS
 from benchmarks.fleet_simulator import Simulation
-from benchmarks.fleet_workloads import SCENARIOS, Arrivals
+from benchmarks.fleet_workloads import Arrivals
 from benchmarks.scheduling import ABLATIONS, CONTENDERS, OWN, figures
 
 _ROOT = Path(__file__).parent.parent

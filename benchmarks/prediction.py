@@ -44,9 +44,9 @@ from app.scheduler.planner.cluster import Pool
 from app.scheduler.planner.policy import PlacementPolicy
 from app.workflows.language import check
 from app.workflows.language.definition import Definition
+from benchmarks.fleet_scenarios import SCENARIOS as FLEETS
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Live
-from benchmarks.fleet_workloads import SCENARIOS as FLEETS
 from benchmarks.fleet_workloads import Arrivals
 from benchmarks.governance import ended, up
 from benchmarks.scheduling import Arriero, figures

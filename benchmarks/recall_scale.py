@@ -130,7 +130,7 @@ def load(database: Database, synthetic: Synthetic, count: int) -> Vectors:
         work.run(text("DROP INDEX IF EXISTS ix_passage_lexemes, ix_passage_vector_1"))
     all_vectors = np.empty((count, DIMENSIONS), np.float16)
     bounds = [(name, int(count * share)) for name, share in USERS.items()]
-    with psycopg.connect(database.raw_url(), autocommit=True) as connection:
+    with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         for first in range(0, count, CHUNK):
             end = min(count, first + CHUNK)
             topics = synthetic.random.integers(0, TOPICS, end - first)
@@ -348,7 +348,7 @@ def main() -> None:
             if options.json:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
             if options.keep:
-                console.print(database.raw_url())
+                console.print(database.conninfo())
                 input()
 
 
