@@ -29,6 +29,7 @@ from sqlmodel import SQLModel
 from xdist.scheduler import LoadFileScheduling
 
 from app.access import key_rows  # noqa: F401 they enter the metadata
+from app.access.agents import rows as agent_rows  # noqa: F401 they enter the metadata
 from app.access.audit import rows as audit_rows  # noqa: F401 they enter the metadata
 from app.access.limits import rows as limit_rows  # noqa: F401 as above
 from app.files import rows as file_rows  # noqa: F401 they enter the metadata
@@ -49,6 +50,7 @@ from app.kernel import broker, embedded
 from app.kernel.broker import CeleryPublisher
 from app.kernel.database import Database
 from app.kernel.live import rows as setting_rows  # noqa: F401 as above
+from app.kernel.postgres import schema_floor  # noqa: F401 as above
 from app.kernel.processes.process import end_leftovers
 from app.kernel.sections.servers import BrokerSettings
 from app.memory.blocks import rows as block_rows  # noqa: F401 as above

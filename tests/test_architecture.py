@@ -10,12 +10,29 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONCEPTS = (
-    *("access", "catalog", "devices", "files", "fleet", "footprint", "governance", "grammar", "inference", "memory"),
+    *(
+        "access",
+        "backup",
+        "catalog",
+        "devices",
+        "files",
+        "fleet",
+        "footprint",
+        "governance",
+        "grammar",
+        "inference",
+        "memory",
+    ),
     *("handoffs", "real_estate", "scheduler", "workflows"),
 )
 
 #: Modules of concepts that touch the world. Every other one is pure.
 SHELLS = {
+    "backup/archive.py",
+    "backup/restoring.py",
+    "backup/saving.py",
+    "backup/tables.py",
+    "backup/verification.py",
     "catalog/served.py",
     "handoffs/advance.py",
     "handoffs/following.py",
@@ -56,6 +73,8 @@ SHELLS = {
     "governance/costs/rows.py",
     "governance/costs/store.py",
     "governance/responses.py",
+    "governance/scaler/rows.py",
+    "governance/scaler/service.py",
     "governance/retention.py",
     "workflows/runs/admission.py",
     "workflows/runs/agents.py",
@@ -121,6 +140,9 @@ SHELLS = {
     "governance/signals/rows.py",
     "governance/signals/store.py",
     "access/accounts.py",
+    "access/agents/invitations.py",
+    "access/agents/roles.py",
+    "access/agents/rows.py",
     "access/audit/log.py",
     "access/audit/rows.py",
     "access/limits/rows.py",

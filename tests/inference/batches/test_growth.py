@@ -34,7 +34,7 @@ FILES = text("""
 @pytest.fixture
 def own(database: Database) -> Iterator[Database]:
     """With one connection, whose counters are complete."""
-    made = Database(database.raw_url(), pool_size=1)
+    made = Database(database.url, pool_size=1)
     yield made
     made.close()
 
