@@ -35,6 +35,8 @@ def read(text: str) -> tuple[Any, dict[str, int]]:
         reader = _Reader()
         return reader.value(node, "", 0), reader.lines
     except yaml.MarkedYAMLError as error:
+        if _PARSER_TOO_DEEP in (error.problem or ""):
+            raise InvalidDefinition([Problem("", _TOO_DEEP)]) from None
         mark = error.problem_mark or error.context_mark
         # The parser reports the end of the text as an additional line.
         line = min(mark.line, len(text.splitlines()) - 1) + 1 if mark else None
@@ -66,6 +68,8 @@ def _check_size(text: str) -> None:
 
 _TOO_MANY = f"the document has more than {MAX_VALUES} values"
 _TOO_DEEP = f"the document is nested deeper than {MAX_DEPTH} levels"
+#: How the C parser calls nesting beyond its own limit, which it meets before it returns the first event.
+_PARSER_TOO_DEEP = "maximum nesting"
 
 
 #: The C parser where PyYAML was built with it: it is many times faster.
