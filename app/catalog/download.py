@@ -2,7 +2,8 @@
 A download: fetches one file over HTTP and resumes after an interruption.
 
 A partial file is kept only if the server proves that its file has not changed (If-Range with its validator); else the
-download restarts. A broken connection is retried; attempts without progress are limited.
+download restarts. Where the validator is the hash of the content, another server may send the rest.
+A broken connection is retried; attempts without progress are limited.
 Free disk space and the size that the server reports are checked before anything is written.
 An error names the host, its response, and what to do.
 
@@ -41,6 +42,8 @@ FIRST_DELAY, MAX_DELAY = 0.5, 60.0
 #: Seconds to connect, and seconds without a received byte.
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0
 MAX_REDIRECTS = 10
+#: Free space is checked again after so many bytes of a file whose length is not known.
+_UNKNOWN_STEP = 64 << 20
 
 #: Statuses after which another attempt may succeed.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -61,6 +64,8 @@ class Download:
     token: SecretStr | None = None
     #: Web page on which a user accepts the licence of a gated model.
     page: str = ""
+    #: What it means when the server refuses, if it is no hub.
+    refused: str = ""
 
     @property
     def host(self) -> str:
@@ -80,14 +85,15 @@ def fetch(
     free_space: FreeSpace = install.free_bytes,
     sleep: Callable[[float], None] = time.sleep,
     attempts: int = MAX_ATTEMPTS,
+    client: httpx2.Client | None = None,
 ) -> None:
     """
-    Downloads the file to its target. The caller holds the lock of the file.
+    Downloads the file to its target. The caller holds the lock of the file, and may have a `client` of its own.
 
     Raises DownloadFailed. The partial file is then kept for the next attempt, unless it is the wrong file.
     """
-    with http_client() as client:
-        _Transfer(wanted, report, client, free_space).run(sleep, attempts)
+    with contextlib.nullcontext(client) if client is not None else http_client() as used:
+        _Transfer(wanted, report, used, free_space).run(sleep, attempts)
 
 
 def http_client() -> httpx2.Client:
@@ -256,12 +262,26 @@ class _Transfer:
                 if not start and len(head) < 4:
                     head += block[:4]
                     self._reject_other_format(head, response)
+                self._check_length(done, done + len(block))
                 file.write(block)
                 self._hash.update(block)
                 done = self._hashed = done + len(block)
                 self._report_state(InstallState.DOWNLOADING, done=done)
         if self._remote.total is not None and done < self._remote.total:
             raise TransientFailure(f"the connection ended after {done:,} of {self._remote.total:,} bytes")
+
+    def _check_length(self, before: int, after: int) -> None:
+        """Stop at the first byte too many; without a known length, at a full disk."""
+        total = self._remote.total
+        if total is None:
+            if before // _UNKNOWN_STEP != after // _UNKNOWN_STEP:
+                install.ensure_free_space(self._partial.parent, 0, self._free_space, self._wanted.target.name)
+        elif after > total:
+            self._discard_partial()
+            raise DownloadFailed(
+                f"{self._wanted.shown_url}: {self._wanted.host} sends more than the {total:,} bytes of the file; "
+                "they were deleted"
+            )
 
     def _finish(self) -> None:
         known, wanted, size = self._remote, self._wanted, self._partial_size()
@@ -302,7 +322,8 @@ class _Transfer:
             delay = float(retry_after) if retry_after.isdigit() else None
             raise TransientFailure(f"{wanted.host} answers {answer}", delay=delay)
         with_token = wanted.token is not None
-        why = refusal(wanted.host, status, answer, wanted.page, with_token=with_token)
+        why = wanted.refused and f"{wanted.host} answers {answer}: {wanted.refused}"
+        why = why or refusal(wanted.host, status, answer, wanted.page, with_token=with_token)
         raise DownloadFailed(f"{wanted.shown_url}: {why}")
 
     def _reject_other_format(self, head: bytes, response: httpx2.Response) -> None:
@@ -343,7 +364,9 @@ class _Transfer:
             known = _RemoteFile(**json.loads(self._remote_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return _RemoteFile()
-        return known if known.url == self._wanted.shown_url else _RemoteFile()
+        # A server whose ETag is the hash of the file has the same bytes as another one.
+        is_same = self._wanted.sha256 is not None and known.etag == f'"{self._wanted.sha256}"'
+        return known if is_same or known.url == self._wanted.shown_url else _RemoteFile()
 
     def _report_state(self, state: InstallState, *, done: int | None = None, detail: str = "") -> None:
         total = self._remote.total if self._remote.total is not None else self._wanted.size

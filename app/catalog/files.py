@@ -200,7 +200,7 @@ def _check_header(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
 
 def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Path:
     """Returns the file of an adapter of the model. Raises what `locate` raises."""
-    return locate(_adapter_model(model, adapter), data_dir)
+    return locate(adapter_model(model, adapter), data_dir)
 
 
 def locate_projector(model: Model, data_dir: Path) -> Path | None:
@@ -234,7 +234,7 @@ def pull(
     Raises DownloadFailed, ModelFileMissing for a file that cannot be downloaded, and ModelFileDamaged for an installed
     file that is broken.
     """
-    others = [_adapter_model(model, adapter) for adapter in model.engine.loras]
+    others = [adapter_model(model, adapter) for adapter in model.engine.loras]
     if (projector := projector_model(model)) is not None:
         others.append(projector)
     for other in others:
@@ -315,7 +315,7 @@ def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_spa
         install.ensure_free_space(folder, sum(needed), free_space, f"{paths[0].name} with its other parts")
 
 
-def _adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
+def adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
     """Returns the model with the adapter's source: adapters are installed and located like models."""
     return model.model_copy(update={"source": adapter.source, "engine": EngineEntry(), "mmproj": None})
 

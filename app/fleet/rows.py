@@ -15,6 +15,7 @@ The rows of the fleet: the schema of its tables. Each column has one kind of wri
     refusal       why a model with demand is not started; written by the reconciler
     pool_command  a command of an operator; written by the API, completed by the reconciler
     pool_target   models that are kept running; written by the API
+    file_server   where a host serves its model files to other hosts, and which; written by its agent
     defragmentation   pools that were moved so that models fit, and what that gained; written by the reconciler
 
 Every instant is the database's own. A reservation and its pool have the same id. The sequence `fleet_epoch` numbers
@@ -73,6 +74,22 @@ class HostRow(SQLModel, table=True):
     files: list[str] = Field(sa_column=Column(JSONB, nullable=False))
     #: Sentences for operators: a driver that does not answer, a GPU that was left out.
     problems: list[str] = Field(sa_column=Column(JSONB, nullable=False))
+
+
+class FileServerRow(SQLModel, table=True):
+    """Where a host serves its model files to other hosts."""
+
+    __tablename__ = "file_server"
+
+    host: str = Field(primary_key=True, foreign_key="host.name", ondelete="CASCADE", max_length=100)
+    url: str = Field(max_length=600)
+    #: What its clients trust, as PEM; empty without TLS.
+    certificate: str = Field(sa_column=Column(Text, nullable=False))
+    #: With it clients prove that they belong to the installation. Each start of the server makes another one.
+    key: str = Field(max_length=64)
+    #: The SHA-256 of each file.
+    files: list[str] = Field(sa_column=Column(JSONB, nullable=False))
+    changed_at: datetime = Field(sa_column=_instant(nullable=False))
 
 
 class DeviceRow(SQLModel, table=True):

@@ -50,6 +50,7 @@ from app.kernel.sections.images import ImageSettings
 from app.kernel.sections.mail import MailSettings
 from app.kernel.sections.memories import MemorySettings
 from app.kernel.sections.memory import ConversationSettings
+from app.kernel.sections.peers import PeerSettings
 from app.kernel.sections.predictions import PredictionSettings
 from app.kernel.sections.probes import ProbeSettings
 from app.kernel.sections.recall import RecallSettings
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     control: ControlSettings = ControlSettings()
     pools: PoolSettings = PoolSettings()
     fleet: FleetSettings = FleetSettings()
+    peers: PeerSettings = PeerSettings()
     http: HttpSettings = HttpSettings()
     tools: ToolSettings = ToolSettings()
     cache: CacheSettings = CacheSettings()

@@ -66,6 +66,7 @@ from workers.agent.convergence import (
 )
 from workers.agent.model_files import ModelFiles
 from workers.agent.pool_process import PoolProcess
+from workers.peers.sharing import Sharing
 
 _log = log.get(__name__)
 
@@ -103,6 +104,7 @@ class Agent:
         self._processes: dict[str, PoolProcess] = {}
         self._epoch: int | None = None
         self._files = ModelFiles(settings, self._catalogs, self._database, self._hosts)
+        self._sharing = Sharing(settings, self._catalogs, self._database)
         self._stopping = False
         #: Items wake the agent. A SimpleQueue may be filled by a signal handler at any moment.
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -140,11 +142,12 @@ class Agent:
             url, apply = addresses.of(self._settings).redis_url, self._catalogs.follow
             changes = live_settings.follow(self._settings, self._database, url, apply)
             self._adopt()
+            self._sharing.start()
             while not self._stopping:
                 self._run_pass()
                 self._sleep()
             self._shut_down()
-        for resource in (changes, self._devices, self._database):
+        for resource in (self._sharing, changes, self._devices, self._database):
             resource.close()
         return 0
 
@@ -247,7 +250,7 @@ class Agent:
         assert self._epoch is not None, "it has joined"
         devices = inventory.measured(self.host, measured, self._settings.fleet, self._held())
         of_settings = inventory.settings_problems(measured, self._settings.fleet)
-        problems = [*measured.problems, *of_settings, *self._files.problems]
+        problems = [*measured.problems, *of_settings, *self._files.problems, *self._sharing.problems]
         pools = self._hosts.heartbeat(self.host, self._epoch, devices, self._files.configurations, problems)
         self._contact.note(clock.now())
         return pools
@@ -385,14 +388,8 @@ class Agent:
 
     def _count_failure(self, pool: AssignedPool, measured: Inventory) -> None:
         try:
-            inventory.count_failure(
-                self._catalogs.current().get(pool.model),
-                self._settings,
-                measured,
-                self._database,
-                self.host,
-                pool.bytes,
-            )
+            model = self._catalogs.current().get(pool.model)
+            inventory.count_failure(model, self._settings, measured, self._database, self.host, pool.bytes)
         except (NotFound, ModelFileUnusable) as error:
             _log.warning("failure_not_counted", model=pool.model, error=str(error))
 

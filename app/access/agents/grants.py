@@ -24,6 +24,8 @@ PRIVILEGES: Mapping[str, str] = {
     # A host writes what its agent observes. Its scheduling state is written by operators: it cannot uncordon itself.
     "host": "SELECT, INSERT, UPDATE (identity, agent_epoch, agent_until, joined_at, cores, lost_at, files, problems)",
     "device": _WRITE,
+    # Any agent may fetch from any other: that is what the key in it is for.
+    "file_server": _REPLACE,
     "layout": _WRITE,
     "footprint": _WRITE,
     "process_memory": _WRITE,

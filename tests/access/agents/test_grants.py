@@ -10,6 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from app.access.agents import grants, passwords, roles
+from app.fleet import file_servers
+from app.fleet.file_servers import FileServer
 from app.kernel import ids
 from app.kernel.database import Database
 from app.kernel.errors import Conflict, DatabaseDenied, DatabaseUnreachable, NotFound
@@ -112,6 +114,12 @@ def test_a_host_changes_only_its_own_rows(clean: Database) -> None:
         assert [row.name for row in work.rows(text("SELECT name FROM host FOR UPDATE"))] == ["west"]
     with pytest.raises(DatabaseDenied, match="row-level security"), west.work() as work:
         work.run(text(hosts), {"name": "north"})
+    file_servers.put(clean, FileServer("east", "http://east", "", "k"), ["ab"])
+    file_servers.put(west, FileServer("west", "http://west", "", "k"), ["ab"])
+    with pytest.raises(DatabaseDenied, match="row-level security"):
+        file_servers.put(west, FileServer("east", "http://west", "", "mine"), ["ab"])
+    with west.work() as work:
+        assert work.run(text("UPDATE file_server SET url = 'http://west' WHERE host = 'east'")) == 0
     anywhere = login(clean, created(clean, None))
     with anywhere.work() as work:
         assert work.run(text("UPDATE host SET cores = 8")) == 2
