@@ -8,7 +8,9 @@ an authority that only these tests know.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,11 +27,14 @@ from pytest_celery import CeleryTestWorker
 from sqlalchemy import text
 
 from app.access.agents import broker_rules
+from app.catalog import addressed, catalog, install
 from app.fleet import views
 from app.fleet.host import HostState
 from app.kernel import ids
 from app.kernel.processes.process import Child
+from app.kernel.sections.peers import PeerSettings
 from app.kernel.settings import environment_of, load
+from tests.catalog.hostile_gguf import model as gguf_file
 from tests.certificates import Authority, tls_in_front_of
 from tests.faults.conftest import ROOT, Cluster, until
 from tests.faults.fleets import (
@@ -54,6 +59,7 @@ class Installation:
     """The first host, as operators see it."""
 
     cluster: Cluster
+    address: str
     url: str
     environment: dict[str, str]
     authority: Authority
@@ -65,7 +71,7 @@ class Installation:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def join(self, name: str, link: Link) -> CeleryTestWorker:
+    def join(self, name: str, link: Link, **more: Any) -> CeleryTestWorker:
         """Invite a host, let it join from its namespace, and start its agent with what it got."""
         token = self.command("hosts", "invite", name, env=self.environment).strip()
         home = self.cluster.directory / name
@@ -75,7 +81,7 @@ class Installation:
         self.command(*line, *trusted, prefix=link.prefix, input=token, env=bare)
         got = load(config=home / "arriero.toml", environment={}).settings
         assert got.tls.servers == "require"
-        changes = {"database_url": got.database_url, "redis_url": got.redis_url, "tls": got.tls}
+        changes = {"database_url": got.database_url, "redis_url": got.redis_url, "tls": got.tls, **more}
         return self.cluster.agent(name, link.prefix, changes=changes, simulated=DEVICE)
 
 
@@ -123,7 +129,7 @@ def installation(cluster: Cluster, links: dict[str, Link], tmp_path: Path) -> It
             ),
         }
         environment = environment_of(cluster.settings.model_copy(update=changes))
-        made = Installation(cluster, url, environment, authority)
+        made = Installation(cluster, address, url, environment, authority)
         key = made.command(
             "keys", "create", "admin", "--direct", "--scope", "admin", "--scope", "read", env=environment
         )
@@ -183,3 +189,50 @@ def test_hosts_join_by_tokens_serve_over_tls_and_survive_a_cut(
     assert b"permission denied" not in log
     assert b"NOPERM" not in log
     assert {host.name for host in views.hosts(cluster.database)} == set(HOSTS)
+
+
+@pytest.mark.storm
+def test_a_model_file_goes_from_host_to_host_through_a_cut(
+    installation: Installation, links: dict[str, Link], tmp_path: Path
+) -> None:
+    cluster, name = installation.cluster, HOSTS[0]
+    content = gguf_file(tmp_path / "made.gguf", data=8 << 20).read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry = (
+        '[[models]]\nname = "handed:1m"\nuse_cases = ["chat"]\n'
+        f'source = {{ url = "http://127.0.0.1:9/m.gguf", sha256 = "{sha256}", size = {len(content)} }}\n'
+    )
+    with (cluster.directory / "catalog.toml").open("a") as catalog_file:
+        catalog_file.write(entry)
+    model = catalog.parse(entry, "catalog.toml").get("handed:1m")
+    here, there = (addressed.of(model, cluster.directory / host)[0].path for host in ("depot", name))
+    here.parent.mkdir(parents=True)
+    here.write_bytes(content)
+    certificate = installation.authority.issue("anything.example.com")
+    depot = PeerSettings(
+        serve=True, host=installation.address, port=0, tls_certificate=certificate, tls_key=certificate
+    )
+    cluster.control()
+    cluster.beat()
+    assert cluster.agent("depot", changes={"peers": depot}, simulated=DEVICE).ready()
+    assert installation.join(name, links[name], peers=PeerSettings(models=("handed:1m",), fetch_rate="1MiB")).ready()
+
+    partial = install.partial_path(there)
+    until(lambda: partial.exists() and partial.stat().st_size > 1 << 20)
+    shown = installation.command("hosts", "list", "--json", env=installation.environment)
+    assert "m.gguf of handed:1m is being fetched from depot" in shown
+    links[name].cut()
+    until(lambda: state_of(cluster, name) == (HostState.LOST, False))
+    kept = partial.stat().st_size
+    assert kept < len(content)
+    links[name].restore()
+    _ip("-n", links[name].name, "route", "replace", "default", "via", links[name].gateway)
+    until(there.exists)
+    assert there.read_bytes() == content
+    log = b"".join(path.read_bytes() for path in cluster.directory.rglob("*.log")).decode()
+    ends = [line for line in log.splitlines() if "model_file_fetched" in line or "model_file_not_fetched" in line]
+    received = [int(found) for line in ends for found in re.findall(r'"bytes": (\d+)', line)]
+    assert sum(received) == len(content), "nothing is sent twice"
+    with cluster.database.work() as work:
+        key = work.rows(text("SELECT key FROM file_server"))[0].key
+    assert key not in log

@@ -186,6 +186,7 @@ class Sharing:
         )
         begin, partial = time.monotonic(), install.partial_path(file.path)
         received = _Received(self._pace, self._stopped, partial.stat().st_size if partial.exists() else 0)
+        told = _log.bind(model=model.name, file=file.path.name, host=offer.host)
         self._problems[model.name] = f"{file.path.name} of {model.name} is being fetched from {offer.host}"
         try:
             with install.lock(file.path, received), client_of(offer) as client:
@@ -196,10 +197,9 @@ class Sharing:
             if received.bytes and not partial.exists():
                 self._wrong[offer.host, file.sha256] = time.monotonic() + _WRONG
             reason = error.strerror or error if isinstance(error, OSError) else error
-            _log.warning("model_file_not_fetched", model=model.name, host=offer.host, error=str(reason))
+            told.warning("model_file_not_fetched", bytes=received.bytes, error=str(reason))
             return error if isinstance(error, DownloadFailed) else DownloadFailed(str(reason))
-        seconds = round(time.monotonic() - begin, 1)
-        _log.info("model_file_fetched", model=model.name, host=offer.host, bytes=received.bytes, seconds=seconds)
+        told.info("model_file_fetched", bytes=received.bytes, seconds=round(time.monotonic() - begin, 1))
         return None
 
     def _sleep(self, seconds: float) -> None:
