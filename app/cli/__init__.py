@@ -246,6 +246,12 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"arriero {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     context: typer.Context,
@@ -260,6 +266,12 @@ def root(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as api.port=9000. May be repeated."),
     ] = None,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version; `version` says more."
+        ),
+    ] = False,
 ) -> None:
     """Options before the command apply to every command."""
     if context.invoked_subcommand == "up" and not {"-h", "--help", "--in-background"} & set(sys.argv):

@@ -34,3 +34,9 @@ def test_it_names_what_a_bug_report_needs_and_no_secret(tmp_path: Path, monkeypa
         assert "hidden" not in text
         assert "db.internal" not in text
         assert str(tmp_path) not in text
+
+
+def test_the_usual_option_says_it_too_and_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARRIERO_API__PORT", "none")
+    result = CliRunner().invoke(app, ["--version"], catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (0, f"arriero {__version__}\n")

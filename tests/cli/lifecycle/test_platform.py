@@ -73,6 +73,9 @@ def test_a_day_of_a_platform_in_the_background(platform: Platform) -> None:
     phases = [text.split()[1] for text in started if text.startswith("• ") and text.endswith(" s)")]
     assert set(phases) >= {"servers", "schema", "api", "workers", "models"}
     assert any(text.startswith("arriero is up (") for text in started)
+    tried = [text.strip() for text in started[started.index("  Try in another terminal:") + 1 :]]
+    assert tried[:2] == ["arriero models pull gemma3:270m", tried[1]], "its parts are here, its file is not"
+    assert tried[1].startswith("arriero run support-triage")
     assert "it is up already" in platform.run("up", "-d").stderr
     platform.run("up", exits=4)
 
