@@ -68,7 +68,7 @@ def test_a_start_and_a_stop_are_seen_by_every_search() -> None:
     assert [one.devices for one in search.candidates(no_demand(n), evict=False)] == [("g1",)]
     assert [one.configuration for one in state.coming("n")] == ["n"]
     state.stop(pools[0])
-    assert state.coming("m") == [pools[1]]
+    assert list(state.coming("m")) == [pools[1]]
     assert search.eviction.regret(pools[0]) == 0
     assert search.eviction.regret(pools[1]) == sibling / POLICY.sibling, "it is the only one now"
     assert state.free["g0"] == 0, "its process still has its bytes"

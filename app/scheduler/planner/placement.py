@@ -12,7 +12,7 @@ Nothing here reads a clock or a database: the caller passes `now` and applies th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from app.fleet.host import HostState
@@ -262,7 +262,7 @@ class Planner:
             if is_borrower and pool.id not in self.state.stopped and not self.eviction.is_protected(pool):
                 self.stop(pool, StopMode.DRAIN, reasons.withdrawn(owner), owner.id)
 
-    def needs_replica(self, demand: ModelDemand, coming: Sequence[Pool]) -> bool:
+    def needs_replica(self, demand: ModelDemand, coming: Collection[Pool]) -> bool:
         """Whether the queue is long enough for another pool."""
         slots = sum(pool.slots for pool in coming)
         return (
@@ -296,9 +296,10 @@ class Planner:
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
         """Whether no pool is, or will be, on the devices on which it computes: another one there would be slowed."""
-        placed = [pool.bytes for pool in self.cluster.pools if pool.id not in self.state.stopped]
-        placed += [action.bytes for action in self.actions if isinstance(action, StartPool | MovePool)]
-        return not candidate.victims and not any(set(candidate.computing) & held.keys() for held in placed)
+        state = self.state
+        return not candidate.victims and not any(
+            pool.id not in state.stopped for device in candidate.computing for pool in state.pools_on[device]
+        )
 
     def is_worth(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
         if not candidate.victims or demand.overdue:

@@ -90,7 +90,7 @@ def _place(candidate: PlacementCandidate, names: Names) -> str:
     return f"{place}, for which {_listed(stopped)} {'makes' if len(stopped) == 1 else 'make'} room"
 
 
-def started(demand: ModelDemand, candidate: PlacementCandidate, coming: Sequence[Pool], names: Names) -> str:
+def started(demand: ModelDemand, candidate: PlacementCandidate, coming: Collection[Pool], names: Names) -> str:
     """Why a pool is started for steps that wait."""
     pools = f", and {len(coming)} {'pool does' if len(coming) == 1 else 'pools do'} not suffice" if coming else ""
     overdue = "; it waited beyond its bound" if demand.overdue else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from app.devices.device import HardwareKind
@@ -51,6 +51,8 @@ class PlanState:
         #: Ids of the pools that the plan stops.
         self.stopped: set[str] = set()
         self._pools_of: dict[str, list[Pool]] = {}
+        #: By configuration, its pools that the plan does not stop.
+        self._coming: dict[str, dict[str, Pool]] = {}
         self._planned = 0
         #: By host, the id of its RAM.
         self._ram = {d.host: d.id for d in cluster.devices if d.kind is HardwareKind.CPU}
@@ -59,7 +61,7 @@ class PlanState:
         self._promised = promises(cluster.pools)
         for pool in cluster.pools:
             if pool.state in COMING:
-                self._pools_of.setdefault(pool.configuration, []).append(pool)
+                self._add(pool)
             active = pool.busy > 0 or pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
             computing = self.computing(pool.bytes)
             for device in pool.bytes:
@@ -125,6 +127,10 @@ class PlanState:
                 found[device] = found.get(device, 0) + size
         return found
 
+    def _add(self, pool: Pool) -> None:
+        self._pools_of.setdefault(pool.configuration, []).append(pool)
+        self._coming.setdefault(pool.configuration, {})[pool.id] = pool
+
     def _charge(self, namespace: str, bytes_: Mapping[str, int]) -> None:
         if namespace in self.held_bytes:
             self.held_bytes[namespace] += sum(bytes_.values())
@@ -172,7 +178,7 @@ class PlanState:
         computing = self.computing(bytes_)
         for device in computing:
             self.active[device] += 1 / len(computing)
-        self._pools_of.setdefault(configuration.id, []).append(planned)
+        self._add(planned)
         for device, size in bytes_.items():
             need = size
             if kept:
@@ -195,6 +201,7 @@ class PlanState:
     def stop(self, pool: Pool) -> None:
         """Stop a pool. Its bytes stay charged until its process is gone."""
         self.stopped.add(pool.id)
+        self._coming.get(pool.configuration, {}).pop(pool.id, None)
 
     def nominate(self, devices: DeviceSet, configuration: str, seconds: float) -> None:
         """Keep devices, which will be free in so many seconds, for a configuration; unless they are kept already."""
@@ -207,9 +214,9 @@ class PlanState:
         """Pools that serve it, or will: those that the plan starts too, and those that it stops."""
         return self._pools_of.get(configuration, [])
 
-    def coming(self, configuration: str) -> list[Pool]:
+    def coming(self, configuration: str) -> Collection[Pool]:
         """Pools that serve it, or will, once the plan is carried out."""
-        return [pool for pool in self.pools_of(configuration) if pool.id not in self.stopped]
+        return self._coming.get(configuration, {}).values()
 
     def keeps_next(self, configuration: Configuration) -> bool:
         """Whether the next pool of the configuration is one of those that are kept."""
