@@ -10,6 +10,7 @@ It speaks TLS where it has a certificate, in the thread of each connection, so t
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -180,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(HTTPStatus.NOT_FOUND)
                 return
             with file:
-                self._send(file, path.stat().st_size, f'"{found[1]}"', with_body=with_body)
+                self._send(file, os.fstat(file.fileno()).st_size, f'"{found[1]}"', with_body=with_body)
 
     def _send(self, file: BinaryIO, size: int, etag: str, *, with_body: bool) -> None:
         wanted = _RANGE.fullmatch(self.headers.get("Range", ""))

@@ -96,7 +96,7 @@ class Sharing:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            with suppress(DatabaseUnreachable, _Stopped):
+            with suppress(DatabaseUnreachable, _Stopped), self._guard.item("peers", self._host):
                 self.run_pass()
             self._stopped.wait(self._pause)
 
