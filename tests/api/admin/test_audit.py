@@ -140,7 +140,14 @@ def test_old_entries_are_removed(client: TestClient, database: Database) -> None
 
 def test_pages_of_a_namespace_use_its_index(client: TestClient, database: Database) -> None:
     with database.work() as work:
-        work.run(text("SET LOCAL enable_seqscan = off"))
+        work.run(
+            text("""
+            INSERT INTO audit_entry (id, at, namespace, actor, action, target, summary, status, address)
+            SELECT gen_random_uuid(), now(), 'n' || n % 100, 'local', 'PUT /v1/x', '{}', '', 200, '127.0.0.1'
+            FROM generate_series(1, 5000) AS n
+        """)
+        )
+        work.run(text("ANALYZE audit_entry"))
         sql = "EXPLAIN SELECT * FROM audit_entry WHERE namespace = 'a' ORDER BY id DESC LIMIT 10"
         plan = "\n".join(row[0] for row in work.rows(text(sql)))
     assert "ix_audit_entry_namespace" in plan
