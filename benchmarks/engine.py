@@ -152,7 +152,7 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
         add(name, f"server, {slots} slots", "server", layout="streams", streams=slots, context=slots * 1024, **shared)
     add(name, "Llama, one by one", "llama", **shared)
     add(name, "limit, 32 slots, unified", "limit", layout="unified", streams=32, context=32 * 1024, **shared)
-    add("mixed", "engine", "mixed_engine", streams=8, context=8 * 2048, latency=0.2)
+    add("mixed", "engine", "mixed_engine", streams=8, context=8 * 2048)
     add("mixed", "server", "mixed_server", streams=8, context=8 * 2048, layout="streams")
     for temperature in (0.0, 0.7):
         name = f"json {temperature}"

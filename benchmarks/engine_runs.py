@@ -271,7 +271,7 @@ def gaps_of(start: Callable[[str, int, Callable[[], None]], Callable[[], None]])
 def mixed_engine(spec: dict[str, Any]) -> Figures:
     from app.inference.requests import GenerateRequest
 
-    engine = engine_of(spec, step_latency=spec["latency"])
+    engine = engine_of(spec)
 
     def start(prompt: str, tokens: int, note: Callable[[], None]) -> Callable[[], None]:
         request = GenerateRequest(prompt=prompt, max_tokens=tokens, sampling=greedy(logit_bias={}))
@@ -467,8 +467,11 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], Figures]] = {
 
 
 def main() -> None:
+    from benchmarks import engine_dialogues
+
     spec = json.loads(sys.argv[1])
-    print(json.dumps(RUNNERS[spec["runner"]](spec)))
+    runners = RUNNERS | {"dialogue": engine_dialogues.run_dialogue}
+    print(json.dumps(runners[spec["runner"]](spec)))
 
 
 if __name__ == "__main__":

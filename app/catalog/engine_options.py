@@ -101,7 +101,8 @@ class Tuning(CatalogTable):
     #: Tokens of a micro-batch of llama.cpp; the compute buffers grow with it.
     ubatch: StrictInt = Field(default=512, ge=1, le=65_536, description="a whole number from 1 to 65536")
     #: Seconds that prompts may add to a step while a response is streamed or an interactive request is served.
-    step_latency: StrictFloat = Field(default=0.2, gt=0, le=60, description="seconds, more than 0, up to 60")
+    #: None means a share that follows from the speed of the machine.
+    step_latency: StrictFloat | None = Field(default=None, gt=0, le=60, description="seconds, more than 0, up to 60")
     #: Each decode holds one request, so its text does not depend on other requests. Implies streams, no reuse and no
     #: flash attention.
     reproducible: _Switch = False

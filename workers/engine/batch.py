@@ -2,10 +2,12 @@
 Batch planning: the content of the next decode, and the next admission. Pure functions that the loop carries out.
 
 Every running text gets one token in every decode, except for those of the class `batch` while an interactive request
-runs: they stand still, and take part in one decode of `BATCH_EVERY`. Prompts fill the rest: at most `prefill_tokens`
-while a latency-sensitive request is running, so that a long prompt adds a bounded time to each step. Otherwise prompts
-fill the whole batch, because texts that are decoded together from beginning to end are written fastest; those of the
-class `batch` never do, so that an interactive request that arrives waits for a short decode.
+runs: they stand still, and take part in one decode of `BATCH_EVERY`. Prompts fill the rest. While a latency-sensitive
+text is written, they have a share of the step that follows from what the step takes without them (`prefill_seconds`).
+Otherwise prompts fill the whole batch, because texts that are decoded together from beginning to end are written
+fastest; those of the class `batch` never do, so that an interactive request that arrives waits for a short decode.
+Of the prompts of a class, the one that could have been computed first since its submission goes first: a short one
+overtakes a long one, but not one that has waited longer by more than the difference.
 Requests are admitted one at a time, by priority class, then by age. Waiting raises a request's class, so none starves;
 the class `batch`, which is for idle slots, never rises above `standard`.
 No request overtakes one that waits for room. A request whose prefix is being computed is deferred.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 #: Two of the ranks of app.inference.requests: the smaller one goes first.
 INTERACTIVE, STANDARD, BATCH = 0, 1, 2
@@ -26,18 +29,25 @@ INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 #: While an interactive request runs, one of the class `batch` takes part in a decode after it was skipped so often. It
 #: goes on slowly then, and each interactive token is later by a small part.
 BATCH_EVERY = 64
+#: The weight of a second of waiting, by rank.
+_WEIGHTS = (6.0, 1.0, 0.3)
+#: Seconds. Prompts add the geometric mean of this and of the time that the texts take to a step: see `prefill_seconds`.
+_PREFILL_SCALE = 10.0
+#: Prompt tokens from which on they are decoded apart from texts, where that is faster: llama.cpp's attention on CPUs
+#: then computes tiles of 64 rows, and each tile visits the cells of all sequences that have a row in it.
+APART_TOKENS = 48
 #: Seconds that prompts of the class `batch` may add to a step: an interactive request that arrives waits for its end.
 BATCH_LATENCY = 0.02
 #: Minimum of prompt tokens in a step, however slow the machine is.
 MIN_PREFILL_TOKENS = 16
-#: Prompt tokens in a step until the speed of the machine is known.
-_FIRST_PREFILL = 256
-#: The part of `batch_prefill_tokens` that such a decode has.
+#: Until the speed of the machine is known: prompt tokens in a step, and the seconds that it is expected to take.
+_FIRST_PREFILL, _FIRST_SECONDS = 256, 0.2
+#: The part of the tokens of `BATCH_LATENCY` that such a decode has.
 _BATCH_SHARE = 4
 #: A prompt that was skipped in this many decodes goes first, whatever its class.
 STARVED = 64
 #: More tokens than any prompt has.
-NO_IMAGE = 2**31
+MAX_TOKENS = 2**31
 
 
 @dataclass(slots=True)
@@ -59,7 +69,9 @@ class BatchWork:
     #: Decodes that skipped it since it was part of one.
     skipped: int = 0
     #: How many of the remaining tokens can be in one decode: those before the next image.
-    adjacent: int = NO_IMAGE
+    adjacent: int = MAX_TOKENS
+    #: Seconds, on the caller's clock, at which the request was submitted.
+    submitted: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +84,55 @@ class Chunk:
     is_last: bool
 
 
-def plan_decode(
-    works: Sequence[BatchWork], batch_tokens: int, prefill_tokens: int, batch_prefill_tokens: int
-) -> list[Chunk]:
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the machine is, as measured, and how long prompts may make a step."""
+
+    #: Prompt tokens per second, and output tokens per second; 0 while it is not known.
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
+    #: Seconds that prompts may add to a step while a latency-sensitive text is written; None follows both aims.
+    step_latency: float | None = None
+
+    def tokens(self, seconds: float) -> int:
+        """Prompt tokens that take `seconds`; never fewer than `MIN_PREFILL_TOKENS`."""
+        rate = self.prefill_rate or _FIRST_PREFILL / (self.step_latency or _FIRST_SECONDS)
+        return max(MIN_PREFILL_TOKENS, int(rate * seconds))
+
+    def text_seconds(self, texts: int) -> float:
+        """Seconds of a decode of one token for each of so many texts."""
+        rate = self.decode_rate or self.prefill_rate
+        return texts / rate if rate else _FIRST_SECONDS
+
+
+def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: Pace) -> list[Chunk]:
     """
     Plan the next decode. The result is ordered by sequence, because llama.cpp computes neighbours together.
 
-    `batch_tokens` must be at least the number of works. The oldest prompt of the best class is computed first.
-    `batch_prefill_tokens` is the most tokens of prompts of the class `batch`.
+    `batch_tokens` must be at least the number of works.
     """
-    chunks, prompts, latency_sensitive = [], [], False
-    batch_room = batch_prefill_tokens
+    chunks, prompts = [], []
+    batch_room = pace.tokens(min(BATCH_LATENCY, pace.step_latency or BATCH_LATENCY))
     if any(work.rank == INTERACTIVE for work in works):
         works = [work for work in works if work.rank != BATCH or work.skipped >= BATCH_EVERY]
         batch_room = max(1, batch_room // _BATCH_SHARE)
     for work in works:
         if work.decoding and work.remaining == 1:
             chunks.append(Chunk(work, 1, is_last=True))
-            latency_sensitive = latency_sensitive or work.latency_sensitive
         else:
             prompts.append(work)
     if prompts:
         room = batch_tokens - len(chunks)
-        if latency_sensitive:
-            room = min(room, max(1, prefill_tokens))
-        prompts.sort(key=lambda work: (work.skipped < STARVED, work.rank, work.order))
+        room = min(room, prefill_tokens([chunk.work for chunk in chunks], min(work.rank for work in prompts), pace))
+        rate = pace.prefill_rate or _FIRST_PREFILL
+        prompts.sort(
+            key=lambda work: (
+                work.skipped < STARVED,
+                work.rank,
+                work.submitted + work.remaining / rate,
+                work.order,
+            )
+        )
         for work in prompts:
             count = min(work.remaining, work.adjacent, room)
             if work.rank == BATCH:
@@ -108,6 +144,39 @@ def plan_decode(
             batch_room -= count if work.rank == BATCH else 0
     chunks.sort(key=lambda chunk: chunk.work.sequence)
     return chunks
+
+
+def prefill_tokens(texts: Sequence[BatchWork], prompt_rank: int, pace: Pace) -> int:
+    """Return the most prompt tokens of a step beside these texts, of which each gets a token."""
+    readers = [work.rank for work in texts if work.latency_sensitive]
+    if not readers:
+        return MAX_TOKENS
+    seconds = pace.step_latency or prefill_seconds(pace.text_seconds(len(texts)), prompt_rank, min(readers))
+    return pace.tokens(seconds)
+
+
+def prefill_seconds(texts: float, prompt_rank: int, reader_rank: int) -> float:
+    """
+    Return the seconds that prompts add to a step which takes `texts` seconds for the texts alone.
+
+    With s seconds in each step, a prompt of P seconds is computed after P + P / s * texts, and its steps are s + texts
+    long. A first token that is late counts by the time, a gap between tokens by its square, as long gaps disturb more
+    than many short ones. The weighted sum is least where s is the root of texts * scale * (weight of the prompt /
+    weight of the reader). So the share follows the speed of the machine without a bound where it changes abruptly.
+    """
+    return sqrt(texts * _PREFILL_SCALE * _WEIGHTS[prompt_rank] / _WEIGHTS[reader_rank])
+
+
+def decodes_of(chunks: list[Chunk], *, apart: bool) -> list[list[Chunk]]:
+    """
+    Divide the chunks of a step into decodes: all together, or texts and prompts one after the other.
+
+    `apart` says that long prompts and texts are computed faster one after the other: see `APART_TOKENS`.
+    """
+    texts = [chunk for chunk in chunks if chunk.work.decoding and chunk.count == 1]
+    if not apart or not texts or sum(chunk.count for chunk in chunks) - len(texts) < APART_TOKENS:
+        return [chunks]
+    return [texts, [chunk for chunk in chunks if not (chunk.work.decoding and chunk.count == 1)]]
 
 
 def plan_reproducible(works: Sequence[BatchWork], batch_tokens: int) -> list[Chunk]:
@@ -125,18 +194,6 @@ def count_skips(works: Sequence[BatchWork], chunks: Sequence[Chunk]) -> None:
         work.skipped += 1
     for chunk in chunks:
         chunk.work.skipped = 0
-
-
-def prefill_budgets(rate: float, step_latency: float, most: int) -> tuple[int, int]:
-    """
-    Return the numbers of prompt tokens that may be in a step: of all classes, and of the class `batch`.
-
-    The first adds about `step_latency` seconds to the step, at `rate` tokens per second; 0 means that it is not known.
-    """
-    rate = rate or _FIRST_PREFILL / max(step_latency, 0.01)
-    batch_latency = min(BATCH_LATENCY, step_latency)
-    budgets = (max(MIN_PREFILL_TOKENS, min(most, int(rate * seconds))) for seconds in (step_latency, batch_latency))
-    return next(budgets), next(budgets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,15 +290,15 @@ class EngineLoop:
 
     # ---- a decode -------------------------------------------------------------------------------------------------
 
-    def _budgets(self) -> tuple[int, int]:
-        return batch.prefill_budgets(self.meter.prefill_rate, self.options.step_latency, self.context.n_batch)
+    def _pace(self) -> batch.Pace:
+        return batch.Pace(self.meter.prefill_rate, self.meter.decode_rate, self.options.step_latency)
 
     def _image_step(self, images: ImageSteps) -> list[batch.BatchWork]:
         """Compute an image, or a part of one, if one is due. Returns the works whose next part is text."""
         for task, failure in (plan := images.plan(self.slots)).failed:
             self.meter.failed += 1
             self._abort(task, failure)
-        done = images.decode(plan, self.context, self._budgets()[0])
+        done = images.decode(plan, self.context, self._pace())
         if done is not None and done.code == 0:
             self._record_decode([done.chunk], done.seconds)
         elif done is not None:
@@ -314,8 +314,15 @@ class EngineLoop:
         if self.options.reproducible:
             chunks = batch.plan_reproducible(works, self.context.n_batch)
         else:
-            chunks = batch.plan_decode(works, self.context.n_batch, *self._budgets())
+            chunks = batch.plan_decode(works, self.context.n_batch, self._pace())
         batch.count_skips(works, chunks)
+        self.meter.bookkeeping_seconds += perf_counter() - started_at
+        for part in batch.decodes_of(chunks, apart=self.context.computes_apart):
+            if not self._decode_part(part):
+                return
+
+    def _decode_part(self, chunks: list[batch.Chunk]) -> bool:
+        """Decode the chunks together, and sample. Returns whether all went well."""
         ready = perf_counter()
         code = self._decode(chunks)
         if code == 1 and self.slots.index.kept:
@@ -325,19 +332,18 @@ class EngineLoop:
             code = self._decode(chunks)
         if code in (-1, 1) and len(chunks) > 1:
             self._decode_separately(chunks)
-            return
+            return False
         if code:
             self._decode_failed(chunks, code)
-            return
+            return False
         last = [chunk for chunk in chunks if chunk.is_last]
         logits = self.context.logits(len(last)) if last else None
         done = perf_counter()
         self._record_decode(chunks, done - ready)
         if logits is not None:
             self._sample(last, logits)
-        now = perf_counter()
-        self.meter.sampling_seconds += now - done
-        self.meter.bookkeeping_seconds += ready - started_at
+        self.meter.sampling_seconds += perf_counter() - done
+        return True
 
     def _decode(self, chunks: list[batch.Chunk]) -> int:
         parts = []

@@ -112,7 +112,16 @@ class Slots:
                 task.cached = shared
         task.computed = shared
         remaining, decoding = len(task.tokens) - shared, task.written > 0
-        task.work = BatchWork(task.id, sequence, task.rank, task.order, remaining, decoding, task.latency_sensitive)
+        task.work = BatchWork(
+            task.id,
+            sequence,
+            task.rank,
+            task.order,
+            remaining,
+            decoding,
+            task.latency_sensitive,
+            submitted=task.submitted,
+        )
         self.running[sequence] = task
         if self._options.shares:
             self.index.insert(sequence, tuple(task.tokens), shared)

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from app.inference.requests import GenerateRequest, PriorityClass
 from workers.engine import OnPiece, batch
-from workers.engine.batch import Admit, BatchWork, Candidate, FreeCapacity, Park, Victim
+from workers.engine.batch import Admit, BatchWork, Candidate, FreeCapacity, Pace, Park, Victim
 from workers.engine.tasks import EngineTask
 
 INTERACTIVE, STANDARD, BATCH = 0, 1, 2
+#: 40 tokens of prompts of the class `batch` in a step.
+SLOW = Pace(prefill_rate=2_000, step_latency=0.04)
 
 works = st.lists(
     st.builds(
@@ -36,12 +38,18 @@ def numbered(found: list[BatchWork]) -> list[BatchWork]:
     return found
 
 
-@given(works, st.integers(32, 512), st.integers(1, 512), st.integers(1, 512))
-def test_a_decode_contains_every_running_text_within_its_limits(
-    found: list[BatchWork], size: int, budget: int, batch_budget: int
-) -> None:
+paces = st.builds(
+    Pace,
+    prefill_rate=st.sampled_from([0.0, 1.0, 50.0, 500.0, 50_000.0]),
+    decode_rate=st.sampled_from([0.0, 1.0, 50.0, 5_000.0]),
+    step_latency=st.sampled_from([None, 0.01, 0.2, 60.0]),
+)
+
+
+@given(works, st.integers(32, 512), paces)
+def test_a_decode_contains_every_running_text_within_its_limits(found: list[BatchWork], size: int, pace: Pace) -> None:
     found = numbered(found)
-    chunks = batch.plan_decode(found, size, budget, batch_budget)
+    chunks = batch.plan_decode(found, size, pace)
     assert chunks
     assert sum(chunk.count for chunk in chunks) <= size
     assert [chunk.work.sequence for chunk in chunks] == sorted({chunk.work.sequence for chunk in chunks})
@@ -49,19 +57,30 @@ def test_a_decode_contains_every_running_text_within_its_limits(
     assert all(chunk.is_last == (chunk.count == chunk.work.remaining) for chunk in chunks)
     interactive = any(work.rank == INTERACTIVE for work in found)
     taking_part = [work for work in found if not interactive or work.rank != BATCH or work.skipped >= batch.BATCH_EVERY]
-    decoding = {work.id for work in taking_part if work.decoding and work.remaining == 1}
+    texts = [work for work in taking_part if work.decoding and work.remaining == 1]
+    decoding = {work.id for work in texts}
     assert decoding <= {chunk.work.id for chunk in chunks} <= {work.id for work in taking_part}
     prompts = sum(chunk.count for chunk in chunks if chunk.work.id not in decoding)
     of_batch = sum(chunk.count for chunk in chunks if chunk.work.id not in decoding and chunk.work.rank == BATCH)
-    batch_limit = max(1, batch_budget // 4) if interactive else batch_budget
+    batch_limit = pace.tokens(min(batch.BATCH_LATENCY, pace.step_latency or 1))
+    batch_limit = max(1, batch_limit // 4) if interactive else batch_limit
     assert of_batch <= batch_limit
-    if any(work.id in decoding and work.latency_sensitive for work in found):
-        assert prompts <= budget
+    waiting = [work for work in taking_part if work.id not in decoding]
+    if waiting and any(work.latency_sensitive for work in texts):
+        assert prompts <= batch.prefill_tokens(texts, min(work.rank for work in waiting), pace)
     else:
-        waiting = [work for work in taking_part if work.id not in decoding]
         wanted = sum(work.remaining for work in waiting if work.rank != BATCH)
         wanted += min(batch_limit, sum(work.remaining for work in waiting if work.rank == BATCH))
         assert prompts == min(size - len(decoding), wanted)
+
+
+@given(works, st.integers(32, 512), paces, st.booleans())
+def test_the_decodes_of_a_step_have_each_chunk_once(found: list[BatchWork], size: int, pace: Pace, apart: bool) -> None:
+    chunks = batch.plan_decode(numbered(found), size, pace)
+    decodes = batch.decodes_of(chunks, apart=apart)
+    assert all(decodes)
+    assert sorted(chunk.work.id for part in decodes for chunk in part) == sorted(chunk.work.id for chunk in chunks)
+    assert len(decodes) == 1 or apart
 
 
 def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> None:
@@ -72,7 +91,7 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
     works = [text, prompt, standard, urgent]
     seen: dict[int, int] = dict.fromkeys([1, 2, 3, 4], 0)
     for _ in range(10 * (batch.BATCH_EVERY + 1)):
-        chunks = batch.plan_decode(works, 512, 80, 40)
+        chunks = batch.plan_decode(works, 512, SLOW)
         batch.count_skips(works, chunks)
         for chunk in chunks:
             seen[chunk.work.id] += chunk.count
@@ -80,7 +99,7 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
     assert seen == {1: 10, 2: 10 * 10, 3: decodes, 4: decodes}
 
     works.remove(urgent)
-    assert [(chunk.work.id, chunk.count) for chunk in batch.plan_decode(works, 512, 80, 40)] == [
+    assert [(chunk.work.id, chunk.count) for chunk in batch.plan_decode(works, 512, SLOW)] == [
         (1, 1),
         (2, 40),
         (3, 1),
@@ -89,9 +108,9 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
 
 def test_prompts_are_limited_only_for_latency_sensitive_texts() -> None:
     text, prompt = BatchWork(1, 0, STANDARD, 1, 1, decoding=True), BatchWork(2, 1, STANDARD, 2, 400)
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80, 40)] == [1, 400]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, Pace(400, 40, 0.2))] == [1, 400]
     text.latency_sensitive = True
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, 80, 40)] == [1, 80]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, Pace(400, 40, 0.2))] == [1, 80]
 
 
 @pytest.mark.parametrize(
@@ -112,9 +131,9 @@ def test_streamed_and_interactive_requests_are_latency_sensitive(
 
 def test_the_best_class_is_computed_first_unless_another_starves() -> None:
     long, urgent = BatchWork(1, 0, STANDARD, 1, 100), BatchWork(2, 1, INTERACTIVE, 2, 100)
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64, 64)] == [2]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, Pace())] == [2]
     long.skipped = batch.STARVED
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, 64, 64)] == [1]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, Pace())] == [1]
 
 
 @given(works, st.integers(1, 64))
@@ -132,12 +151,40 @@ def test_reproducible_decodes_contain_one_request_and_alternate(found: list[Batc
     assert sorted(served) == [work.id for work in found]
 
 
-def test_the_budget_of_a_step_follows_the_speed_of_the_machine() -> None:
-    assert batch.prefill_budgets(400, 0.2, 512) == (80, 16)
-    assert batch.prefill_budgets(1_000, 0.2, 512) == (200, 20)
-    assert batch.prefill_budgets(100_000, 0.2, 512) == (512, 512)
-    assert batch.prefill_budgets(1_000, 0.01, 512) == (16, 16)
-    assert batch.prefill_budgets(1, 0.2, 512) == (16, 16)
+def test_a_step_latency_bounds_the_prompts_of_a_step() -> None:
+    text = BatchWork(1, 0, STANDARD, 1, 1, decoding=True, latency_sensitive=True)
+    for rate, latency, tokens in ((400, 0.2, 80), (1_000, 0.2, 200), (1_000, 0.01, 16), (1, 0.2, 16)):
+        assert batch.prefill_tokens([text], STANDARD, Pace(rate, 40, latency)) == tokens
+
+
+@given(st.floats(0.001, 10), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2]))
+def test_the_share_of_prompts_follows_the_speed_of_the_machine(texts: float, prompt: int, reader: int) -> None:
+    """Four times as slow a machine has gaps twice as long; a more urgent prompt never gets less."""
+    seconds = batch.prefill_seconds(texts, prompt, reader)
+    assert batch.prefill_seconds(4 * texts, prompt, reader) == pytest.approx(2 * seconds)
+    if prompt:
+        assert batch.prefill_seconds(texts, prompt - 1, reader) > seconds
+    if reader:
+        assert batch.prefill_seconds(texts, prompt, reader - 1) < seconds
+
+
+def test_a_short_prompt_goes_first_unless_the_long_one_has_waited_longer_by_the_difference() -> None:
+    long, short = BatchWork(1, 0, STANDARD, 1, 400, submitted=10.0), BatchWork(2, 1, STANDARD, 2, 100)
+    pace = Pace(prefill_rate=100)  # the long one takes three seconds more
+    for submitted, first in ((10.0, 2), (12.9, 2), (13.1, 1)):
+        short.submitted = submitted
+        chunks = batch.plan_decode([long, short], 64, pace)
+        assert [chunk.work.id for chunk in chunks] == [first]
+
+
+def test_long_prompts_are_decoded_apart_from_texts_where_that_is_faster() -> None:
+    text, prompt = BatchWork(1, 0, STANDARD, 1, 1, decoding=True), BatchWork(2, 1, STANDARD, 2, 400)
+    chunks = batch.plan_decode([text, prompt], 512, Pace())
+    assert batch.decodes_of(chunks, apart=False) == [chunks]
+    assert [[chunk.work.id for chunk in part] for part in batch.decodes_of(chunks, apart=True)] == [[1], [2]]
+    prompt.remaining = batch.APART_TOKENS - 1
+    chunks = batch.plan_decode([text, prompt], 512, Pace())
+    assert batch.decodes_of(chunks, apart=True) == [chunks]
 
 
 def test_no_request_overtakes_one_that_waits_for_room() -> None:

@@ -207,6 +207,8 @@ class Context:
         self.n_sequence: int = min(self.n_context, api.llama_n_ctx_seq(self.pointer))
         self.n_batch: int = api.llama_n_batch(self.pointer)
         self._batch = Batch(self.n_batch, options.sequences)
+        #: Texts and long prompts are computed faster one after the other than in one decode (see batch.APART_TOKENS).
+        self.computes_apart = not options.streams and flash_attention(options) != 0 and _is_in_ram(options)
 
     def close(self) -> None:
         """Free the context."""

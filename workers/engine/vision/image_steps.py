@@ -12,7 +12,7 @@ from time import perf_counter
 
 from app.kernel.errors import StepFailure
 from workers.engine import batch
-from workers.engine.batch import BatchWork, Chunk
+from workers.engine.batch import BatchWork, Chunk, Pace, prefill_tokens
 from workers.engine.bindings.llama import Context
 from workers.engine.slots import Slots
 from workers.engine.tasks import EngineTask
@@ -58,12 +58,12 @@ class ImageSteps:
             work = task.work
             assert work is not None, "it is running"
             if not task.images or task.computed >= task.images[-1].end:
-                work.adjacent = batch.NO_IMAGE
+                work.adjacent = batch.MAX_TOKENS
                 texts.append(work)
                 continue
             span = task.pending_image
             if span is None:
-                work.adjacent = image_spans.until_span(task.images, task.computed) or batch.NO_IMAGE
+                work.adjacent = image_spans.until_span(task.images, task.computed) or batch.MAX_TOKENS
                 texts.append(work)
                 continue
             job = self._job(task, span)
@@ -74,7 +74,7 @@ class ImageSteps:
         self._jobs = {id_: job for id_, job in self._jobs.items() if any(id_ == t.id for t in slots.running.values())}
         return ImagePlan(texts, _first(due, texts), failed)
 
-    def decode(self, plan: ImagePlan, context: Context, prefill_tokens: int) -> ImageDecode | None:
+    def decode(self, plan: ImagePlan, context: Context, pace: Pace) -> ImageDecode | None:
         """Compute the image that is due, or a part of it; None when none is."""
         if plan.due is None:
             return None
@@ -85,8 +85,8 @@ class ImageSteps:
         offset = task.computed - span.start
         count = chunk.cells - offset
         if not chunk.non_causal:
-            sensitive = any(other.decoding and other.latency_sensitive for other in plan.texts)
-            count = min(count, context.n_batch, max(1, prefill_tokens) if sensitive else context.n_batch)
+            texts = [other for other in plan.texts if other.decoding]
+            count = min(count, context.n_batch, prefill_tokens(texts, work.rank, pace))
         first = image_spans.next_position(task.images, span.start)
         grid = None if chunk.grid is None else chunk.grid[:, offset : offset + count]
         began = perf_counter()
