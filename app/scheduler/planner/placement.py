@@ -316,11 +316,11 @@ class Planner:
     def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """The pressure, in weighted seconds, at which the victims are stopped."""
         price = candidate.regret * self.threshold * (self.policy.due if demand.due else 1.0)
-        if any(map(self.is_used, candidate.victims)):
+        part = self.policy.per_load * self.state.loads[self.state.devices[candidate.devices[0]].host]
+        if part >= 1 or any(map(self.is_used, candidate.victims)):
             return price
-        # Nobody waits for them now: waiting is of use only while others load there, whom another load would slow down.
-        loads = self.state.loads[self.state.devices[candidate.devices[0]].host]
-        return price * min(self.policy.per_load * loads, 1.0)
+        # Nobody waits for the victims: a delay is of use only to those who load there, whom another load slows down.
+        return price * part
 
     def start_ahead(self, demand: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
