@@ -205,7 +205,7 @@ def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetD
         steps = {**before.steps, row.namespace: row.steps}
         in_flight[row.worker] = InFlight(durations[row.model], steps, max(row.preemptions, before.preemptions))
     targets = {name: OperatorTarget(pools=1, pinned=True) for name in always_on}
-    return FleetDemand(catalog.models, waiting, rates, targets, requests, in_flight, paused=catalog.paused)
+    return FleetDemand(catalog.models, waiting, rates, targets, in_flight, paused=catalog.paused, requests=requests)
 
 
 def find_step(database: Database, step_id: UUID, namespace: str | None = None) -> ModelStep:

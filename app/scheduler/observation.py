@@ -106,14 +106,14 @@ class FleetDemand:
     rates: Mapping[str, Mapping[Priority, float]]
     #: By model, what the settings ask for.
     targets: Mapping[str, OperatorTarget]
-    #: By model, its last request in those minutes.
-    requests: Mapping[str, LastRequest] = field(default_factory=dict)
     #: By worker.
     in_flight: Mapping[str, InFlight] = field(default_factory=dict)
     #: By model, for how long clients want it to stay loaded.
     residencies: Mapping[str, Residency] = field(default_factory=dict)
     #: Models that are not served for a while: their steps wait, and their pools are stopped.
     paused: frozenset[str] = frozenset()
+    #: By model, its last request in the minutes of the rates.
+    requests: Mapping[str, LastRequest] = field(default_factory=dict)
 
     @property
     def served(self) -> list[WaitingSteps]:
@@ -138,7 +138,7 @@ class Observation:
     #: By name of the model.
     configurations: Mapping[str, Configuration]
     starts: tuple[StartCommand, ...]
-    patterns: StoredPatterns
+    patterns: StoredPatterns = field(default_factory=lambda: StoredPatterns({}, {}))
 
 
 @dataclass(frozen=True, slots=True)
