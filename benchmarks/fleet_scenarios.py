@@ -1,16 +1,18 @@
 """
-The scenarios of the scheduling benchmark: those with recorded arrivals, and five that press on one weakness each.
+The scenarios of the scheduling benchmark: those with recorded arrivals, and seven that press on one weakness each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from random import Random
 
 from app.kernel.priority import Priority
+from app.scheduler.planner.arrivals import ArrivalPattern
 from app.scheduler.planner.cluster import Configuration
-from benchmarks.fleet_values import Failure, Request, Workload
+from benchmarks.fleet_values import Failure, Request, Workload, instant
 from benchmarks.fleet_workloads import (
     USABLE,
     Arrivals,
@@ -106,7 +108,7 @@ def alternate() -> Scenario:
     return make
 
 
-def overload() -> Scenario:
+def overload(rate: float) -> Scenario:
     """A model that fills a device gets more requests than one pool serves; six others share the fleet with it."""
 
     def make(arrivals: Arrivals, seed: int) -> Workload:
@@ -115,7 +117,7 @@ def overload() -> Scenario:
         large = model("large", 20)
         others = [model(f"o{n}", size) for n, size in enumerate((5, 6, 7, 8, 9, 10))]
         pick = zipf(chance, [one.id for one in others], 0.5)
-        for time in source.times(0.75):
+        for time in source.times(rate):
             source.ask(large.id, Priority.STANDARD, "crowd", time)
         for time in source.times(0.3):
             source.ask(pick(), draw_class(chance), f"tenant-{chance.randrange(4)}", time)
@@ -124,7 +126,7 @@ def overload() -> Scenario:
     return make
 
 
-def rare() -> Scenario:
+def rare(gap: Callable[[Random], float]) -> Scenario:
     """Three models that load for a minute, each requested about every ten minutes, beside five that are used much."""
 
     def make(arrivals: Arrivals, seed: int) -> Workload:
@@ -139,12 +141,18 @@ def rare() -> Scenario:
         pick = zipf(chance, [one.id for one in busy], 0.7)
         for time in source.times(0.3):
             source.ask(pick(), draw_class(chance), f"tenant-{chance.randrange(4)}", time)
+        before = {}
         for each in slow:
-            time = chance.uniform(0, 600)
+            # They were used in the same way before the run.
+            last = time = -chance.uniform(0, 600)
+            while (time := time + gap(chance)) < 0:
+                last = time
+            gaps = tuple(gap(chance) for _ in range(12))
+            before[each.id] = ArrivalPattern(instant(last), Priority.INTERACTIVE, gaps)
             while time < arrivals.length:
                 source.ask(each.id, Priority.INTERACTIVE, "rare", time)
-                time += chance.gauss(600, 30)
-        return source.workload(2, [*busy, *slow])
+                time += gap(chance)
+        return replace(source.workload(2, [*busy, *slow]), arrivals=before)
 
     return make
 
@@ -167,8 +175,10 @@ SCENARIOS: dict[str, Scenario] = {
     "flood": flood(),
     "scan": scan(),
     "alternate": alternate(),
-    "overload": overload(),
-    "rare": rare(),
+    "overload": overload(0.75),
+    "swamped": overload(1.4),
+    "rare": rare(lambda chance: chance.gauss(600, 30)),
+    "irregular": rare(lambda chance: chance.expovariate(1 / 600)),
 }
 #: What each scenario is.
 TOLD: dict[str, str] = {
@@ -189,5 +199,7 @@ TOLD: dict[str, str] = {
     "scan": "every two minutes one tenant asks each of twelve models in turn, beside people with two models, 2 GPUs",
     "alternate": "eight models of 9 GB on 2 GPUs that hold four, requested in turn",
     "overload": "a model that fills a GPU gets more than one pool serves, beside six others, 3 GPUs",
+    "swamped": "the same, and it gets more than the whole fleet serves",
     "rare": "three models that take 60 s to load, each requested every ten minutes, beside five that are busy, 2 GPUs",
+    "irregular": "the same, with exponential gaps of ten minutes on average",
 }

@@ -68,7 +68,7 @@ class Simulation:
         self.number = 0
         self.dirty = True
         self.next_tick = 0.0
-        self.statistics = Statistics()
+        self.statistics = Statistics(workload.arrivals)
         self.stopped_at: dict[str, float] = {}
         self.measured: set[str] = set()
         #: Requests in flight that others follow.
@@ -473,6 +473,7 @@ class Simulation:
             reserves=tuple(self.ledger.reserves.values()),
             rates=self.statistics.rates(self.now),
             accounts=self.statistics.accounts(self.now),
+            arrivals=dict(self.statistics.arrivals),
         )
 
     def seen(self, pool: Live) -> Pool:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
+from app.scheduler.planner.arrivals import ArrivalPattern
 from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.plan import Plan
@@ -73,6 +74,8 @@ class Workload:
     failures: tuple[Failure, ...] = ()
     #: Real bytes as a multiple of what the configuration says, by its id.
     truth: Mapping[str, float] = field(default_factory=dict)
+    #: By id of a configuration, what is known of its arrivals before the start.
+    arrivals: Mapping[str, ArrivalPattern] = field(default_factory=dict)
 
 
 class Planner(Protocol):
@@ -175,7 +178,9 @@ class Outcome:
 class Statistics:
     """The statistics of a control worker: request rates, times of requests, and attained service."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrivals: Mapping[str, ArrivalPattern]) -> None:
+        #: By configuration.
+        self.arrivals = dict(arrivals)
         #: Decayed counts, with the time up to which they hold.
         self._rates: dict[tuple[str, Priority], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         self._attained: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
@@ -184,6 +189,10 @@ class Statistics:
 
     def arrived(self, request: Request, now: float) -> None:
         key = request.configuration, request.priority
+        at, before = instant(now), self.arrivals.get(request.configuration)
+        self.arrivals[request.configuration] = (
+            before.after(at, request.priority) if before else ArrivalPattern(at, request.priority)
+        )
         count, seen = self._rates[key]
         self._rates[key] = (count * math.exp((seen - now) / RATE_WINDOW) + 1, now)
 

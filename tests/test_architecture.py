@@ -196,6 +196,7 @@ SHELLS = {
     "fleet/holder.py",
     "fleet/hosts.py",
     "scheduler/wake_up.py",
+    "scheduler/arrival_patterns.py",
     "scheduler/observation.py",
     "scheduler/operator_commands.py",
     "scheduler/reconcile.py",

@@ -16,6 +16,7 @@ The rows of the fleet: the schema of its tables. Each column has one kind of wri
     pool_command  a command of an operator; written by the API, completed by the reconciler
     pool_target   models that are kept running; written by the API
     file_server   where a host serves its model files to other hosts, and which; written by its agent
+    arrival_pattern   when a model was requested before; written by the reconciler
     defragmentation   pools that were moved so that models fit, and what that gained; written by the reconciler
 
 Every instant is the database's own. A reservation and its pool have the same id. The sequence `fleet_epoch` numbers
@@ -358,6 +359,19 @@ class PoolTargetRow(SQLModel, table=True):
     #: Its pools are never preempted.
     pinned: bool = False
     created_at: datetime = Field(sa_column=_instant(nullable=False))
+
+
+class ArrivalPatternRow(SQLModel, table=True):
+    """When a model was last requested, and the gaps between its last arrivals."""
+
+    __tablename__ = "arrival_pattern"
+
+    model: str = Field(primary_key=True, max_length=200)
+    last_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    #: Class of the last request.
+    priority: str = Field(max_length=16)
+    #: Seconds, the newest last.
+    gaps: list[float] = Field(sa_column=Column(JSONB, nullable=False))
 
 
 class DefragmentationRow(SQLModel, table=True):

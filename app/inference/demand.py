@@ -23,6 +23,7 @@ from app.catalog.catalog import Catalog
 from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import NotFound
 from app.kernel.priority import Priority
+from app.scheduler.arrival_patterns import LastRequest
 from app.scheduler.needs import OperatorTarget
 from app.scheduler.observation import FleetDemand, InFlight
 from app.scheduler.planner.demand import WaitingSteps
@@ -94,7 +95,7 @@ _RUNNING_STEPS = text(f"""
     GROUP BY worker, run.namespace
 """)
 _ARRIVALS = text("""
-    SELECT model, priority, count(*) AS steps FROM step
+    SELECT model, priority, count(*) AS steps, max(ready_at) AS last FROM step
     WHERE ready_at > now() - CAST(:window AS interval) AND model IS NOT NULL GROUP BY model, priority
 """)
 _DURATIONS = text("""
@@ -193,15 +194,18 @@ def read(work: UnitOfWork, catalog: Catalog, always_on: Iterable[str]) -> FleetD
             )
         )
     rates: dict[str, dict[Priority, float]] = {}
+    requests: dict[str, LastRequest] = {}
     for row in arrivals:
         rates.setdefault(row.model, {})[Priority(row.priority)] = row.steps / _RATE_WINDOW.total_seconds()
+        if row.model not in requests or requests[row.model].at < row.last:
+            requests[row.model] = LastRequest(row.last, Priority(row.priority))
     in_flight: dict[str, InFlight] = {}
     for row in running:
         before = in_flight.get(row.worker, InFlight(_DEFAULT_DURATION))
         steps = {**before.steps, row.namespace: row.steps}
         in_flight[row.worker] = InFlight(durations[row.model], steps, max(row.preemptions, before.preemptions))
     targets = {name: OperatorTarget(pools=1, pinned=True) for name in always_on}
-    return FleetDemand(catalog.models, waiting, rates, targets, in_flight, paused=catalog.paused)
+    return FleetDemand(catalog.models, waiting, rates, targets, in_flight, paused=catalog.paused, requests=requests)
 
 
 def find_step(database: Database, step_id: UUID, namespace: str | None = None) -> ModelStep:

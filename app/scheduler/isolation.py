@@ -71,6 +71,7 @@ def _only(
         cluster,
         configurations=tuple(one if one.id in ids else _without_layouts(one) for one in cluster.configurations),
         rates={model: rates for model, rates in cluster.rates.items() if model in models},
+        arrivals={model: pattern for model, pattern in cluster.arrivals.items() if model in models},
         reserves=tuple(one for one in cluster.reserves if one.configuration in ids),
     )
     return alone, [group for group in waiting if group.model in models]

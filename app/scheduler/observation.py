@@ -29,7 +29,8 @@ from app.kernel.database import UnitOfWork
 from app.kernel.errors import DatabaseUnreachable
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
-from app.scheduler import needs
+from app.scheduler import arrival_patterns, needs
+from app.scheduler.arrival_patterns import LastRequest, StoredPatterns
 from app.scheduler.needs import OperatorTarget
 from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, Pool
 from app.scheduler.planner.demand import WaitingSteps
@@ -111,6 +112,8 @@ class FleetDemand:
     residencies: Mapping[str, Residency] = field(default_factory=dict)
     #: Models that are not served for a while: their steps wait, and their pools are stopped.
     paused: frozenset[str] = frozenset()
+    #: By model, its last request in the minutes of the rates.
+    requests: Mapping[str, LastRequest] = field(default_factory=dict)
 
     @property
     def served(self) -> list[WaitingSteps]:
@@ -135,6 +138,7 @@ class Observation:
     #: By name of the model.
     configurations: Mapping[str, Configuration]
     starts: tuple[StartCommand, ...]
+    patterns: StoredPatterns = field(default_factory=lambda: StoredPatterns({}, {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +176,21 @@ def observe(session: LedgerSession, demand: FleetDemand) -> Observation:
         configurations[model] = replace(
             configurations[model], min_pools=0, max_pools=0, requested=0, reserve=None, pinned=False
         )
+    patterns = arrival_patterns.read(work, configurations.keys(), demand.requests)
     cluster = Cluster(
         devices=tuple(_with_unread(devices, session.ledger.reservations.values(), pools)),
         pools=tuple(pools),
         configurations=tuple(configurations.values()),
         reserves=tuple(one for one in session.ledger.reserves.values() if one.bytes.keys() <= known),
         rates=demand.rates,
+        arrivals={model: found for model, found in patterns.current.items() if model not in demand.paused},
         accounts={
             row.namespace: Account(row.weight, row.attained_seconds, row.max_bytes, row.until)
             for row in work.rows(_ACCOUNTS)
         },
         backoffs=_backoffs(work, configurations, now),
     )
-    return Observation(now, cluster, configurations, starts)
+    return Observation(now, cluster, configurations, starts, patterns)
 
 
 def _devices(work: UnitOfWork) -> list[Device]:

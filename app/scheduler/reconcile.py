@@ -28,7 +28,7 @@ from app.kernel.errors import DatabaseUnreachable
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.priority import Priority
 from app.kernel.security import texts
-from app.scheduler import observation
+from app.scheduler import arrival_patterns, observation
 from app.scheduler.isolation import isolated
 from app.scheduler.observation import FleetDemand, Observation
 from app.scheduler.planner import defragmentation as defragmenting
@@ -140,6 +140,7 @@ def reconcile(
         _store_refusals(pass_, seen, plan, demand)
         _complete_start_commands(pass_, seen)
         _count_device_time(pass_, demand)
+        arrival_patterns.write(work, seen.patterns)
         for statement in (_DELETE_RESERVATIONS, _DELETE_COMMANDS, _DELETE_DEFRAGMENTATIONS):
             work.run(statement, {"age": _KEPT})
         work.after_commit(lambda: tell_agents(sorted(pass_.hosts_to_notify)))
@@ -172,7 +173,8 @@ def explain(database: Database, demand: FleetDemand, models: Sequence[str]) -> d
         found[model] = explained(model)
         if found[model].condition is Condition.UNASKED:
             first = WaitingSteps(model, Priority.STANDARD, 1, seen.now)
-            found[model] = explanation.without_demand(planned([*demand.served, first])(model))
+            alone = planned([*demand.served, first])(model)
+            found[model] = explanation.without_demand(alone, seen.cluster, seen.now)
     return found
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from app.catalog import files
 from app.inference import demand
 from app.kernel.database import Database
+from app.kernel.priority import Priority
 from app.scheduler.observation import FleetDemand
 from app.workflows.language import check
 from app.workflows.runs.service import Runs
@@ -127,6 +128,9 @@ def test_the_duration_of_old_attempts_is_used(runs: Runs, one: Database) -> None
     found = observed(one)
     assert [step.work for step in found.waiting] == [timedelta(hours=1)]
     assert found.rates["m:1"] == {"standard": pytest.approx(1 / 180)}
+    assert found.requests["m:1"].priority is Priority.STANDARD
+    with runs.database.work() as work:
+        assert work.rows(text("SELECT max(ready_at) AS last FROM step"))[0].last == found.requests["m:1"].at
 
 
 def test_the_duration_is_the_mean_of_the_last_attempts(runs: Runs, one: Database) -> None:

@@ -16,6 +16,7 @@ from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
+from app.scheduler.planner.arrivals import ArrivalPattern
 from app.scheduler.planner.cluster import (
     Account,
     Cluster,
@@ -163,7 +164,14 @@ def _cluster(chance: Random) -> Cluster:
         cluster = _with_pool(chance, cluster, number)
     rates = {c.model: {Priority.STANDARD: chance.choice((0.0, 0.01, 0.1, 1.0))} for c in configurations}
     accounts = {name: Account(attained_seconds=chance.choice((0.0, 10.0, 1000.0))) for name in ("a", "b")}
-    return replace(cluster, rates=rates, accounts=accounts)
+    arrivals = {
+        c.model: ArrivalPattern(
+            NOW - seconds(chance.randint(0, 900)), chance.choice(tuple(Priority)), (600.0, 620.0) * 4
+        )
+        for c in configurations
+        if chance.random() < 0.3
+    }
+    return replace(cluster, rates=rates, accounts=accounts, arrivals=arrivals)
 
 
 def _model(chance: Random, number: int) -> Configuration:

@@ -216,8 +216,55 @@ def full(**more: object) -> Cluster:
     return replace(cluster, rates={"old": {Priority.STANDARD: 0.1}})
 
 
+def loading(cluster: Cluster, count: int) -> Cluster:
+    """The cluster, with so many pools that load on another device of its host."""
+    pools = tuple(pool(f"l{n}", f"x{n}", {"g9": 1}, state=PoolState.STARTING, loaded=None) for n in range(count))
+    models = tuple(model(f"x{n}", 1) for n in range(count))
+    return replace(
+        cluster,
+        devices=(*cluster.devices, gpu("g9", count)),
+        pools=(*cluster.pools, *pools),
+        configurations=(*cluster.configurations, *models),
+    )
+
+
+def test_an_idle_pool_is_evicted_at_once_while_nothing_loads_on_its_host() -> None:
+    assert stops(plan(full(), [waits("new", priority=Priority.BATCH)], NOW)) == {"p": StopMode.DRAIN}
+
+    other = replace(gpu("g9", 1, "other"))
+    away = pool("l", "x", {"g9": 1}, state=PoolState.STARTING, loaded=None)
+    cluster = full()
+    elsewhere = replace(cluster, devices=(*ONE, other), pools=(*cluster.pools, away))
+    assert stops(plan(elsewhere, [waits("new", priority=Priority.BATCH)], NOW)) == {"p": StopMode.DRAIN}
+
+
+def test_the_price_of_an_idle_pool_rises_with_the_loads_on_its_host() -> None:
+    """Two loads and more: all of it, 6.5 s of the class standard. One: half of it."""
+    for loads, age in ((1, 3), (2, 6), (5, 6)):
+        assert plan(loading(full(), loads), [waits("new", age=age)], NOW).actions == (), loads
+        assert stops(plan(loading(full(), loads), [waits("new", age=age + 1)], NOW)) == {"p": StopMode.DRAIN}, loads
+
+
+def test_one_plan_counts_the_loads_that_it_starts() -> None:
+    """Three idle pools that are worth keeping, and three models that wait: the host loads one at a time at no price."""
+    names = ("a", "b", "c")
+    cluster = Cluster(
+        tuple(gpu(f"g{name}") for name in names),
+        tuple(pool(name, name, {f"g{name}": 14}) for name in names),
+        tuple(model(name, 14) for name in (*names, "x", "y", "z")),
+        rates={name: {Priority.STANDARD: 0.5} for name in names},
+    )
+    made = plan(cluster, [waits(name, age=0.1) for name in ("x", "y", "z")], NOW)
+    assert (len(starts(made)), len(made.refusals)) == (1, 2)
+
+
+def test_a_pool_for_which_steps_wait_keeps_its_price_while_nothing_loads() -> None:
+    demand = [waits("old", age=1), waits("new", age=8)]
+    assert plan(full(), demand, NOW).actions == ()
+
+
 def test_an_idle_pool_is_evicted_once_the_pressure_reaches_the_price() -> None:
-    early = plan(full(), [waits("new", age=1)], NOW)
+    early = plan(loading(full(), 2), [waits("new", age=1)], NOW)
     assert early.actions == ()
     (refusal,) = early.refusals
     assert re.fullmatch(
@@ -228,7 +275,7 @@ def test_an_idle_pool_is_evicted_once_the_pressure_reaches_the_price() -> None:
     assert refusal.estimate is not None
     assert seconds(11) < refusal.estimate < seconds(13)
 
-    late = plan(full(), [waits("new", age=7)], NOW)
+    late = plan(loading(full(), 2), [waits("new", age=7)], NOW)
     assert stops(late) == {"p": StopMode.DRAIN}
     assert starts(late)[0].after == {"p"}
     assert late.refusals == ()
@@ -327,8 +374,8 @@ def test_a_device_set_is_kept_for_overdue_demand() -> None:
 def test_a_step_with_a_deadline_is_served_in_time() -> None:
     soon, later = waits("new", deadline=NOW + seconds(5)), waits("new", deadline=NOW + seconds(60))
 
-    assert stops(plan(full(), [soon], NOW)) == {"p": StopMode.DRAIN}
-    assert plan(full(), [later], NOW).actions == ()
+    assert stops(plan(loading(full(), 2), [soon], NOW)) == {"p": StopMode.DRAIN}
+    assert plan(loading(full(), 2), [later], NOW).actions == ()
 
 
 def test_a_pool_is_started_ahead_of_steps_that_will_be_ready() -> None:
@@ -343,6 +390,35 @@ def test_a_pool_is_started_ahead_of_steps_that_will_be_ready() -> None:
     missed = replace(full(), configurations=(model("old", 14), model("next", 14)))
     assert stops(plan(missed, [waits("next", steps=40, ready=NOW + seconds(3))], NOW)) == {"p": StopMode.DRAIN}
     assert plan(missed, ahead, NOW).actions == ()
+
+
+def test_a_queue_without_end_gets_no_replica_at_any_cost() -> None:
+    """Its steps are served, though late. A model without a pool is served next, whatever that costs."""
+    hot, used = model("hot", 14, slots=1), model("used", 14)
+    serves = pool("p", "hot", {"g0": 14}, slots=1, busy=1, serving=Priority.STANDARD, work_left=seconds(9))
+    works = pool("q", "used", {"g1": 14}, busy=2, serving=Priority.STANDARD, work_left=seconds(60))
+    cluster = Cluster(TWO, (serves, works), (hot, used), rates={"used": {Priority.INTERACTIVE: 0.5}})
+    queue = [waits("hot", age=3000, steps=500, work=seconds(10))]
+
+    assert plan(cluster, queue, NOW).actions == ()
+    assert starts(plan(replace(cluster, pools=(works,), devices=TWO[1:]), queue, NOW))[0].after == {"q"}
+    idle = replace(works, busy=0, serving=None)
+    (replica,) = starts(plan(replace(cluster, pools=(serves, idle)), queue, NOW))
+    assert (replica.purpose, replica.after) == (Purpose.REPLICA, {"q"})
+
+
+def test_a_replica_relieves_the_steps_that_it_serves_while_it_is_fresh() -> None:
+    """Four loads of 5 s: two slots serve four steps of 10 s, which would wait for 10 s on average."""
+    (demand,) = model_demand(
+        (model("m", 9),), {}, [waits("m", age=3000, steps=50, work=seconds(10))], NOW, POLICY
+    ).values()
+    assert demand.overdue
+
+    limited = demand.for_replica(POLICY)
+    assert (limited.overdue, limited.due, limited.steps) == (False, False, 50)
+    assert limited.pressure == pytest.approx(4 * 10)
+    young = replace(demand, pressure=7.0)
+    assert young.for_replica(POLICY).pressure == 7
 
 
 def test_a_long_queue_gets_a_replica_and_an_idle_replica_is_stopped() -> None:

@@ -24,6 +24,7 @@ from app.kernel.database import Database, UnitOfWork
 from app.kernel.errors import Conflict, LeaseLost, NotFound
 from app.kernel.priority import Priority
 from app.scheduler import needs, reconcile
+from app.scheduler.arrival_patterns import LastRequest
 from app.scheduler.needs import OperatorTarget
 from app.scheduler.observation import FleetDemand, InFlight
 from app.scheduler.operator_commands import OperatorCommands
@@ -510,3 +511,19 @@ def test_a_refusal_says_why_a_host_does_not_serve_the_file(scene: Scene) -> None
     scene.reconcile()
     reason = "no host can use its file: on h, its tokens 0 and 1 are the same"
     assert scene.refusals()[A] == reason
+
+
+def test_a_model_that_is_requested_every_ten_minutes_is_loaded_before_the_next_time(scene: Scene) -> None:
+    """The last gaps are stored by the passes; none of them sees more than one request."""
+    gaps = [600 + 2 * number for number in range(16)]
+    at = scene.now() - timedelta(seconds=sum(gaps) + 601)
+    for gap in (0, *gaps):
+        at += timedelta(seconds=gap)
+        scene.demand = replace(scene.demand, requests={A: LastRequest(at, Priority.INTERACTIVE)})
+        scene.reconcile()
+
+    (pool,) = scene.pools()
+    assert (pool.model, pool.reason) == (
+        A,
+        "it is requested about every 10 min, and was last 10 min ago: 600 B on gpu-0, which is free",
+    )

@@ -42,6 +42,7 @@ PRIVILEGES: Mapping[str, str] = {
     "pool_report": _WRITE,
     "pool_probe": _READ,
     "refusal": _READ,
+    "arrival_pattern": _NOTHING,
     "defragmentation": _READ,
     # Pools claim steps and record results; a result starts what follows it.
     "definition": _WRITE,

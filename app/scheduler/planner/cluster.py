@@ -22,6 +22,7 @@ from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
+from app.scheduler.planner.arrivals import ArrivalPattern
 
 #: The type of a host's RAM, and that of simulated devices.
 CPU, SIMULATED = "cpu", "simulated"
@@ -183,6 +184,8 @@ class Cluster:
     rates: Mapping[str, Mapping[Priority, float]] = field(default_factory=dict)
     #: By namespace.
     accounts: Mapping[str, Account] = field(default_factory=dict)
+    #: By name of the model, when it was requested before.
+    arrivals: Mapping[str, ArrivalPattern] = field(default_factory=dict)
     backoffs: tuple[Backoff, ...] = ()
 
 

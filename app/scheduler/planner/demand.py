@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from app.kernel.priority import Priority
@@ -76,6 +76,18 @@ class ModelDemand:
     namespaces: dict[str, float] = field(default_factory=dict)
     #: Waiting steps of namespaces whose allowance is used up, by namespace.
     exhausted: dict[str, int] = field(default_factory=dict)
+
+    def for_replica(self, policy: PlacementPolicy) -> ModelDemand:
+        """
+        The demand as another pool relieves it.
+
+        Its steps are served by other pools too, so that it is not served at any cost. Its pressure is at most the time
+        that the steps which the pool serves while it is fresh would wait: the queue of a model that gets more than can
+        be served grows without limit, and would outweigh everything.
+        """
+        fresh, each = policy.amortise * max(self.load, 1.0), max(self.work / self.steps, 0.1)
+        relieved = self.growth / self.steps * self.configuration.slots * fresh / each * fresh / 2
+        return replace(self, pressure=min(self.pressure, relieved), due=False, overdue=False)
 
 
 def no_demand(configuration: Configuration) -> ModelDemand:

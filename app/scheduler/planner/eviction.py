@@ -3,7 +3,8 @@ Eviction: what stopping a pool costs, whether it may be stopped for a demand, an
 
 The regret for a pool is the weighted time that its next steps are expected to wait because it is gone (as in
 GreedyDual: FaasCache, ASPLOS 2021). It is high for models that are likely to be requested soon, load slowly and are
-used much. The steps that wait for the model already wait for as long. For a pool with work, the work that it does not
+used much; a rare model is likely to be requested when the usual gap between its arrivals ends. The steps that wait for
+the model already wait for as long. For a pool with work, the work that it does not
 do meanwhile counts too, and the work that is thrown away if its steps are preempted.
 A pool with work is evicted only for a higher class than the class of its steps; for an equal class, when the demand has
 waited for a multiple of the regret; for overdue demand; or for bytes that are reserved for another model.
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from app.fleet.pool import PoolState
+from app.scheduler.planner.arrivals import ArrivalPattern
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import NO_RANK, ModelDemand, load_seconds
 from app.scheduler.planner.policy import PlacementPolicy
@@ -42,6 +44,7 @@ class Eviction:
     ) -> None:
         self.configurations = {configuration.id: configuration for configuration in cluster.configurations}
         self._rates, self._demands, self._state = cluster.rates, demands, state
+        self._arrivals = cluster.arrivals
         self._now, self._policy = now, policy
         #: By configuration, the regret for its only pool. It does not depend on the plan.
         self._regrets: dict[str, float] = {}
@@ -75,6 +78,9 @@ class Eviction:
             weight = sum(self._policy.weights[priority] * (part / rate) for priority, part in rates.items())
             # The first step waits for all of the time, later ones for half of it on average.
             regret = weight * self.request_probability(configuration) * gone * (1 + rate * gone / 2)
+        if (pattern := self.pattern(configuration)) is not None:
+            probability = pattern.probability(self._now, self._policy.horizon)
+            regret = max(regret, self._policy.weights[pattern.priority] * probability * gone)
         if demand is not None:
             regret += (demand.upcoming + demand.growth) * gone + demand.pressure
         return regret
@@ -83,6 +89,17 @@ class Eviction:
         """The probability that the model is requested within the horizon."""
         rates = self._rates.get(configuration.model)
         return 1 - math.exp(-sum(rates.values()) * self._policy.horizon) if rates else 0.0
+
+    def pattern(self, configuration: Configuration) -> ArrivalPattern | None:
+        """The arrival pattern of a model that is requested with regularity; None of others."""
+        found = self._arrivals.get(configuration.model)
+        return found if found is not None and found.is_regular(self._policy.spread) else None
+
+    def is_expected(self, configuration: Configuration) -> bool:
+        """Whether its next arrival can be near: then a grant for it is kept."""
+        pattern = self.pattern(configuration)
+        within = load_seconds(configuration) + self._policy.spread
+        return pattern is not None and pattern.probability(self._now, within) > 0
 
     # ---- whether ----
 

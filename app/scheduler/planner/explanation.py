@@ -90,10 +90,15 @@ def explain(
     return explanation(Condition.UNASKED, "no step waits for it")
 
 
-def without_demand(first: Explanation) -> Explanation:
+def without_demand(
+    first: Explanation, cluster: Cluster, now: datetime, policy: PlacementPolicy | None = None
+) -> Explanation:
     """The explanation of a model for which no step waits, derived from the explanation for a first step."""
     then = "would have to wait" if first.condition is Condition.REFUSED else "would start it"
     reason = f"no step waits for it; a first step {then}: {first.reason.removeprefix(reasons.FIRST)}"
+    pattern = cluster.arrivals.get(first.model)
+    if pattern is not None and pattern.is_regular((policy or PlacementPolicy()).spread):
+        reason += f"; {reasons.usual(pattern, now)}, so that it is loaded before the next time"
     return replace(first, condition=Condition.UNASKED, reason=reason, waiting=0)
 
 

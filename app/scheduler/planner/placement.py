@@ -85,6 +85,8 @@ class Planner:
         upcoming = (demand for demand in self.demands.values() if not demand.steps and demand.upcoming > 0)
         for demand in sorted(upcoming, key=lambda demand: (-demand.upcoming, demand.configuration.id)):
             self.start_ahead(demand)
+        for configuration in self.cluster.configurations:
+            self.start_expected(configuration)
         for demand in self.demands.values():
             if demand.exhausted and not demand.steps:
                 self.refuse(demand, reasons.exhausted(demand, self.cluster.accounts, self.now))
@@ -191,7 +193,8 @@ class Planner:
         demand = self.demands.get(configuration.id)
         if pool.busy or (demand is not None and (demand.steps or demand.upcoming)):
             return
-        if pool.state is PoolState.WAITING and not configuration.requested:
+        is_wanted = configuration.requested or self.eviction.is_expected(configuration)
+        if pool.state is PoolState.WAITING and not is_wanted:
             self.stop(pool, StopMode.DRAIN, reasons.NO_DEMAND)
         if pool.state is not PoolState.SERVING:
             return
@@ -239,8 +242,10 @@ class Planner:
     def serve(self, demand: ModelDemand) -> None:
         """Start a pool for waiting steps, if they need one and their pressure is high enough."""
         coming = self.state.coming(demand.configuration.id)
-        if coming and not self.needs_replica(demand, coming):
-            return
+        if coming:
+            if not self.needs_replica(demand, coming):
+                return
+            demand = demand.for_replica(self.policy)
         if self.starts >= self.policy.max_starts:
             if not coming:
                 self.refuse(demand, reasons.next_plan(self.starts, demand))
@@ -310,7 +315,12 @@ class Planner:
 
     def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """The pressure, in weighted seconds, at which the victims are stopped."""
-        return candidate.regret * self.threshold * (self.policy.due if demand.due else 1.0)
+        price = candidate.regret * self.threshold * (self.policy.due if demand.due else 1.0)
+        part = self.policy.per_load * self.state.loads[self.state.devices[candidate.devices[0]].host]
+        if part >= 1 or any(map(self.is_used, candidate.victims)):
+            return price
+        # Nobody waits for the victims: a delay is of use only to those who load there, whom another load slows down.
+        return price * part
 
     def start_ahead(self, demand: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
@@ -323,6 +333,31 @@ class Planner:
                 best = one
         if best is not None and self.starts < self.policy.max_starts:
             self.start(demand, best, Purpose.LOOK_AHEAD, reasons.prepared(demand, best, self.names))
+
+    def start_expected(self, configuration: Configuration) -> None:
+        """
+        Start a pool for a model that is requested with regularity, when its next arrival is near.
+
+        It begins when the shortest of the gaps would end before the pool serves, if most of them end soon after. It
+        costs no pool in use, no more regret than it saves, and waits while others load on the host.
+        """
+        pattern = self.eviction.pattern(configuration)
+        if pattern is None or configuration.id in self.demands or self.state.coming(configuration.id):
+            return
+        demand = no_demand(configuration)
+        begin = demand.load + self.policy.unload
+        share = pattern.share(self.now, begin + self.policy.spread)
+        if not pattern.share(self.now, begin) or share < self.policy.likely or self.starts >= self.policy.max_starts:
+            return
+        gain = share * self.policy.weights[pattern.priority] * demand.load
+        best: PlacementCandidate | None = None
+        for one in self.search.candidates(demand, evict=True):
+            host = self.state.devices[one.devices[0]].host
+            gains = gain >= one.regret and not any(map(self.is_used, one.victims)) and not self.state.loads[host]
+            if gains and (best is None or one.order < best.order):
+                best = one
+        if best is not None:
+            self.start(demand, best, Purpose.EXPECTED, reasons.expected(pattern, self.now, best, self.names))
 
     def is_used(self, pool: Pool) -> bool:
         """Whether it works, or steps wait for it and the plan does not stop it."""

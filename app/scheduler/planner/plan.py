@@ -17,6 +17,8 @@ class Purpose(StrEnum):
     REPLICA = "replica"
     #: Steps will soon be ready.
     LOOK_AHEAD = "look_ahead"
+    #: No step waits; its model is requested with regularity, and the next time is near.
+    EXPECTED = "expected"
     #: The entry of the model, the settings or an operator keep a number of pools running.
     TARGET = "target"
     #: It replaces a pool on a device that is drained.

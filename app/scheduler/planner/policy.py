@@ -31,6 +31,9 @@ class PlacementPolicy:
     #: Pools are evicted for a model when its pressure reaches that part of the regret for them.
     #: A larger value means fewer evictions and longer tails.
     threshold: float = 0.25
+    #: The part of the price that applies, for pools that are not in use, for each load in progress on the host; at most
+    #: all of it. While nothing loads there, they are evicted at once.
+    per_load: float = 0.5
     #: Factor for the threshold at the last moment at which a start meets the target.
     due: float = 0.25
     #: The part of the threshold that is added for each further model with waiting steps and no pool.
@@ -60,11 +63,15 @@ class PlacementPolicy:
     replica_keep_alive: float = 60.0
     #: The weight of a step that will soon be ready, compared with one that is; 0: such steps are ignored.
     look_ahead: float = 0.5
+    #: A model is expected, and loaded ahead, when half of the gaps between its arrivals differ by no more than that.
+    #: A larger value means more pools that wait in vain; 0: no model is expected.
+    spread: float = 120.0
     #: Idle reserves are lent to other models.
     lend: bool = True
     #: An evicted pool whose model is likely to be requested is started again at once where bytes are free.
     migrate: bool = True
-    #: The probability of a request within the horizon from which a model is likely to be requested.
+    #: The probability of a request within the horizon from which a model is likely to be requested, and the part of its
+    #: gaps that must end soon for it to be loaded ahead.
     likely: float = 0.5
 
     #: Limit of starts in one plan; the next plan continues.

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from statistics import median
 
 from app.fleet.backoff import Backoff
 from app.fleet.host import HostState
 from app.kernel.units.sizes import rounded
+from app.scheduler.planner.arrivals import ArrivalPattern
 from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, load_seconds
 from app.scheduler.planner.device_sets import DeviceSets
@@ -100,6 +102,17 @@ def started(demand: ModelDemand, candidate: PlacementCandidate, coming: Collecti
 def prepared(demand: ModelDemand, candidate: PlacementCandidate, names: Names) -> str:
     """Why a pool is started for steps that are not ready yet."""
     return f"steps of running workflows will be ready in {seconds(demand.upcoming_in)}: {_place(candidate, names)}"
+
+
+def expected(pattern: ArrivalPattern, now: datetime, candidate: PlacementCandidate, names: Names) -> str:
+    """Why a pool is started for a model before it is requested."""
+    return f"{usual(pattern, now)}: {_place(candidate, names)}"
+
+
+def usual(pattern: ArrivalPattern, now: datetime) -> str:
+    """How often a model is requested."""
+    idle = (now - pattern.last).total_seconds()
+    return f"it is requested about every {seconds(median(pattern.gaps))}, and was last {seconds(idle)} ago"
 
 
 def target(configuration: Configuration, candidate: PlacementCandidate, names: Names) -> str:

@@ -58,12 +58,17 @@ class PlanState:
         self._ram = {d.host: d.id for d in cluster.devices if d.kind is HardwareKind.CPU}
         #: By device, the pools that compute on it, or will soon. A pool on n devices counts 1/n on each.
         self.active = dict.fromkeys(self.devices, 0.0)
+        #: By host, the pools that load there, or will.
+        self.loads = Counter[str]()
         self._promised = promises(cluster.pools)
         for pool in cluster.pools:
             if pool.state in COMING:
                 self._add(pool)
-            active = pool.busy > 0 or pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
+            loads = pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
+            active = pool.busy > 0 or loads
             computing = self.computing(pool.bytes)
+            if loads and computing and computing[0] in self.devices:
+                self.loads[self.devices[computing[0]].host] += 1
             for device in pool.bytes:
                 if device in self.pools_on:
                     self.pools_on[device].append(pool)
@@ -176,6 +181,7 @@ class PlanState:
         kept = self.keeps_next(configuration)
         self._charge(namespace, bytes_)
         computing = self.computing(bytes_)
+        self.loads[self.devices[computing[0]].host] += 1
         for device in computing:
             self.active[device] += 1 / len(computing)
         self._add(planned)
