@@ -139,7 +139,7 @@ class Planner:
         for layout in configuration.layouts:
             for devices in self.search.sets.possible(configuration, layout, ()):
                 parts = layout.on(devices)
-                left = [state.usable(d) - state.non_preemptible[d] - part for d, part in parts.items()]
+                left = [state.usable[d] - state.non_preemptible[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - state.free[d], 0) for d, part in parts.items())
                     key = (taken, sum(left), devices)

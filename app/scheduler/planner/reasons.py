@@ -271,10 +271,10 @@ def _obstacle(configuration: Configuration, sets: DeviceSets, state: PlanState) 
     if all(device.state is not HostState.SCHEDULABLE for device in devices):
         return f"no device of the type {listed} is schedulable: all are cordoned, drained or lost"
     part = min(max(layout.parts) for layout in layouts)
-    largest = max(devices, key=lambda device: (state.usable(device.id), device.id))
-    if part > state.usable(largest.id):
+    largest = max(devices, key=lambda device: (state.usable[device.id], device.id))
+    if part > state.usable[largest.id]:
         unmanaged = " without its unmanaged memory" if largest.unmanaged_bytes else ""
-        has = rounded(state.usable(largest.id))
+        has = rounded(state.usable[largest.id])
         return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{unmanaged}"
     if not any(sets.has_ram(configuration, layout, device.id) for layout in layouts for device in devices):
         least = rounded(min(layout.ram for layout in layouts))
