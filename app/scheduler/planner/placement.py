@@ -178,11 +178,16 @@ class Planner:
 
     def stop_unneeded(self) -> None:
         """Stop pools that are idle for long, grants that no step waits for, and pools on devices that are drained."""
-        for pool in sorted(self.cluster.pools, key=lambda one: one.id):
+        if self.draining:
+            pools = list(self.cluster.pools)
+        else:  # most pools of a large cluster work, or are of a model with demand
+            wanted = {id_ for id_, demand in self.demands.items() if demand.steps or demand.upcoming}
+            pools = [one for one in self.cluster.pools if not one.busy and one.configuration not in wanted]
+        for pool in sorted(pools, key=lambda one: one.id):
             configuration = self.configurations.get(pool.configuration)
-            if pool.state in {PoolState.DRAINING, PoolState.SUSPECT}:
+            if pool.state is PoolState.DRAINING or pool.state is PoolState.SUSPECT:
                 continue
-            if self.draining & pool.bytes.keys():
+            if self.draining and self.draining & pool.bytes.keys():
                 self.evacuate(pool, configuration)
             elif configuration is not None and not self.eviction.is_protected(pool):
                 self.stop_if_idle(pool, configuration)
@@ -207,13 +212,13 @@ class Planner:
         if configuration is None or (not pool.busy and configuration.id not in self.demands):
             return
         demand = no_demand(configuration)
-        candidate = self.free_place(demand)
+        candidate = self.free_place(configuration)
         if candidate is not None and self.state.may_hold(pool.namespace, candidate.total_bytes):
             self.start(demand, candidate, Purpose.EVACUATION, reasons.evacuated(candidate, self.names), pool.namespace)
 
-    def free_place(self, demand: ModelDemand) -> PlacementCandidate | None:
-        """The best candidate in free bytes."""
-        return min(self.search.candidates(demand, evict=False), key=lambda one: one.order, default=None)
+    def free_place(self, configuration: Configuration) -> PlacementCandidate | None:
+        """The best candidate in free bytes for a pool for which no step waits."""
+        return min(self.search.free_places(configuration), key=lambda one: one.order, default=None)
 
     def stop(self, pool: Pool, mode: StopMode, reason: str, room_for: str = "") -> None:
         self.state.stop(pool)
@@ -369,7 +374,7 @@ class Planner:
         configuration = self.configurations.get(victim.configuration)
         if target is None and self.policy.migrate and configuration is not None and self.eviction.may_move(victim):
             likely = self.eviction.request_probability(configuration) >= self.policy.likely
-            target = self.free_place(no_demand(configuration)) if likely else None
+            target = self.free_place(configuration) if likely else None
         if target is None:
             self.stop(victim, mode, reason, demand.configuration.id)
         else:

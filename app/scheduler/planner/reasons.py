@@ -35,13 +35,16 @@ class Names:
     """Names of devices and pools for people."""
 
     def __init__(self, fleet: Cluster) -> None:
-        hosts = {device.host for device in fleet.devices}
-        self._devices = {d.id: f"{d.name} of {d.host}" if len(hosts) > 1 else d.name for d in fleet.devices}
+        self._devices = {device.id: device for device in fleet.devices}
+        self._has_hosts = len({device.host for device in fleet.devices}) > 1
         self._models = {configuration.id: configuration.model for configuration in fleet.configurations}
 
     def device(self, id_: str) -> str:
         """The name of a device, with its host where there are several hosts."""
-        return self._devices.get(id_, id_)
+        device = self._devices.get(id_)
+        if device is None:
+            return id_
+        return f"{device.name} of {device.host}" if self._has_hosts else device.name
 
     def devices(self, ids: Iterable[str]) -> str:
         """Names of devices, joined with `and`."""

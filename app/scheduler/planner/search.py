@@ -106,8 +106,20 @@ class Search:
         for backoff in cluster.backoffs:
             if backoff.until > now:
                 self._backoffs.setdefault(backoff.configuration, []).append(backoff)
+        #: By configuration, with the revision of the state.
+        self._free_places: dict[str, tuple[int, list[PlacementCandidate]]] = {}
+        #: Devices with pools that are moved, but not evicted.
+        self._movable = self._find_movable(cluster)
         #: By type of device, and whether pools with work are left out.
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
+
+    def _find_movable(self, cluster: Cluster) -> set[str]:
+        """The devices of kept pools and, where reserves are not lent, of the pools in them."""
+        state, lend = self._state, self._policy.lend
+        if lend and not state.kept:
+            return set()
+        found = (one for one in cluster.pools if one.id in state.kept or (not lend and state.has_reserve(one)))
+        return {device for pool in found for device in pool.bytes}
 
     def backoffs(self, configuration: str) -> list[Backoff]:
         """The backoffs of a configuration that have not ended."""
@@ -121,24 +133,35 @@ class Search:
         """
         Ways to start a pool for the demand now: in free bytes, and with `evict` in those of other pools.
 
-        With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere.
+        With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere. Only device sets
+        with such pools are looked at then: the others give what they give without.
         """
         configuration = demand.configuration
         backed_off = self.backed_off(configuration.id)
         fastest = max((layout.tokens_per_second for layout in configuration.layouts), default=1.0)
         for layout in configuration.layouts:
-            seen = set()
+            found = False
             for devices in self.sets.fitting(configuration, layout, backed_off):
                 if self.is_open(configuration, devices, layout, demand):
-                    seen.add(devices)
+                    found = True
                     yield self.candidate(demand, layout, devices, NO_VICTIMS, fastest)
-            if not evict or seen:
+            if not evict or found:
                 continue
             for devices in self.cheapest(demand, layout, backed_off):
-                if devices not in seen and self.is_open(configuration, devices, layout, demand):
+                if moving and self._movable.isdisjoint(devices):
+                    continue
+                if self.is_open(configuration, devices, layout, demand):
                     victims = self.victims(demand, layout, devices, moving)
                     if victims is not None:
                         yield self.candidate(demand, layout, devices, victims, fastest)
+
+    def free_places(self, configuration: Configuration) -> list[PlacementCandidate]:
+        """The candidates in free bytes for a pool for which no step waits."""
+        known = self._free_places.get(configuration.id)
+        if known is None or known[0] != self._state.revision:
+            found = list(self.candidates(no_demand(configuration), evict=False))
+            self._free_places[configuration.id] = known = (self._state.revision, found)
+        return known[1]
 
     def is_open(
         self, configuration: Configuration, devices: DeviceSet, layout: KnownLayout, demand: ModelDemand
@@ -216,6 +239,10 @@ class Search:
         conflicts = {pool.id: pool for pool in self.sets.conflicts(demand.configuration, devices)}
         if len(devices) == 1 and not (conflicts or reclaims or moving):
             chosen = self._fewest_on(demand, devices[0], missing[devices[0]])
+        elif not (reclaims or moving) and any(
+            size > self.pools.evictable(demand, device).total for device, size in missing.items() if size > 0
+        ):
+            return None
         else:
             chosen = self._fewest(demand, devices, missing, conflicts, reclaims=reclaims, moving=moving)
         if chosen is None:
@@ -319,10 +346,9 @@ class Search:
         leaving = set(state.computing(needs))
         moves = []
         for pool in sorted(pools, key=lambda p: (-sum(p.bytes.values()), p.id)):
-            demand = no_demand(self.eviction.configurations[pool.configuration])
             found = [
                 candidate
-                for candidate in self.candidates(demand, evict=False)
+                for candidate in self.free_places(self.eviction.configurations[pool.configuration])
                 if not leaving & set(candidate.computing)
                 and all(state.free[d] - taken.get(d, 0) >= size for d, size in candidate.bytes.items())
             ]

@@ -61,7 +61,9 @@ class PlanState:
         #: By device, the pools that compute on it, or will soon. A pool on n devices counts 1/n on each.
         self.active = dict.fromkeys(self.devices, 0.0)
         self._promised = promises(cluster.pools)
-        #: By device. Rises when the pools on it change, their bytes are promised, or the regret for one of them changes.
+        #: Rises with each change.
+        self.revision = 0
+        #: By device. Rises when its pools change, their bytes are promised, or the regret for one of them changes.
         self.revisions = dict.fromkeys(self.devices, 0)
         coming = tuple(COMING)  # a tuple compares by identity first, a set would hash the state
         for pool in cluster.pools:
@@ -155,6 +157,7 @@ class PlanState:
 
     def add_reserve(self, owner: str, bytes_: Mapping[str, int]) -> None:
         """Reserve bytes for a configuration."""
+        self.revision += 1
         for device, size in bytes_.items():
             self.non_preemptible[device] += size
             self._owned[owner, device] += size
@@ -227,6 +230,7 @@ class PlanState:
 
         The regret for its other pools changes when there is a second pool, and when there is only one again.
         """
+        self.revision += 1
         changed = set(devices)
         coming = self._coming.get(configuration, {})
         if len(coming) <= 2:
@@ -237,6 +241,7 @@ class PlanState:
 
     def nominate(self, devices: DeviceSet, configuration: str, seconds: float) -> None:
         """Keep devices, which will be free in so many seconds, for a configuration; unless they are kept already."""
+        self.revision += 1
         for device in devices:
             self.nominated.setdefault(device, (configuration, seconds))
 
