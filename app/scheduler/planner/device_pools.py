@@ -40,7 +40,7 @@ class JudgedPool(NamedTuple):
     regret: float
     #: It works: such pools come last.
     works: bool
-    #: It may be evicted for every demand; else it depends on the demand's class and pressure.
+    #: It may be evicted whatever the pressure of the demand is.
     certain: bool
 
 
@@ -102,7 +102,13 @@ class DevicePools:
         return found[1]
 
     def _find(self, strongest: ModelDemand, judged: list[JudgedPool]) -> Evictable:
-        pools = [one for one in judged if one.certain or self._eviction.may_evict(one.pool, strongest, reclaims=False)]
+        may_evict, pools = self._eviction.may_evict, []
+        weakest = replace(strongest, pressure=-math.inf)
+        for one in judged:
+            if one.certain:
+                pools.append(one)
+            elif may_evict(one.pool, strongest, reclaims=False):
+                pools.append(one._replace(certain=may_evict(one.pool, weakest, reclaims=False)))
         ranked = sorted((one.regret / one.size, one.size, one.regret) for one in pools)
         sizes, regrets, prices = [0], [0.0], []
         for price, size, regret in ranked:

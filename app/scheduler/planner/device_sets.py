@@ -48,9 +48,13 @@ class DeviceSets:
         if configuration.packing is Packing.SPREAD:
             order = range(len(ranks) - 1, start - 1, -1)
         found, enough = 0, self.enough(layout.type)
+        every = self._takes_all(configuration, layout, part, backed_off)
+        if every and not layout.ram and not state.has_idle_reserves and not self.conflicts_with(configuration):
+            yield from ((ranks[at][1],) for at in islice(order, max(enough, 1)))  # nothing is left to check
+            return
         for at in order:
             device = state.devices[ranks[at][1]]
-            if device.host not in backed_off and self.allows(configuration, device, part):
+            if every or (device.host not in backed_off and self.allows(configuration, device, part)):
                 devices = state.with_ram(layout, (device.id,))
                 fits = all(state.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
                 fits = fits and self.has_ram(configuration, layout, device.id)
@@ -146,6 +150,10 @@ class DeviceSets:
         if taken and state.own_reserve(device, configuration.id) >= part:
             taken -= part  # it uses its own reserve
         return state.usable[device] - taken >= part
+
+    def conflicts_with(self, configuration: Configuration) -> Collection[str]:
+        """Configurations that share no device with it."""
+        return self._anti_affinity.get(configuration.id, ())
 
     def conflicts(self, configuration: Configuration, devices: Iterable[str]) -> list[Pool]:
         """Pools on the devices with which the configuration may not share one (anti-affinity of either)."""

@@ -12,8 +12,10 @@ Nothing here reads a clock or a database: the caller passes `now` and applies th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
@@ -37,6 +39,7 @@ from app.scheduler.planner.plan import (
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.reasons import RefusalReason
 from app.scheduler.planner.search import PlacementCandidate, Search, Vacancy
+from app.scheduler.planner.selection import Selection
 from app.scheduler.planner.state import DeviceSet, PlanState
 
 
@@ -58,6 +61,7 @@ class Planner:
         self.demands = model_demand(cluster.configurations, cluster.accounts, waiting, now, policy)
         self.state = PlanState(cluster, policy)
         self.search = Search(cluster, self.demands, self.state, now, policy)
+        self.selection = Selection(self.search, self.state, policy)
         self.eviction = self.search.eviction
         self.names = reasons.Names(cluster)
         self.actions: list[Action] = []
@@ -284,19 +288,17 @@ class Planner:
 
         With `idle_only` only those count whose devices no other pool computes on.
         """
-        best: PlacementCandidate | None = None
-        nearest: PlacementCandidate | None = None
-        found = list(self.search.candidates(demand, evict=True))
-        if not found and self.policy.migrate:
-            found = list(self.search.candidates(demand, evict=True, moving=True))
-        for candidate in found:
-            if idle_only and not self.is_idle(candidate):
-                continue
-            if self.is_worth(demand, candidate):
-                if best is None or candidate.order < best.order:
-                    best = candidate
-            elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
-                nearest = candidate
+        if idle_only:
+            found = (one for one in self.search.candidates(demand, evict=True) if self.is_idle(one))
+            return min(found, key=lambda one: one.order, default=None), None
+        best, nearest = self.selection.select(demand, partial(self.is_worth, demand), self.most_regret(demand))
+        if best is None and nearest is None and self.policy.migrate:
+            for candidate in self.search.candidates(demand, evict=True, moving=True):
+                if self.is_worth(demand, candidate):
+                    if best is None or candidate.order < best.order:
+                        best = candidate
+                elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
+                    nearest = candidate
         return best, nearest
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
@@ -315,7 +317,15 @@ class Planner:
 
     def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """The pressure, in weighted seconds, at which the victims are stopped."""
-        return candidate.regret * self.threshold * (self.policy.due if demand.due else 1.0)
+        return candidate.regret * self.price_of_regret(demand)
+
+    def price_of_regret(self, demand: ModelDemand) -> float:
+        return self.threshold * (self.policy.due if demand.due else 1.0)
+
+    def most_regret(self, demand: ModelDemand) -> float:
+        """The regret from which on victims are not worth it, a little above it; see `is_worth`."""
+        price = self.price_of_regret(demand)
+        return math.inf if demand.overdue or price <= 0 else demand.pressure / price * (1 + 1e-9)
 
     def start_ahead(self, demand: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
