@@ -1,8 +1,9 @@
 """
-Plan times: processor time of one plan, for fleets of several shapes and up to 1,000 devices, 200 models and 10,000 steps.
+Plan times: processor time of one plan of 200 models, for fleets of several shapes and up to 1,000 devices.
 
-Each waiting step is a group of its own, which is the worst case: the platform counts steps by model, class and namespace.
-Plans of all shapes are timed in turn, so that a slow moment of the machine is not one shape's.
+Each waiting step is a group of its own, which is the worst case: the platform counts steps by model, class and
+namespace. The shapes are mixed and busy fleets with many and few models that have pools; and fleets that are idle,
+empty, filled with small pools, split, overdue, loading, or governed by limits, reserves and targets.
 
     python -m benchmarks.plan_times [--rounds N] [--only TEXT] [--json FILE]
 """
@@ -10,14 +11,14 @@ Plans of all shapes are timed in turn, so that a slow moment of the machine is n
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import process_time
@@ -31,11 +32,8 @@ from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, Packing, Pool, Reserve, charges
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import plan
-from app.scheduler.planner.plan import Plan
 from benchmarks.fleet_workloads import large_fleet
 
-#: The aim: milliseconds of processor time of one plan on one core.
-AIM = 50.0
 #: Models of each fleet.
 MODELS = 200
 
@@ -54,17 +52,10 @@ class Shape:
 class PlanTimes:
     """Processor milliseconds of the plans for one fleet."""
 
-    devices: int
     pools: int
-    steps: int
     actions: int
     refusals: int
     milliseconds: list[float]
-
-
-def fleet(devices: int, steps: int, resident: float) -> Fleet:
-    """See `large_fleet`: of the pools 60 % are idle."""
-    return large_fleet(devices, MODELS, steps, resident)
 
 
 def all_busy(made: Fleet) -> Fleet:
@@ -250,46 +241,89 @@ def split(made: Fleet) -> Fleet:
     return replace(cluster, configurations=configurations), waiting, now
 
 
+#: What is done to a fleet, by its name in the table.
+KINDS: Mapping[str, tuple[float, Callable[[Fleet], Fleet]]] = {
+    "all idle": (0.5, all_idle),
+    "nothing waits": (1.0, without_steps),
+    "no pools": (1.0, without_pools),
+    "overdue": (0.5, overdue),
+    "all busy and overdue": (0.1, lambda made: overdue(all_busy(made))),
+    "loading": (0.5, loading),
+    "all busy and fresh": (0.1, fresh),
+    "limits, reserves, targets, anti-affinity": (0.5, governed),
+    "one type of device": (0.5, of_one_type),
+    "one model": (0.5, of_one_model),
+    "every model split": (0.5, split),
+    "filled, all idle": (0.5, lambda made: all_idle(filled(made))),
+    "filled, all busy": (0.5, lambda made: all_busy(filled(made))),
+    "filled, all busy, few resident": (0.1, lambda made: all_busy(filled(made))),
+    "filled, all busy and fresh": (0.1, lambda made: fresh(filled(made))),
+    "filled, all busy, fresh, overdue": (0.1, lambda made: overdue(fresh(filled(made)))),
+    "filled, one type, all busy and fresh": (0.1, lambda made: fresh(filled(of_one_type(made)))),
+}
+
+
 def shapes() -> list[Shape]:
-    """Those of the documentation, then the others."""
-    few, many, steps = 64, 1_000, 10_000
+    """Mixed and busy fleets with many and few models that have pools, then the other kinds."""
     found = []
-    for devices, count in ((few, 1_000), (many, steps)):
+    for devices, steps in ((64, 1_000), (1_000, 10_000)):
         for told, resident in (("every model has pools", 1.0), ("half have none", 0.5), ("nine in ten have none", 0.1)):
-            for kind, change in (("mixed", lambda made: made), ("all busy", all_busy)):
-                found.append(
-                    Shape(
-                        f"{devices:,} devices, {count:,} steps, {kind}, {told}",
-                        lambda devices=devices, count=count, resident=resident, change=change: change(  # type: ignore[misc]
-                            fleet(devices, count, resident)
-                        ),
-                    )
-                )
-    others: Sequence[tuple[str, float, Callable[[Fleet], Fleet]]] = (
-        ("all idle", 0.5, all_idle),
-        ("filled, all idle", 0.5, lambda made: all_idle(filled(made))),
-        ("filled, all busy", 0.5, lambda made: all_busy(filled(made))),
-        ("filled, all busy, few resident", 0.1, lambda made: all_busy(filled(made))),
-        ("all busy and fresh", 0.1, fresh),
-        ("filled, all busy and fresh", 0.1, lambda made: fresh(filled(made))),
-        ("filled, all busy and fresh, overdue", 0.1, lambda made: overdue(fresh(filled(made)))),
-        ("filled, one type, all busy and fresh", 0.1, lambda made: fresh(filled(of_one_type(made)))),
-        ("nothing waits", 1.0, without_steps),
-        ("no pools", 1.0, without_pools),
-        ("overdue", 0.5, overdue),
-        ("all busy and overdue", 0.1, lambda made: overdue(all_busy(made))),
-        ("loading", 0.5, loading),
-        ("limits, reserves, targets, anti-affinity", 0.5, governed),
-        ("one type of device", 0.5, of_one_type),
-        ("one model", 0.5, of_one_model),
-        ("every model split", 0.5, split),
-    )
-    for devices in (few, many):
-        for told, resident, change in others:
-            found.append(
-                Shape(
-                    f"{devices:,} devices, {steps:,} steps, {told}",
-                    lambda devices=devices, resident=resident, change=change: change(fleet(devices, steps, resident)),  # type: ignore[misc]
-                )
-            )
+            mixed = partial(large_fleet, devices, MODELS, steps, resident)
+            found.append(Shape(f"{devices:,} devices, {steps:,} steps, mixed, {told}", mixed))
+            busy = partial(_changed, mixed, all_busy)
+            found.append(Shape(f"{devices:,} devices, {steps:,} steps, all busy, {told}", busy))
+    for devices in (64, 1_000):
+        for kind, (resident, change) in KINDS.items():
+            made = partial(_changed, partial(large_fleet, devices, MODELS, 10_000, resident), change)
+            found.append(Shape(f"{devices:,} devices, 10,000 steps, {kind}", made))
     return found
+
+
+def _changed(make: Callable[[], Fleet], change: Callable[[Fleet], Fleet]) -> Fleet:
+    return change(make())
+
+
+def measure(shape: Shape, rounds: int) -> PlanTimes:
+    """Time the plans of one shape, after one that is not counted."""
+    cluster, waiting, now = shape.make()
+    made = plan(cluster, waiting, now)
+    times = []
+    for _ in range(rounds):
+        began = process_time()
+        plan(cluster, waiting, now)
+        times.append(1000 * (process_time() - began))
+    return PlanTimes(len(cluster.pools), len(made.actions), len(made.refusals), times)
+
+
+def table(found: Mapping[str, PlanTimes]) -> Table:
+    """A row for each shape."""
+    made = Table(title=f"One plan of {MODELS} models, in milliseconds of processor time", title_justify="left")
+    for column in ("", "median", "slowest", "pools", "actions", "refusals"):
+        made.add_column(column, justify="right" if column else "left")
+    for name, one in found.items():
+        times = one.milliseconds
+        figures = (f"{statistics.median(times):.1f}", f"{max(times):.1f}")
+        made.add_row(name, *figures, f"{one.pools:,}", str(one.actions), str(one.refusals))
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=100, help="plans of each shape (100)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="shapes whose name contains it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time to this file")
+    options = parser.parse_args(arguments)
+    found = {}
+    for shape in shapes():
+        if options.only in shape.name:
+            found[shape.name] = measure(shape, options.rounds)
+    Console(width=140).print(table(found))
+    if options.json is not None:
+        machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+        document = {"machine": machine, "shapes": {name: asdict(one) for name, one in found.items()}}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

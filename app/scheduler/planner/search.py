@@ -114,12 +114,11 @@ class Search:
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
 
     def _find_movable(self, cluster: Cluster) -> set[str]:
-        """The devices of kept pools and, where reserves are not lent, of the pools in them."""
-        state, lend = self._state, self._policy.lend
-        if lend and not state.kept:
-            return set()
-        found = (one for one in cluster.pools if one.id in state.kept or (not lend and state.has_reserve(one)))
-        return {device for pool in found for device in pool.bytes}
+        """The devices of kept pools; all devices where reserves are not lent, because pools in them are not evicted."""
+        kept = self._state.kept
+        if not self._policy.lend:
+            return set(self._state.devices)
+        return {device for pool in cluster.pools if pool.id in kept for device in pool.bytes} if kept else set()
 
     def backoffs(self, configuration: str) -> list[Backoff]:
         """The backoffs of a configuration that have not ended."""
