@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -174,12 +175,12 @@ def governed(made: Fleet) -> Fleet:
         for name, account in cluster.accounts.items()
     }
     configurations, reserves = [], []
-    by_type: dict[str, list[Device]] = {}
+    by_type: dict[str, list[Device]] = defaultdict(list)
     for device in cluster.devices:
-        by_type.setdefault(device.type, []).append(device)
+        by_type[device.type].append(device)
     for number, configuration in enumerate(cluster.configurations):
         single = [layout for layout in configuration.layouts if len(layout.parts) == 1]
-        if number % 10 == 0 and single:
+        if number % 10 == 0 and single and len(by_type[single[0].type]) > number // 10:
             configuration = replace(configuration, reserve=Reserve(1))
             device = by_type[single[0].type][number // 10]
             parts = single[0].on([device.id])
