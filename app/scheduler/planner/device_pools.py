@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 from app.fleet.pool import PoolState
@@ -57,6 +58,11 @@ class Evictable:
     sizes: list[int]
     regrets: list[float]
     prices: list[float]
+    #: Of those that work, the first to leave first: bytes of the idle ones and the first so many, and seconds of each.
+    working: list[int]
+    seconds: list[float]
+    #: Bytes of the so many smallest.
+    smallest: list[int]
 
     def least_regret(self, size: int) -> float:
         """No smaller regret frees so many bytes, which are at most `total`."""
@@ -64,6 +70,14 @@ class Evictable:
             return 0.0
         at = bisect_left(self.sizes, size) - 1
         return (self.regrets[at] + (size - self.sizes[at]) * self.prices[at]) * (1 - _ROUNDING)
+
+    def least_wait(self, size: int) -> float:
+        """Pools that hold so many bytes are not gone in less seconds, from when they are stopped."""
+        return self.seconds[bisect_left(self.working, size) - 1] if size > self.idle else 0.0
+
+    def most_victims(self, size: int) -> int:
+        """No more pools are stopped for so many bytes: without any one of the victims there are too few."""
+        return bisect_left(self.smallest, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +129,16 @@ class DevicePools:
             sizes.append(sizes[-1] + size)
             regrets.append(regrets[-1] + regret)
             prices.append(price)
-        return Evictable(pools, sum(one.size for one in pools if not one.works), sizes[-1], sizes, regrets, prices)
+        idle = sum(one.size for one in pools if not one.works)
+        working, seconds = [idle], []
+        seconds_to_free = self._eviction.seconds_to_free
+        for after, size in sorted(
+            (seconds_to_free(one.pool, strongest, reclaims=False), one.size) for one in pools if one.works
+        ):
+            working.append(working[-1] + size)
+            seconds.append(after)
+        smallest = [0, *accumulate(sorted(one.size for one in pools))]
+        return Evictable(pools, idle, sizes[-1], sizes, regrets, prices, working, seconds, smallest)
 
     def _judge(self, device: str, revision: int) -> list[JudgedPool]:
         """The pools whose bytes there can be promised, whether or not a demand may evict them."""

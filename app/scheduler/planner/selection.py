@@ -12,6 +12,7 @@ Reads the plan state and changes nothing.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -39,9 +40,12 @@ class _Place:
     regret: float
     #: Victims there are idle, at best.
     idle: bool = True
-    #: Not only free bytes are looked at; and some are missing, so that victims must leave first.
+    #: Not only free bytes are looked at.
     evicts: bool = True
-    waits: bool = False
+    #: Victims are gone in no less seconds.
+    wait: float = 0.0
+    #: Of the pools that work on the devices, no more are victims.
+    victims: float = math.inf
     #: The candidate once it is computed.
     candidate: PlacementCandidate | None = None
     known: bool = False
@@ -108,24 +112,27 @@ class Selection:
             if found:
                 continue
             free, parts = state.free, (*layout.parts, layout.ram)
+            is_alone = len(layout.parts) == 1 and not layout.ram and not search.sets.conflicts_with(configuration)
             for devices in search.cheapest(demand, layout, backed_off):
                 if not search.is_open(configuration, devices, layout, demand):
                     continue
                 if state.has_idle_reserves and state.reclaims(configuration, layout, devices):
                     yield _Place(layout, devices, 0.0)
                     continue
-                regret, idle, waits = 0.0, True, False
+                regret, idle, wait, victims = 0.0, True, 0.0, math.inf
                 for device, part in zip(devices, parts, strict=False):
                     missing = part - free[device]
                     if missing > 0:
-                        waits = True
                         evictable = search.pools.evictable(demand, device)
                         if missing > evictable.total:
                             break
                         idle = idle and missing <= evictable.idle
                         regret = max(regret, evictable.least_regret(missing))
+                        wait = max(wait, self._policy.unload, evictable.least_wait(missing))
+                        if is_alone:
+                            victims = evictable.most_victims(missing)
                 else:
-                    yield _Place(layout, devices, regret, idle, waits=waits)
+                    yield _Place(layout, devices, regret, idle, wait=wait, victims=victims)
 
     def _least_order(self, demand: ModelDemand, place: _Place, fastest: float) -> tuple[object, ...]:
         """No candidate there has a smaller order; for a free place it is the order itself, but for rounding."""
@@ -133,10 +140,11 @@ class Selection:
         computing = devices[: len(layout.parts)]
         host = state.devices[devices[0]].host
         fetch = configuration.files.get(host, configuration.fetch or NO_TIME).total_seconds()
-        wait = self._policy.unload if place.waits else 0.0
-        estimate = max(wait, fetch) + layout.load.total_seconds()
-        # Where victims are idle, as many pools work there as now; else all of those may be victims.
-        sharing = self._search.sharing(computing, ()) if place.idle else 0.0
+        estimate = max(place.wait, fetch) + layout.load.total_seconds()
+        # Where victims are idle, as many pools work there as now; else some of those are victims.
+        sharing = self._search.sharing(computing, ())
+        if not place.idle:
+            sharing = max(sharing - place.victims, 0.0)
         cost = self._search.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + place.regret
         borrows = state.has_idle_reserves and any(state.others_reserves(d, configuration.id) > 0 for d in devices)
         least = round(cost - abs(cost) * _PART - _ABSOLUTE, 3)
