@@ -135,6 +135,8 @@ class Search:
         With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere. Only device sets
         with such pools are looked at then: the others give what they give without.
         """
+        if moving and not self._movable:
+            return
         configuration = demand.configuration
         backed_off = self.backed_off(configuration.id)
         fastest = max((layout.tokens_per_second for layout in configuration.layouts), default=1.0)
@@ -438,6 +440,10 @@ class Search:
     ) -> list[tuple[float, Pool]] | None:
         """The pools that leave the bytes of the layout first, with the time that each takes; None when too few do."""
         missing = self._state.missing(configuration, layout, devices)
+        if len(devices) == 1 and not self.sets.conflicts_with(configuration):
+            leaving, need = self.pools.leaving(devices[0]), missing[devices[0]]
+            count = bisect_left(leaving.sizes, need) if need > 0 else 0
+            return list(zip(leaving.seconds[:count], leaving.pools[:count], strict=True))
         pools: dict[str, tuple[float, Pool]] = {}
         for device in devices:
             leaving = self.pools.leaving(device)
