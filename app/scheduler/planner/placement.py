@@ -39,7 +39,7 @@ from app.scheduler.planner.plan import (
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.reasons import RefusalReason
 from app.scheduler.planner.search import PlacementCandidate, Search, Vacancy
-from app.scheduler.planner.selection import Selection
+from app.scheduler.planner.selection import CandidateSelection
 from app.scheduler.planner.state import DeviceSet, PlanState
 
 
@@ -61,7 +61,7 @@ class Planner:
         self.demands = model_demand(cluster.configurations, cluster.accounts, waiting, now, policy)
         self.state = PlanState(cluster, policy)
         self.search = Search(cluster, self.demands, self.state, now, policy)
-        self.selection = Selection(self.search, self.state, policy)
+        self.selection = CandidateSelection(self.search, self.state, policy)
         self.eviction = self.search.eviction
         self.names = reasons.Names(cluster)
         self.actions: list[Action] = []

@@ -51,7 +51,7 @@ class _Place:
     known: bool = False
 
 
-class Selection:
+class CandidateSelection:
     """Selects candidates for one plan."""
 
     def __init__(self, search: Search, state: PlanState, policy: PlacementPolicy) -> None:
