@@ -35,18 +35,17 @@ from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.planner.placement import plan
 from app.scheduler.planner.plan import Plan
 from app.scheduler.planner.policy import PlacementPolicy
+from benchmarks import plan_times
 from benchmarks.fleet_baselines import Exclusive, Lru, LruParallel, Ollama, Static
 from benchmarks.fleet_scenarios import SCENARIOS, TOLD
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Outcome, Planner, Request, Workload
-from benchmarks.fleet_workloads import Arrivals, large_fleet
+from benchmarks.fleet_workloads import Arrivals
 
 #: Where results go by default; git ignores it.
 RESULTS = Path(__file__).parent / "results"
 #: Seeds of a full and of a quick run, and seconds of arrivals in each.
 FULL, QUICK = ((11, 12, 13, 14, 15), 1800.0), ((11,), 600.0)
-#: Devices and waiting steps of the fleets that plans are timed for.
-LARGE = ((64, 1_000), (1_000, 10_000))
 #: A request that waited for no longer than that counts as served in time.
 TARGET = PlacementPolicy().target
 #: What never happens to Arriero: bytes that are not there, and grants that are planned and refused.
@@ -142,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, rows in ablations.items():
         console.print(table(f"{name}: what each part brings", "", rows))
     console.print(verdict(results))
-    times = plan_times(20 if options.quick else 100)
-    console.print(times_table(times))
+    times = {shape.name: plan_times.measure(shape, 20 if options.quick else 100) for shape in plan_times.shapes()}
+    console.print(plan_times.table(times))
 
     file = options.json or RESULTS / f"scheduling-{began:%Y%m%dT%H%M%S}.json"
     document = {
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "policy": asdict(PlacementPolicy()),
         "scenarios": results,
         "ablations": ablations,
-        "plan_milliseconds": times,
+        "plan_milliseconds": {name: one.milliseconds for name, one in times.items()},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -317,31 +316,6 @@ def verdict(results: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Table:
 
 def _or_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
-
-
-def plan_times(rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds of a plan, by fleet; each waiting step is a group of its own."""
-    found = {}
-    for devices, steps in LARGE:
-        for told, resident in (("every model has pools", 1.0), ("half have none", 0.5), ("nine in ten have none", 0.1)):
-            fleet, demand, now = large_fleet(devices, 200, steps, resident)
-            times = []
-            for _ in range(rounds):
-                began = process_time()
-                made = plan(fleet, demand, now)
-                times.append(1000 * (process_time() - began))
-            name = f"{devices:,} devices, {len(fleet.pools):,} pools, 200 models, {steps:,} steps; {told}"
-            found[f"{name}: {len(made.actions)} actions, {len(made.refusals)} refusals"] = times
-    return found
-
-
-def times_table(times: Mapping[str, Sequence[float]]) -> Table:
-    made = Table(title="One plan, in milliseconds of processor time", title_justify="left")
-    for column in ("", "median", "slowest"):
-        made.add_column(column, justify="right" if column else "left")
-    for told, some in times.items():
-        made.add_row(told, f"{statistics.median(some):.1f}", f"{max(some):.1f}")
-    return made
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import Cluster
 from app.scheduler.planner.demand import no_demand
+from app.scheduler.planner.device_pools import DevicePools
 from app.scheduler.planner.eviction import Eviction
 from app.scheduler.planner.explanation import explain
 from app.scheduler.planner.placement import Planner
@@ -52,6 +56,40 @@ def test_after_a_plan_no_search_remembers_the_state_before(case: Case) -> None:
 
     for one in case.cluster.pools:
         assert planner.eviction.regret(one) == fresh.regret(one)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_judgements_that_are_kept_are_those_of_the_state_that_the_plan_left(case: Case) -> None:
+    planner = Planner(case.cluster, case.waiting, NOW, POLICY)
+    pools = planner.search.pools
+    demands = [*planner.demands.values(), *(replace(one, rank=0, overdue=True) for one in planner.demands.values())]
+
+    def judged(by: DevicePools) -> list[object]:
+        ids = planner.state.devices
+        return [by.leaving(id_) for id_ in ids] + [by.evictable(one, id_) for id_ in ids for one in demands]
+
+    judged(pools)
+    planner.plan()
+    assert judged(pools) == judged(DevicePools(planner.state, planner.eviction, POLICY))
+    for one in case.cluster.configurations:
+        fresh = Search(case.cluster, planner.demands, planner.state, NOW, POLICY)
+        assert planner.search.free_places(one) == fresh.free_places(one)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.sampled_from([0.01, 0.25, 5.0]), st.sampled_from([2, 32]))
+def test_a_selection_is_that_of_comparing_all_candidates(case: Case, threshold: float, max_sets: int) -> None:
+    planner = Planner(case.cluster, case.waiting, NOW, PlacementPolicy(threshold=threshold, max_sets=max_sets))
+    for _ in range(2):  # of the cluster as it is, and as the plan leaves it
+        for demand in planner.demands.values():
+            found = list(planner.search.candidates(demand, evict=True))
+            worth = [one for one in found if planner.is_worth(demand, one)]
+            best = min(worth, key=lambda one: one.order, default=None)
+            nearest = min(found, key=lambda one: (one.regret, one.devices), default=None) if best is None else None
+            is_worth = partial(planner.is_worth, demand)
+            assert planner.selection.select(demand, is_worth, planner.most_regret(demand)) == (best, nearest)
+        planner.plan()
 
 
 def test_a_start_and_a_stop_are_seen_by_every_search() -> None:

@@ -8,7 +8,7 @@ A reservation: bytes of devices that were granted to a pool. Here are its states
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -172,7 +172,7 @@ class Ledger:
 
     def charged(self, device: str) -> int:
         """Return the bytes of a device that are charged to reservations."""
-        return sum(one.charge(device) for one in self.reservations.values())
+        return sum(one.charge(device) for one in self.reservations.values() if device in one.bytes or one.backing)
 
     def free(self, device: str) -> int:
         """Return the bytes of a device that may still be granted."""
@@ -193,26 +193,36 @@ class Ledger:
                 pinned[one.configuration] += one.bytes.get(device, 0)
         return sum(max(reserved[key], pinned[key]) for key in reserved.keys() | pinned.keys())
 
-    def sums(self) -> dict[str, tuple[int, int]]:
-        """Return `charged` and `non_preemptible` of each device, in time linear in the ledger."""
-        charged: defaultdict[str, int] = defaultdict(int)
+    def sums(self, some: Collection[str] | None = None) -> dict[str, tuple[int, int]]:
+        """Return `charged` and `non_preemptible` of some devices, or of each, in time linear in the ledger."""
+        devices = self.devices if some is None else [device for device in self.devices if device in some]
+        charged = dict.fromkeys(devices, 0)
+        for one in self.reservations.values():
+            for device, size in one.bytes.items():
+                if device in charged:
+                    charged[device] += size
+            for part in one.backing.values():
+                for device, size in part.items():
+                    if device in charged:
+                        charged[device] -= size
+        fixed = self.non_preemptible_sums()
+        return {device: (size, fixed.get(device, 0)) for device, size in charged.items()}
+
+    def non_preemptible_sums(self) -> dict[str, int]:
+        """Return `non_preemptible` of each device on which it can be more than 0."""
         reserved: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         pinned: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         for reserve in self.reserves.values():
             for device, size in reserve.bytes.items():
                 reserved[device][reserve.configuration] += size
         for one in self.reservations.values():
-            for device, size in one.bytes.items():
-                charged[device] += size
-                if one.pinned:
+            if one.pinned:
+                for device, size in one.bytes.items():
                     pinned[device][one.configuration] += size
-            for part in one.backing.values():
-                for device, size in part.items():
-                    charged[device] -= size
         found = {}
-        for device in self.devices:
+        for device in reserved.keys() | pinned.keys():
             kept, fixed = reserved[device], pinned[device]
-            found[device] = (charged[device], sum(max(kept[key], fixed[key]) for key in kept.keys() | fixed.keys()))
+            found[device] = sum(max(kept[key], fixed[key]) for key in kept.keys() | fixed.keys())
         return found
 
     def promised(self, victim: str, device: str) -> int:

@@ -244,8 +244,9 @@ def _backing(ledger: Ledger, wanted: ReservationRequest) -> dict[str, dict[str, 
 
 def _non_preemptible_fits(ledger: Ledger) -> Ledger | ReservationRefused:
     """Return the ledger, unless reserves and pinned pools exceed the capacity of a device."""
-    for id_, (_, non_preemptible) in ledger.sums().items():
-        if non_preemptible > (capacity := ledger.devices[id_].capacity):
+    found = ledger.non_preemptible_sums()
+    for id_, device in ledger.devices.items() if found else ():
+        if (non_preemptible := found.get(id_, 0)) > (capacity := device.capacity):
             return ReservationRefused(
                 f"reserves and pinned pools would need {rounded(non_preemptible)} of {id_}, "
                 f"which has {rounded(capacity)}"

@@ -15,7 +15,7 @@ the rules made of it (`reservation.TRANSITIONS`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -129,6 +129,8 @@ class LedgerSession:
     _sums: dict[str, tuple[int, int, int]]
     #: Why reservations were released, by id.
     _reasons: dict[str, str]
+    #: The sums of every device were compared with its row; from then on only those are that a change touches.
+    _compared: bool = False
 
     def change(
         self, rule: Callable[[Ledger], Ledger | ReservationRefused], reason: str = ""
@@ -155,7 +157,7 @@ class LedgerSession:
         for id_, one in after.reservations.items():
             if (old := before.reservations.get(id_)) is None:
                 self._insert(one)
-            elif old != one:
+            elif old is not one and old != one:
                 self._update(old, one)
         for id_ in before.reserves.keys() - after.reserves.keys():
             self.work.run(_DROP_RESERVE, {"id": id_})
@@ -166,7 +168,8 @@ class LedgerSession:
                 for device, size in reserve.bytes.items()
             ]
             self.work.run(_INSERT_RESERVE, rows)
-        self._write_sums()
+        self._write_sums(_touched(before, after) if self._compared else None)
+        self._compared = True
         for namespace, quota in after.quotas.items():
             if quota.held_bytes != before.quotas[namespace].held_bytes:
                 self.work.run(_COUNT, {"namespace": namespace, "held": quota.held_bytes})
@@ -196,14 +199,27 @@ class LedgerSession:
             if size != old.bytes[device]:
                 self.work.run(_UPDATE_CLAIM, {"id": one.id, "device": device, "bytes": size})
 
-    def _write_sums(self) -> None:
-        for id_, found in self.ledger.sums().items():
+    def _write_sums(self, devices: Collection[str] | None) -> None:
+        for id_, found in self.ledger.sums(devices).items():
             sums = (self.ledger.devices[id_].capacity, *found)
             if self._sums.get(id_) != sums:
                 self.work.run(
                     _CHARGE, dict(zip(("id", "capacity", "charged", "non_preemptible"), (id_, *sums), strict=True))
                 )
                 self._sums[id_] = sums
+
+
+def _touched(before: Ledger, after: Ledger) -> set[str]:
+    """The devices that differ, or of which a reservation or a reserve differs."""
+    found = {id_ for id_, one in after.devices.items() if one is not before.devices.get(id_)}
+    for old, new in ((before.reservations, after.reservations), (before.reserves, after.reserves)):
+        if old is not new:
+            changed = [id_ for id_, one in new.items() if one is not old.get(id_)]
+            changed += old.keys() - new.keys()
+            found.update(
+                device for id_ in changed for held in (old.get(id_), new.get(id_)) if held for device in held.bytes
+            )
+    return found
 
 
 def open_session(work: UnitOfWork, host: str | None = None, *, to_read: bool = False) -> LedgerSession:

@@ -193,7 +193,7 @@ def promises(pools: Iterable[Pool]) -> dict[str, dict[str, int]]:
     """By id of a pool and by device, the bytes that waiting pools get when it is gone."""
     by_id = {pool.id: pool for pool in pools}
     promised: dict[str, dict[str, int]] = {}
-    for pool in by_id.values():
+    for pool in [one for one in by_id.values() if one.backing]:
         for victim, parts in pool.backing.items():
             if victim not in by_id:
                 continue

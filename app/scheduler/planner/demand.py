@@ -13,7 +13,7 @@ Nothing here reads a clock: the caller passes `now`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -120,7 +120,7 @@ def fairness(accounts: Mapping[str, Account], namespaces: Iterable[str]) -> dict
 def model_demand(
     configurations: Iterable[Configuration],
     accounts: Mapping[str, Account],
-    waiting: Iterable[WaitingSteps],
+    waiting: Sequence[WaitingSteps],
     now: datetime,
     policy: PlacementPolicy,
 ) -> dict[str, ModelDemand]:
@@ -130,47 +130,70 @@ def model_demand(
     Steps that wait for a model without a configuration are left out.
     """
     by_model = {configuration.model: configuration for configuration in configurations}
-    waiting = [group for group in waiting if group.model in by_model]
-    fair = fairness(accounts, {group.namespace for group in waiting})
+    groups: dict[str, list[WaitingSteps]] = {}
+    for group in waiting:
+        if (same := groups.get(group.model)) is not None:
+            same.append(group)
+        elif group.model in by_model:
+            groups[group.model] = [group]
+    fair = fairness(accounts, {group.namespace for group in waiting if group.model in by_model})
     exhausted = {
         name for name, account in accounts.items() if account.exhausted_until and account.exhausted_until > now
     }
-    classes = {
-        priority: (priority.rank, policy.weights[priority], policy.target[priority], policy.bound[priority])
-        for priority in policy.weights
-    }
-    found: dict[str, ModelDemand] = {}
-    for group in waiting:
-        demand = found.get(group.model)
-        if demand is None:
-            demand = found[group.model] = no_demand(by_model[group.model])
-        namespace, steps = group.namespace, group.steps
+    found = {}
+    for model, same in groups.items():
+        configuration = by_model[model]
+        found[configuration.id] = _demand(configuration, same, fair, exhausted, now, policy)
+    return found
+
+
+def _demand(
+    configuration: Configuration,
+    groups: Iterable[WaitingSteps],
+    fair: Mapping[str, float],
+    exhausted: Collection[str],
+    now: datetime,
+    policy: PlacementPolicy,
+) -> ModelDemand:
+    """The demand for one model. There may be thousands of groups: sums are local, and each class is looked up once."""
+    demand = no_demand(configuration)
+    gone = demand.load + policy.unload
+    #: By id of the object: the hash of an enumeration is slow.
+    classes: dict[int, tuple[float, float, float, int]] = {}
+    pressure = growth = work = longest = 0.0
+    steps, until_bound, namespaces = 0, math.inf, demand.namespaces
+    for group in groups:
+        namespace, count, priority = group.namespace, group.steps, group.priority
         if namespace in exhausted:
-            demand.exhausted[namespace] = demand.exhausted.get(namespace, 0) + steps
+            demand.exhausted[namespace] = demand.exhausted.get(namespace, 0) + count
             continue
-        rank, weight, target, bound = classes[group.priority]
-        growth = weight * fair[namespace] * steps
+        if (known := classes.get(id(priority))) is None:
+            last = policy.target[priority] - demand.load - policy.unload
+            known = classes[id(priority)] = policy.weights[priority], last, policy.bound[priority], priority.rank
+        weight, last, bound, rank = known
+        more = weight * fair[namespace] * count
         if group.ready is not None:
-            demand.upcoming += policy.look_ahead * growth
+            demand.upcoming += policy.look_ahead * more
             demand.upcoming_in = min(demand.upcoming_in, max((group.ready - now).total_seconds(), 0.0))
             continue
-        oldest = max((now - group.oldest).total_seconds(), 0.0)
+        if (oldest := (now - group.oldest).total_seconds()) < 0:
+            oldest = 0.0
         mean = oldest if group.mean is None else max((now - group.mean).total_seconds(), 0.0)
-        demand.pressure += growth * mean
-        demand.growth += growth
-        demand.steps += steps
-        demand.work += steps * group.work.total_seconds()
+        pressure += more * mean
+        growth += more
+        steps += count
+        work += count * group.work.total_seconds()
         if rank < demand.rank:
             demand.rank = rank
-        if oldest > demand.oldest:
-            demand.oldest = oldest
-        last = target - demand.load - policy.unload
+        if oldest > longest:
+            longest = oldest
         if last - _BEFORE <= oldest <= last + _AFTER:
             demand.due = True
-        demand.until_bound = min(demand.until_bound, max(bound - oldest, 0.0))
-        if oldest >= bound or (
-            group.deadline is not None and (group.deadline - now).total_seconds() <= demand.load + policy.unload
-        ):
+        if (left := bound - oldest) < until_bound:
+            until_bound = left
+        if oldest >= bound or (group.deadline is not None and (group.deadline - now).total_seconds() <= gone):
             demand.overdue = True
-        demand.namespaces[namespace] = demand.namespaces.get(namespace, 0.0) + growth * (mean + 1.0)
-    return {demand.configuration.id: demand for demand in found.values()}
+        namespaces[namespace] = namespaces.get(namespace, 0.0) + more * (mean + 1.0)
+    demand.pressure, demand.growth, demand.steps, demand.work = pressure, growth, steps, work
+    demand.oldest, demand.until_bound = longest, max(until_bound, 0.0)
+    return demand

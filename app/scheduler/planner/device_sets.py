@@ -9,7 +9,7 @@ Reads the plan state and changes nothing.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations, islice
 
 from app.devices.device import HardwareKind
@@ -27,7 +27,7 @@ class DeviceSets:
         self._anti_affinity = _anti_affinity(cluster)
 
     def fitting(
-        self, configuration: Configuration, layout: KnownLayout, backed_off: Iterable[str]
+        self, configuration: Configuration, layout: KnownLayout, backed_off: Collection[str]
     ) -> Iterator[DeviceSet]:
         """
         Device sets whose free bytes hold the layout: the fullest first, or the emptiest for a configuration that is
@@ -48,9 +48,13 @@ class DeviceSets:
         if configuration.packing is Packing.SPREAD:
             order = range(len(ranks) - 1, start - 1, -1)
         found, enough = 0, self.enough(layout.type)
+        every = self._takes_all(configuration, layout, part, backed_off)
+        if every and not layout.ram and not state.has_idle_reserves and not self.conflicts_with(configuration):
+            yield from ((ranks[at][1],) for at in islice(order, max(enough, 1)))  # nothing is left to check
+            return
         for at in order:
             device = state.devices[ranks[at][1]]
-            if device.host not in backed_off and self.allows(configuration, device, part):
+            if every or (device.host not in backed_off and self.allows(configuration, device, part)):
                 devices = state.with_ram(layout, (device.id,))
                 fits = all(state.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
                 fits = fits and self.has_ram(configuration, layout, device.id)
@@ -61,32 +65,60 @@ class DeviceSets:
                     return
 
     def possible(
-        self, configuration: Configuration, layout: KnownLayout, backed_off: Iterable[str]
+        self, configuration: Configuration, layout: KnownLayout, backed_off: Collection[str]
     ) -> Iterator[DeviceSet]:
         """Device sets that would hold the layout if they were empty. Of a split layout, those with most free first."""
-        state, count, smallest = self._state, len(layout.parts), min(layout.parts)
-        allowed = [
-            device
-            for device in state.schedulable.get(layout.type, ())
-            if device.host not in backed_off and self.allows(configuration, device, smallest)
-        ]
+        state, count = self._state, len(layout.parts)
         if count == 1:
-            for device in allowed:
-                devices = state.with_ram(layout, (device.id,))
-                if self.has_ram(configuration, layout, devices[0]):
-                    yield devices
+            part, ram = layout.parts[0], layout.ram
+            every = self._takes_all(configuration, layout, part, backed_off)
+            for device in state.schedulable.get(layout.type, ()):
+                if every or (device.host not in backed_off and self.allows(configuration, device, part)):
+                    devices: DeviceSet = (device.id,)
+                    if not ram:
+                        yield devices
+                    elif self.has_ram(configuration, layout, device.id):
+                        yield state.with_ram(layout, devices)
             return
-        hosts: dict[str, list[str]] = {}
-        for device in allowed:
-            hosts.setdefault(device.host, []).append(device.id)
+        hosts = self._hosts(configuration, layout, backed_off)
         each = max(self._max_sets // max(len(hosts), 1), 1)
-        for some in hosts.values():
-            some.sort(key=lambda device: (-state.free[device], device))
+        roomy = not layout.ram and max(layout.parts) <= state.smallest.get(layout.type, 0)
+        for some in hosts:
             for chosen in islice(combinations(some, count), each):
+                if roomy:
+                    yield chosen
+                    continue
                 devices = state.with_ram(layout, chosen)
-                fits = all(state.usable(device) >= part for device, part in layout.on(devices).items())
+                fits = all(state.usable[device] >= part for device, part in layout.on(devices).items())
                 if fits and self.has_ram(configuration, layout, devices[0]):
                     yield devices
+
+    def _hosts(self, configuration: Configuration, layout: KnownLayout, backed_off: Collection[str]) -> list[list[str]]:
+        """Of each host, the devices that may hold a part of a split layout, those with most free first."""
+        state, smallest = self._state, min(layout.parts)
+        if self._takes_all(configuration, layout, smallest, backed_off):
+            return [[id_ for _, id_ in ranked] for ranked in state.emptiest.get(layout.type, {}).values()]
+        hosts: dict[str, list[str]] = {}
+        for device in state.schedulable.get(layout.type, ()):
+            if device.host not in backed_off and self.allows(configuration, device, smallest):
+                hosts.setdefault(device.host, []).append(device.id)
+        for some in hosts.values():
+            some.sort(key=lambda device: (-state.free[device], device))
+        return list(hosts.values())
+
+    def _takes_all(
+        self, configuration: Configuration, layout: KnownLayout, part: int, backed_off: Collection[str]
+    ) -> bool:
+        """Whether every schedulable device of the type is allowed, seen at one glance; False says nothing."""
+        state = self._state
+        hosts = state.emptiest.get(layout.type, {})
+        return (
+            not configuration.only
+            and not backed_off
+            and part <= state.smallest.get(layout.type, 0)
+            and not state.keeps_next(configuration)
+            and (configuration.fetch is not None or hosts.keys() <= configuration.files.keys())
+        )
 
     def enough(self, type_: str) -> int:
         """Number of devices of a type to look at for a pool on one: all in a small cluster, fewer in a large one."""
@@ -117,7 +149,11 @@ class DeviceSets:
         taken = state.non_preemptible[device] if state.keeps_next(configuration) else 0
         if taken and state.own_reserve(device, configuration.id) >= part:
             taken -= part  # it uses its own reserve
-        return state.usable(device) - taken >= part
+        return state.usable[device] - taken >= part
+
+    def conflicts_with(self, configuration: Configuration) -> Collection[str]:
+        """Configurations that share no device with it."""
+        return self._anti_affinity.get(configuration.id, ())
 
     def conflicts(self, configuration: Configuration, devices: Iterable[str]) -> list[Pool]:
         """Pools on the devices with which the configuration may not share one (anti-affinity of either)."""

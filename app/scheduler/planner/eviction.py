@@ -48,12 +48,14 @@ class Eviction:
         self._now, self._policy = now, policy
         #: By configuration, the regret for its only pool. It does not depend on the plan.
         self._regrets: dict[str, float] = {}
+        #: By configuration, the seconds of a start.
+        self._loads = {id_: load_seconds(one) for id_, one in self.configurations.items()}
 
     # ---- the cost ----
 
     def regret(self, pool: Pool) -> float:
         """Weighted seconds that the next steps are expected to wait when the pool is stopped; 0 once it is."""
-        if pool.id in self._state.stopped or pool.state is PoolState.DRAINING:
+        if pool.state is PoolState.DRAINING or pool.id in self._state.stopped:
             return 0.0
         if (alone := self._regrets.get(pool.configuration)) is None:
             alone = self._regrets[pool.configuration] = self._regret(pool.configuration)
@@ -142,8 +144,7 @@ class Eviction:
         return (self._now - pool.loaded).total_seconds() < self._policy.amortise * self._load(pool)
 
     def _load(self, pool: Pool) -> float:
-        configuration = self.configurations.get(pool.configuration)
-        return 0.0 if configuration is None else load_seconds(configuration)
+        return self._loads.get(pool.configuration, 0.0)
 
     def may_move(self, pool: Pool) -> bool:
         """

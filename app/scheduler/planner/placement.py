@@ -12,8 +12,10 @@ Nothing here reads a clock or a database: the caller passes `now` and applies th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
@@ -37,6 +39,7 @@ from app.scheduler.planner.plan import (
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.reasons import RefusalReason
 from app.scheduler.planner.search import PlacementCandidate, Search, Vacancy
+from app.scheduler.planner.selection import CandidateSelection
 from app.scheduler.planner.state import DeviceSet, PlanState
 
 
@@ -58,6 +61,7 @@ class Planner:
         self.demands = model_demand(cluster.configurations, cluster.accounts, waiting, now, policy)
         self.state = PlanState(cluster, policy)
         self.search = Search(cluster, self.demands, self.state, now, policy)
+        self.selection = CandidateSelection(self.search, self.state, policy)
         self.eviction = self.search.eviction
         self.names = reasons.Names(cluster)
         self.actions: list[Action] = []
@@ -141,7 +145,7 @@ class Planner:
         for layout in configuration.layouts:
             for devices in self.search.sets.possible(configuration, layout, ()):
                 parts = layout.on(devices)
-                left = [state.usable(d) - state.non_preemptible[d] - part for d, part in parts.items()]
+                left = [state.usable[d] - state.non_preemptible[d] - part for d, part in parts.items()]
                 if min(left) >= 0:
                     taken = sum(max(part - state.free[d], 0) for d, part in parts.items())
                     key = (taken, sum(left), devices)
@@ -180,11 +184,16 @@ class Planner:
 
     def stop_unneeded(self) -> None:
         """Stop pools that are idle for long, grants that no step waits for, and pools on devices that are drained."""
-        for pool in sorted(self.cluster.pools, key=lambda one: one.id):
+        if self.draining:
+            pools = list(self.cluster.pools)
+        else:  # most pools of a large cluster work, or are of a model with demand
+            wanted = {id_ for id_, demand in self.demands.items() if demand.steps or demand.upcoming}
+            pools = [one for one in self.cluster.pools if not one.busy and one.configuration not in wanted]
+        for pool in sorted(pools, key=lambda one: one.id):
             configuration = self.configurations.get(pool.configuration)
-            if pool.state in {PoolState.DRAINING, PoolState.SUSPECT}:
+            if pool.state is PoolState.DRAINING or pool.state is PoolState.SUSPECT:
                 continue
-            if self.draining & pool.bytes.keys():
+            if self.draining and self.draining & pool.bytes.keys():
                 self.evacuate(pool, configuration)
             elif configuration is not None and not self.eviction.is_protected(pool):
                 self.stop_if_idle(pool, configuration)
@@ -210,13 +219,13 @@ class Planner:
         if configuration is None or (not pool.busy and configuration.id not in self.demands):
             return
         demand = no_demand(configuration)
-        candidate = self.free_place(demand)
+        candidate = self.free_place(configuration)
         if candidate is not None and self.state.may_hold(pool.namespace, candidate.total_bytes):
             self.start(demand, candidate, Purpose.EVACUATION, reasons.evacuated(candidate, self.names), pool.namespace)
 
-    def free_place(self, demand: ModelDemand) -> PlacementCandidate | None:
-        """The best candidate in free bytes."""
-        return min(self.search.candidates(demand, evict=False), key=lambda one: one.order, default=None)
+    def free_place(self, configuration: Configuration) -> PlacementCandidate | None:
+        """The best candidate in free bytes for a pool for which no step waits."""
+        return min(self.search.free_places(configuration), key=lambda one: one.order, default=None)
 
     def stop(self, pool: Pool, mode: StopMode, reason: str, room_for: str = "") -> None:
         self.state.stop(pool)
@@ -284,19 +293,17 @@ class Planner:
 
         With `idle_only` only those count whose devices no other pool computes on.
         """
-        best: PlacementCandidate | None = None
-        nearest: PlacementCandidate | None = None
-        found = list(self.search.candidates(demand, evict=True))
-        if not found and self.policy.migrate:
-            found = list(self.search.candidates(demand, evict=True, moving=True))
-        for candidate in found:
-            if idle_only and not self.is_idle(candidate):
-                continue
-            if self.is_worth(demand, candidate):
-                if best is None or candidate.order < best.order:
-                    best = candidate
-            elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
-                nearest = candidate
+        if idle_only:
+            found = (one for one in self.search.candidates(demand, evict=True) if self.is_idle(one))
+            return min(found, key=lambda one: one.order, default=None), None
+        best, nearest = self.selection.select(demand, partial(self.is_worth, demand), self.most_regret(demand))
+        if best is None and nearest is None and self.policy.migrate:
+            for candidate in self.search.candidates(demand, evict=True, moving=True):
+                if self.is_worth(demand, candidate):
+                    if best is None or candidate.order < best.order:
+                        best = candidate
+                elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
+                    nearest = candidate
         return best, nearest
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
@@ -315,12 +322,21 @@ class Planner:
 
     def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """The pressure, in weighted seconds, at which the victims are stopped."""
-        price = candidate.regret * self.threshold * (self.policy.due if demand.due else 1.0)
+        price = candidate.regret * self.price_of_regret(demand)
         part = self.policy.per_load * self.state.loads[self.state.devices[candidate.devices[0]].host]
         if part >= 1 or any(map(self.is_used, candidate.victims)):
             return price
         # Nobody waits for the victims: a delay is of use only to those who load there, whom another load slows down.
         return price * part
+
+    def price_of_regret(self, demand: ModelDemand) -> float:
+        return self.threshold * (self.policy.due if demand.due else 1.0)
+
+    def most_regret(self, demand: ModelDemand) -> float:
+        """The regret from which on no victims are worth it, a little above it; see `is_worth`."""
+        loads = min((self.state.loads[device.host] for device in self.state.devices.values()), default=0)
+        price = self.price_of_regret(demand) * min(1.0, self.policy.per_load * loads)
+        return math.inf if demand.overdue or price <= 0 else demand.pressure / price * (1 + 1e-9)
 
     def start_ahead(self, demand: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
@@ -404,7 +420,7 @@ class Planner:
         configuration = self.configurations.get(victim.configuration)
         if target is None and self.policy.migrate and configuration is not None and self.eviction.may_move(victim):
             likely = self.eviction.request_probability(configuration) >= self.policy.likely
-            target = self.free_place(no_demand(configuration)) if likely else None
+            target = self.free_place(configuration) if likely else None
         if target is None:
             self.stop(victim, mode, reason, demand.configuration.id)
         else:

@@ -37,13 +37,16 @@ class Names:
     """Names of devices and pools for people."""
 
     def __init__(self, fleet: Cluster) -> None:
-        hosts = {device.host for device in fleet.devices}
-        self._devices = {d.id: f"{d.name} of {d.host}" if len(hosts) > 1 else d.name for d in fleet.devices}
+        self._devices = {device.id: device for device in fleet.devices}
+        self._has_hosts = len({device.host for device in fleet.devices}) > 1
         self._models = {configuration.id: configuration.model for configuration in fleet.configurations}
 
     def device(self, id_: str) -> str:
         """The name of a device, with its host where there are several hosts."""
-        return self._devices.get(id_, id_)
+        device = self._devices.get(id_)
+        if device is None:
+            return id_
+        return f"{device.name} of {device.host}" if self._has_hosts else device.name
 
     def devices(self, ids: Iterable[str]) -> str:
         """Names of devices, joined with `and`."""
@@ -284,10 +287,10 @@ def _obstacle(configuration: Configuration, sets: DeviceSets, state: PlanState) 
     if all(device.state is not HostState.SCHEDULABLE for device in devices):
         return f"no device of the type {listed} is schedulable: all are cordoned, drained or lost"
     part = min(max(layout.parts) for layout in layouts)
-    largest = max(devices, key=lambda device: (state.usable(device.id), device.id))
-    if part > state.usable(largest.id):
+    largest = max(devices, key=lambda device: (state.usable[device.id], device.id))
+    if part > state.usable[largest.id]:
         unmanaged = " without its unmanaged memory" if largest.unmanaged_bytes else ""
-        has = rounded(state.usable(largest.id))
+        has = rounded(state.usable[largest.id])
         return f"needs {rounded(part)} on one device, and the largest, {largest.name}, has {has}{unmanaged}"
     if not any(sets.has_ram(configuration, layout, device.id) for layout in layouts for device in devices):
         least = rounded(min(layout.ram for layout in layouts))

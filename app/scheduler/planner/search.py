@@ -11,6 +11,7 @@ Reads the plan state and changes nothing.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from app.fleet.pool import PoolState
 from app.footprint.layout import KnownLayout
 from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Packing, Pool
 from app.scheduler.planner.demand import ModelDemand, no_demand
+from app.scheduler.planner.device_pools import DevicePools
 from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.eviction import EVICTABLE, Eviction
 from app.scheduler.planner.policy import PlacementPolicy
@@ -71,7 +73,7 @@ class Vacancy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Victims:
+class Victims:
     """Pools that are stopped to make room."""
 
     pools: tuple[Pool, ...]
@@ -82,7 +84,7 @@ class _Victims:
 
 
 #: For bytes that are free.
-_NO_VICTIMS = _Victims((), 0.0, 0.0, ())
+NO_VICTIMS = Victims((), 0.0, 0.0, ())
 
 
 class Search:
@@ -98,13 +100,25 @@ class Search:
     ) -> None:
         self.sets = DeviceSets(cluster, state, policy)
         self.eviction = Eviction(cluster, demands, state, now, policy)
+        self.pools = DevicePools(state, self.eviction, policy)
         self._demands, self._state, self._policy = demands, state, policy
         self._backoffs: dict[str, list[Backoff]] = {}
         for backoff in cluster.backoffs:
             if backoff.until > now:
                 self._backoffs.setdefault(backoff.configuration, []).append(backoff)
+        #: By configuration, with the revision of the state.
+        self._free_places: dict[str, tuple[int, list[PlacementCandidate]]] = {}
+        #: Devices with pools that are moved, but not evicted.
+        self._movable = self._find_movable(cluster)
         #: By type of device, and whether pools with work are left out.
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
+
+    def _find_movable(self, cluster: Cluster) -> set[str]:
+        """The devices of kept pools; all devices where reserves are not lent, because pools in them are not evicted."""
+        kept = self._state.kept
+        if not self._policy.lend:
+            return set(self._state.devices)
+        return {device for pool in cluster.pools if pool.id in kept for device in pool.bytes} if kept else set()
 
     def backoffs(self, configuration: str) -> list[Backoff]:
         """The backoffs of a configuration that have not ended."""
@@ -118,29 +132,44 @@ class Search:
         """
         Ways to start a pool for the demand now: in free bytes, and with `evict` in those of other pools.
 
-        With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere.
+        With `moving`, idle pools of targets make room too, if there are free bytes for them elsewhere. Only device sets
+        with such pools are looked at then: the others give what they give without.
         """
+        if moving and not self._movable:
+            return
         configuration = demand.configuration
         backed_off = self.backed_off(configuration.id)
         fastest = max((layout.tokens_per_second for layout in configuration.layouts), default=1.0)
         for layout in configuration.layouts:
-            seen = set()
+            found = False
             for devices in self.sets.fitting(configuration, layout, backed_off):
-                if self._is_open(configuration, devices, layout, demand):
-                    seen.add(devices)
-                    yield self._candidate(demand, layout, devices, _NO_VICTIMS, fastest)
-            if not evict or seen:
+                if self.is_open(configuration, devices, layout, demand):
+                    found = True
+                    yield self.candidate(demand, layout, devices, NO_VICTIMS, fastest)
+            if not evict or found:
                 continue
-            for devices in self._cheapest(demand, layout, backed_off):
-                if devices not in seen and self._is_open(configuration, devices, layout, demand):
-                    victims = self._victims(demand, layout, devices, moving)
+            for devices in self.cheapest(demand, layout, backed_off):
+                if moving and self._movable.isdisjoint(devices):
+                    continue
+                if self.is_open(configuration, devices, layout, demand):
+                    victims = self.victims(demand, layout, devices, moving)
                     if victims is not None:
-                        yield self._candidate(demand, layout, devices, victims, fastest)
+                        yield self.candidate(demand, layout, devices, victims, fastest)
 
-    def _is_open(
+    def free_places(self, configuration: Configuration) -> list[PlacementCandidate]:
+        """The candidates in free bytes for a pool for which no step waits."""
+        known = self._free_places.get(configuration.id)
+        if known is None or known[0] != self._state.revision:
+            found = list(self.candidates(no_demand(configuration), evict=False))
+            self._free_places[configuration.id] = known = (self._state.revision, found)
+        return known[1]
+
+    def is_open(
         self, configuration: Configuration, devices: DeviceSet, layout: KnownLayout, demand: ModelDemand
     ) -> bool:
         """Whether no device is kept for another model, or is needed by the waiting owner of a reserve."""
+        if not self._state.has_idle_reserves and not self._state.nominated:
+            return True
         for device in devices:
             owners = self._state.reserve_owners(device)
             if any(self._is_claimed(owner, device) for owner in owners if owner != configuration.id):
@@ -162,7 +191,7 @@ class Search:
             and self._state.devices[device].host not in self.backed_off(owner)
         )
 
-    def _cheapest(self, demand: ModelDemand, layout: KnownLayout, backed_off: set[str]) -> Iterator[DeviceSet]:
+    def cheapest(self, demand: ModelDemand, layout: KnownLayout, backed_off: set[str]) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small cluster, else those with the least regret."""
         state, enough = self._state, self.sets.enough(layout.type)
         if len(layout.parts) > 1 or len(state.schedulable.get(layout.type, ())) == enough:
@@ -185,31 +214,67 @@ class Search:
         They are ranked once in a plan: it is a guess where to look, and what is found there is checked.
         """
         if (known := self._ranks.get((type_, idle))) is None:
-            known = []
-            for device in self._state.schedulable.get(type_, ()):
+            known, state, eviction = [], self._state, self.eviction
+            for device in state.schedulable.get(type_, ()):
                 regret, size = 0.0, 0
-                for pool in self._state.pools_on[device.id]:
-                    if pool.state in EVICTABLE and not (idle and pool.busy) and not self.eviction.is_protected(pool):
-                        regret += self.eviction.regret(pool)
-                        size += self._state.unpromised(pool, device.id)
+                for pool in state.pools_on[device.id]:
+                    evictable = pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING
+                    if evictable and not (idle and pool.busy) and pool.id not in state.kept:
+                        regret += eviction.regret(pool)
+                        size += state.unpromised(pool, device.id)
                 if size:
                     known.append((regret / size, size, device.id))
             known.sort()
             self._ranks[type_, idle] = known
         return known
 
-    def _victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> _Victims | None:
+    def victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> Victims | None:
         """
         Pools whose bytes are enough for what is missing; None when there are none.
 
         Idle pools come first, then those with the least regret for each byte, then those unused for the longest time.
         """
-        eviction, unpromised = self.eviction, self._state.unpromised
+        eviction = self.eviction
         missing = self._state.missing(demand.configuration, layout, devices)
         reclaims = self._state.reclaims(demand.configuration, layout, devices)
+        conflicts = {pool.id: pool for pool in self.sets.conflicts(demand.configuration, devices)}
+        if len(devices) == 1 and not (conflicts or reclaims or moving):
+            chosen = self._fewest_on(demand, devices[0], missing[devices[0]])
+        elif not (reclaims or moving) and any(
+            size > self.pools.evictable(demand, device).total for device, size in missing.items() if size > 0
+        ):
+            return None
+        else:
+            chosen = self._fewest(demand, devices, missing, conflicts, reclaims=reclaims, moving=moving)
+        if chosen is None:
+            return None
+        chosen += [(eviction.regret(pool), pool) for _, pool in sorted(conflicts.items())]
+        victims = tuple(pool for _, pool in chosen)
+        kept = [pool for pool in victims if eviction.is_kept(pool) and not reclaims]
+        moves = self.relocate(kept, layout.on(devices), victims) if kept else ()
+        if moves is None:
+            return None
+        wait = max((eviction.seconds_to_free(pool, demand, reclaims) for pool in victims), default=0.0)
+        return Victims(victims, sum(regret for regret, _ in chosen), wait, moves)
+
+    def _fewest(
+        self,
+        demand: ModelDemand,
+        devices: DeviceSet,
+        missing: dict[str, int],
+        conflicts: Mapping[str, Pool],
+        *,
+        reclaims: bool,
+        moving: bool,
+    ) -> list[tuple[float, Pool]] | None:
+        """
+        The pools to stop in addition to the conflicts, with the regret for each; None when there are not enough.
+
+        `missing` is what no pool holds, and is changed.
+        """
+        eviction, unpromised = self.eviction, self._state.unpromised
         # The owner of a reserve stops a pool that loads there too.
         states = EVICTABLE | {PoolState.STARTING} if reclaims else EVICTABLE
-        conflicts = {pool.id: pool for pool in self.sets.conflicts(demand.configuration, devices)}
         if any(p.state not in states or not eviction.may_evict(p, demand, reclaims) for p in conflicts.values()):
             return None
         for pool in conflicts.values():
@@ -239,14 +304,35 @@ class Search:
                 chosen.remove((regret, pool))
                 for d in missing:
                     missing[d] += unpromised(pool, d)
-        chosen += [(eviction.regret(pool), pool) for _, pool in sorted(conflicts.items())]
-        victims = tuple(pool for _, pool in chosen)
-        kept = [pool for pool in victims if eviction.is_kept(pool) and not reclaims]
-        moves = self.relocate(kept, layout.on(devices), victims)
-        if moves is None:
+        return chosen
+
+    def _fewest_on(self, demand: ModelDemand, device: str, missing: int) -> list[tuple[float, Pool]] | None:
+        """The same on one device, where nothing conflicts, moves or is reclaimed: most searches are of that kind."""
+        if missing <= 0:
+            return []
+        evictable = self.pools.evictable(demand, device)
+        if evictable.total < missing:
             return None
-        wait = max((eviction.seconds_to_free(pool, demand, reclaims) for pool in victims), default=0.0)
-        return _Victims(victims, sum(regret for regret, _ in chosen), wait, moves)
+        ranked = sorted(
+            (works, regret / min(size, missing), pool.used, pool.id, regret, size, pool)
+            for pool, size, regret, works, certain in evictable.pools
+            if certain or self.eviction.may_evict(pool, demand, reclaims=False)
+        )
+        left, count = missing, 0
+        for *_, size, _ in ranked:
+            if left <= 0:
+                break
+            left -= size
+            count += 1
+        if left > 0:
+            return None
+        chosen = [(regret, pool) for *_, regret, _, pool in ranked[:count]]
+        if count > 1:
+            for *_, regret, size, pool in sorted(ranked[:count], key=lambda entry: (-entry[4], entry[3])):
+                if left + size <= 0:  # the others suffice
+                    chosen.remove((regret, pool))
+                    left += size
+        return chosen
 
     def relocate(
         self, pools: Sequence[Pool], needs: Mapping[str, int], victims: Sequence[Pool]
@@ -261,10 +347,9 @@ class Search:
         leaving = set(state.computing(needs))
         moves = []
         for pool in sorted(pools, key=lambda p: (-sum(p.bytes.values()), p.id)):
-            demand = no_demand(self.eviction.configurations[pool.configuration])
             found = [
                 candidate
-                for candidate in self.candidates(demand, evict=False)
+                for candidate in self.free_places(self.eviction.configurations[pool.configuration])
                 if not leaving & set(candidate.computing)
                 and all(state.free[d] - taken.get(d, 0) >= size for d, size in candidate.bytes.items())
             ]
@@ -275,23 +360,17 @@ class Search:
             moves.append((pool, best))
         return tuple(moves)
 
-    def _candidate(
-        self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, victims: _Victims, fastest: float
+    def candidate(
+        self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, victims: Victims, fastest: float
     ) -> PlacementCandidate:
         configuration, state = demand.configuration, self._state
         computing, first = devices[: len(layout.parts)], state.devices[devices[0]]
         fetch = configuration.files.get(first.host, configuration.fetch or NO_TIME).total_seconds()
         estimate = max(victims.wait, fetch) + layout.load.total_seconds()
-        sharing = sum(
-            state.active[d] - sum((d in v.bytes and v.busy > 0) / len(state.computing(v.bytes)) for v in victims.pools)
-            for d in computing
-        ) / len(computing)
-        speed = layout.tokens_per_second * min(state.devices[d].speed for d in computing)
-        each = demand.work / demand.steps if demand.steps else 0.0
-        slower = each * (fastest / max(speed, 1e-9) * (1 + sharing) - 1)
-        growth = demand.growth or demand.upcoming
-        cost = growth * (estimate + slower) + victims.regret
-        borrows = any(state.others_reserves(d, configuration.id) > 0 for d in devices)
+        working = [victim for victim in victims.pools if victim.busy > 0]
+        sharing = self.sharing(computing, working)
+        cost = self.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + victims.regret
+        borrows = state.has_idle_reserves and any(state.others_reserves(d, configuration.id) > 0 for d in devices)
         left = sum(state.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
         spread: tuple[float, ...] = (0.0, 0.0, left)
         if configuration.packing is Packing.SPREAD:
@@ -302,35 +381,83 @@ class Search:
                 any(state.devices[d].host == first.host for d in p.bytes if d in state.devices) for p in replicas
             )
             spread = (same_devices, same_host, -left)
-        order = (borrows, any(v.busy for v in victims.pools), round(cost, 3), *spread, *devices)
+        order = (borrows, bool(working), round(cost, 3), *spread, *devices)
         return PlacementCandidate(layout, devices, victims.pools, victims.regret, estimate, order, victims.moves)
+
+    def sharing(self, computing: Sequence[str], leaving: Sequence[Pool]) -> float:
+        """How many pools work on each of the devices, on average, once some of them have left."""
+        active, state = self._state.active, self._state
+        if not leaving:
+            return sum(active[d] for d in computing) / len(computing)
+        return sum(
+            active[d] - sum((d in v.bytes) / len(state.computing(v.bytes)) for v in leaving) for d in computing
+        ) / len(computing)
+
+    def waiting_cost(
+        self,
+        demand: ModelDemand,
+        layout: KnownLayout,
+        computing: Sequence[str],
+        estimate: float,
+        sharing: float,
+        fastest: float,
+    ) -> float:
+        """Weighted seconds that the steps wait until the pool serves, and lose on devices that are slow or shared."""
+        speed = layout.tokens_per_second * min(self._state.devices[d].speed for d in computing)
+        each = demand.work / demand.steps if demand.steps else 0.0
+        slower = each * (fastest / max(speed, 1e-9) * (1 + sharing) - 1)
+        return (demand.growth or demand.upcoming) * (estimate + slower)
 
     def soonest_vacancy(self, demand: ModelDemand) -> Vacancy | None:
         """The device set that pools leave first without an eviction; None when no set will ever be free."""
         configuration = demand.configuration
         backed_off = self.backed_off(configuration.id)
-        best: Vacancy | None = None
+        best: tuple[float, DeviceSet, tuple[Pool, ...]] | None = None
         for layout in configuration.layouts:
             for devices in islice(self.sets.possible(configuration, layout, backed_off), self._policy.max_sets):
-                found = self._vacancy(configuration, layout, devices)
-                if found is not None and (best is None or (found.seconds, devices) < (best.seconds, best.devices)):
-                    best = found
-        return best
+                seconds = self._least_seconds(configuration, layout, devices)
+                if seconds is None or (best is not None and (seconds, devices) >= best[:2]):
+                    continue
+                pools = self._leaving(configuration, layout, devices)
+                if pools is not None:
+                    found = max((after for after, _ in pools), default=0.0), devices, tuple(p for _, p in pools)
+                    best = found if best is None else min(best, found, key=lambda one: one[:2])
+        return None if best is None else Vacancy(*best)
 
-    def _vacancy(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> Vacancy | None:
+    def _least_seconds(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> float | None:
+        """No pools leave the bytes of the layout sooner; None when they never do."""
+        least = 0.0
+        for device, missing in self._state.missing(configuration, layout, devices).items():
+            if missing > 0:
+                leaving = self.pools.leaving(device)
+                if missing > leaving.sizes[-1]:
+                    return None
+                least = max(least, leaving.seconds[bisect_left(leaving.sizes, missing) - 1])
+        return least
+
+    def _leaving(
+        self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet
+    ) -> list[tuple[float, Pool]] | None:
+        """The pools that leave the bytes of the layout first, with the time that each takes; None when too few do."""
         missing = self._state.missing(configuration, layout, devices)
-        pools = {p.id: p for d in devices for p in self._state.pools_on[d] if not self.eviction.is_protected(p)}
+        if len(devices) == 1 and not self.sets.conflicts_with(configuration):
+            leaving, need = self.pools.leaving(devices[0]), missing[devices[0]]
+            count = bisect_left(leaving.sizes, need) if need > 0 else 0
+            return list(zip(leaving.seconds[:count], leaving.pools[:count], strict=True))
+        pools: dict[str, tuple[float, Pool]] = {}
+        for device in devices:
+            leaving = self.pools.leaving(device)
+            pools.update(
+                (pool.id, (seconds, pool)) for pool, seconds in zip(leaving.pools, leaving.seconds, strict=True)
+            )
         conflicts = {pool.id for pool in self.sets.conflicts(configuration, devices)}
         if not conflicts <= pools.keys():
             return None
-        leaving: list[tuple[float, Pool]] = []
-        ranked = sorted((p.id not in conflicts, self.eviction.seconds_to_leave(p), p.id, p) for p in pools.values())
-        for _, seconds, _, pool in ranked:
-            if pool.id not in conflicts and all(m <= 0 for m in missing.values()):
+        found: list[tuple[float, Pool]] = []
+        for _, seconds, id_, pool in sorted((id_ not in conflicts, s, id_, pool) for id_, (s, pool) in pools.items()):
+            if id_ not in conflicts and all(m <= 0 for m in missing.values()):
                 break
-            leaving.append((seconds, pool))
+            found.append((seconds, pool))
             for d in missing:
                 missing[d] -= self._state.unpromised(pool, d)
-        if any(m > 0 for m in missing.values()):
-            return None
-        return Vacancy(max((seconds for seconds, _ in leaving), default=0.0), devices, tuple(p for _, p in leaving))
+        return None if any(m > 0 for m in missing.values()) else found

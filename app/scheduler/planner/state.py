@@ -44,8 +44,10 @@ class PlanState:
         self._lend = policy.lend
         self.devices = {device.id: device for device in cluster.devices}
         charged = charges(cluster)
+        #: By device, the bytes that it would have free without pools.
+        self.usable = {d.id: d.capacity_bytes - d.unmanaged_bytes for d in cluster.devices}
         #: By device. Negative when unmanaged memory covers bytes that were granted.
-        self.free = {d.id: d.capacity_bytes - d.unmanaged_bytes - charged[d.id] for d in cluster.devices}
+        self.free = {id_: size - charged[id_] for id_, size in self.usable.items()}
         #: By device, the pools that hold bytes of it.
         self.pools_on: dict[str, list[Pool]] = {device.id: [] for device in cluster.devices}
         #: Ids of the pools that the plan stops.
@@ -61,20 +63,26 @@ class PlanState:
         #: By host, the pools that load there, or will.
         self.loads = Counter[str]()
         self._promised = promises(cluster.pools)
+        #: Rises with each change.
+        self.revision = 0
+        #: By device. Rises when its pools change, their bytes are promised, or the regret for one of them changes.
+        self.revisions = dict.fromkeys(self.devices, 0)
+        coming = tuple(COMING)  # a tuple compares by identity first, a set would hash the state
         for pool in cluster.pools:
-            if pool.state in COMING:
+            state = pool.state
+            if state in coming:
                 self._add(pool)
-            loads = pool.state is PoolState.STARTING or pool.state is PoolState.WAITING
-            active = pool.busy > 0 or loads
-            computing = self.computing(pool.bytes)
-            if loads and computing and computing[0] in self.devices:
-                self.loads[self.devices[computing[0]].host] += 1
             for device in pool.bytes:
                 if device in self.pools_on:
                     self.pools_on[device].append(pool)
-            for device in computing:
-                if device in self.active:
-                    self.active[device] += active / len(computing)
+            loads = state is PoolState.STARTING or state is PoolState.WAITING
+            if pool.busy > 0 or loads:
+                computing = self.computing(pool.bytes)
+                if loads and computing and computing[0] in self.devices:
+                    self.loads[self.devices[computing[0]].host] += 1
+                for device in computing:
+                    if device in self.active:
+                        self.active[device] += 1 / len(computing)
         #: Ids of the pools that are kept: of each model as many as its configuration says.
         self.kept = self._find_kept(cluster)
         #: By type, the devices on which pools may be started.
@@ -86,6 +94,16 @@ class PlanState:
         self.by_free = {
             type_: sorted((self.free[d.id], d.id) for d in some) for type_, some in self.schedulable.items()
         }
+        #: By type and host, the schedulable devices, those with most free first: negated free bytes, and ids.
+        self.emptiest: dict[str, dict[str, list[tuple[int, str]]]] = {}
+        for type_, some in self.schedulable.items():
+            hosts = self.emptiest[type_] = {}
+            for one in some:
+                hosts.setdefault(one.host, []).append((-self.free[one.id], one.id))
+            for ranked in hosts.values():
+                ranked.sort()
+        #: By type, the usable bytes of the smallest schedulable device.
+        self.smallest = {type_: min(self.usable[d.id] for d in some) for type_, some in self.schedulable.items()}
         #: By configuration and device, bytes of reserves, used or not.
         self._owned: Counter[tuple[str, str]] = Counter()
         for reserve in cluster.reserves:
@@ -103,7 +121,7 @@ class PlanState:
         self._max_bytes = {n: one.max_bytes for n, one in cluster.accounts.items() if one.max_bytes is not None}
         #: By namespace with a limit, the bytes that its pools hold.
         self.held_bytes = dict.fromkeys(self._max_bytes, 0)
-        for pool in cluster.pools:
+        for pool in cluster.pools if self.held_bytes else ():
             self._charge(pool.namespace, pool.bytes)
 
     def _unused(self, owner: str, device: str) -> int:
@@ -144,6 +162,7 @@ class PlanState:
 
     def add_reserve(self, owner: str, bytes_: Mapping[str, int]) -> None:
         """Reserve bytes for a configuration."""
+        self.revision += 1
         for device, size in bytes_.items():
             self.non_preemptible[device] += size
             self._owned[owner, device] += size
@@ -185,6 +204,7 @@ class PlanState:
         for device in computing:
             self.active[device] += 1 / len(computing)
         self._add(planned)
+        self._revise(configuration.id, bytes_)
         for device, size in bytes_.items():
             need = size
             if kept:
@@ -197,20 +217,37 @@ class PlanState:
             self.pools_on[device].append(planned)
             if own := self.own_reserve(device, configuration.id):
                 self._idle_reserves[device][configuration.id] = max(own - size, 0)
-            ranks = self.by_free.get(self.devices[device].type, [])
-            at = bisect_left(ranks, (self.free[device], device))
-            if at < len(ranks) and ranks[at] == (self.free[device], device):
-                del ranks[at]
-                insort(ranks, (self.free[device] - need, device))
+            known, free = self.devices[device], self.free[device]
+            if known.state is HostState.SCHEDULABLE:
+                for ranks, sign in ((self.by_free[known.type], 1), (self.emptiest[known.type][known.host], -1)):
+                    del ranks[bisect_left(ranks, (sign * free, device))]
+                    insort(ranks, (sign * (free - need), device))
             self.free[device] -= need
 
     def stop(self, pool: Pool) -> None:
         """Stop a pool. Its bytes stay charged until its process is gone."""
         self.stopped.add(pool.id)
         self._coming.get(pool.configuration, {}).pop(pool.id, None)
+        self._revise(pool.configuration, pool.bytes)
+
+    def _revise(self, configuration: str, devices: Iterable[str]) -> None:
+        """
+        Count a change of the devices, after a pool of the configuration was started or stopped there.
+
+        The regret for its other pools changes when there is a second pool, and when there is only one again.
+        """
+        self.revision += 1
+        changed = set(devices)
+        coming = self._coming.get(configuration, {})
+        if len(coming) <= 2:
+            changed.update(device for pool in coming.values() for device in pool.bytes)
+        for device in changed:
+            if device in self.revisions:
+                self.revisions[device] += 1
 
     def nominate(self, devices: DeviceSet, configuration: str, seconds: float) -> None:
         """Keep devices, which will be free in so many seconds, for a configuration; unless they are kept already."""
+        self.revision += 1
         for device in devices:
             self.nominated.setdefault(device, (configuration, seconds))
 
@@ -239,6 +276,11 @@ class PlanState:
         return limit is None or self.held_bytes[namespace] + more <= limit
 
     # ---- reserves ----
+
+    @property
+    def has_idle_reserves(self) -> bool:
+        """Whether bytes of any device are reserved, or were; all of them may be in use."""
+        return bool(self._idle_reserves)
 
     def own_reserve(self, device: str, configuration: str) -> int:
         """Idle bytes of the device that are reserved for it."""
@@ -283,15 +325,13 @@ class PlanState:
         parts = layout.on(devices).items()
         return {device: part - self.free_for(configuration, device) for device, part in parts}
 
-    def usable(self, device: str) -> int:
-        """Bytes that the device would have free without pools."""
-        return self.devices[device].capacity_bytes - self.devices[device].unmanaged_bytes
-
     # ---- devices ----
 
     def computing(self, devices: Iterable[str]) -> list[str]:
         """The devices of a pool that it computes on: the GPUs where it has some, else the RAM."""
         known = list(devices)
+        if len(known) == 1:
+            return known
         gpus = [id_ for id_ in known if id_ in self.devices and self.devices[id_].kind is not HardwareKind.CPU]
         return gpus or known
 
