@@ -18,7 +18,7 @@ import structlog
 _LOG = structlog.get_logger(__name__)
 
 #: Raises when the thread is to end; an action calls it between its parts.
-Check = Callable[[], None]
+StopCheck = Callable[[], None]
 #: Receives the result, or the exception, and the seconds that the action took.
 Then = Callable[[Any, float], None]
 
@@ -34,7 +34,7 @@ class FileThread:
         #: Called on this thread after each action.
         self.wake: Callable[[], None] = lambda: None
         self._name = name
-        self._actions: SimpleQueue[tuple[Callable[[Check], Any], Then] | None] = SimpleQueue()
+        self._actions: SimpleQueue[tuple[Callable[[StopCheck], Any], Then] | None] = SimpleQueue()
         self._outcomes: deque[tuple[Then, Any, float]] = deque()
         self._done = threading.Condition()
         self._stopping = threading.Event()
@@ -42,7 +42,7 @@ class FileThread:
         #: Actions without an outcome.
         self._open = 0
 
-    def submit(self, action: Callable[[Check], Any], then: Then) -> None:
+    def submit(self, action: Callable[[StopCheck], Any], then: Then) -> None:
         """Run the action after those that were submitted before."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)

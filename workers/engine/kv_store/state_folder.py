@@ -46,7 +46,7 @@ class NoRoom(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
+class StateFile:
     """A file that can be used."""
 
     path: Path
@@ -86,9 +86,9 @@ class StateFolder:
         other.acceptance = replace(self.acceptance, identity=identity)
         return other
 
-    def index(self) -> tuple[list[StoredFile], int]:
+    def index(self) -> tuple[list[StateFile], int]:
         """Return the usable files, those used last first, and the number of refused ones. Damaged files are removed."""
-        found: list[StoredFile] = []
+        found: list[StateFile] = []
         refused, began = 0, perf_counter()
         for one in sorted(self._files(), key=lambda one: -one.used_at)[:MAX_FILES]:
             if perf_counter() - began > _INDEX_SECONDS:
@@ -97,7 +97,7 @@ class StateFolder:
             if one.is_temporary:
                 continue
             try:
-                found.append(StoredFile(one.path, state_file.read_header(one.path, self.acceptance)))
+                found.append(StateFile(one.path, state_file.read_header(one.path, self.acceptance)))
             except StateRefused as error:
                 refused += 1
                 self.note_refused(one.path, error)
@@ -105,13 +105,13 @@ class StateFolder:
                 _LOG.warning("kv_file_unreadable", file=one.path.name, reason=str(error))
         return found, refused
 
-    def read(self, file: StoredFile, check: Callable[[], None]) -> StateData:
+    def read(self, file: StateFile, check: Callable[[], None]) -> StateData:
         """Return the state of the file, and mark it as used. Raises StateRefused too."""
         state = state_file.read(file.path, self.acceptance, file.header, check)
         self.touch(file)
         return state
 
-    def write(self, tokens: tuple[int, ...], state: StateData, check: Callable[[], None]) -> StoredFile:
+    def write(self, tokens: tuple[int, ...], state: StateData, check: Callable[[], None]) -> StateFile:
         """Write a file. Raises NoRoom when it is larger than the limit."""
         key, file_id = self.acceptance.key, ids.new_salt()
         size = state_file.size_of(len(tokens), len(state), sealed=key is not None)
@@ -131,14 +131,14 @@ class StateFolder:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        return StoredFile(path, header)
+        return StateFile(path, header)
 
-    def touch(self, file: StoredFile) -> None:
+    def touch(self, file: StateFile) -> None:
         """Mark the file as used now. Raises nothing."""
         with contextlib.suppress(OSError):
             os.utime(file.path)
 
-    def remove(self, file: StoredFile) -> None:
+    def remove(self, file: StateFile) -> None:
         """Remove the file, if it is there."""
         with self._locked():
             file.path.unlink(missing_ok=True)

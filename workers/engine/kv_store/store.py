@@ -20,10 +20,10 @@ from typing import Any
 import structlog
 
 from workers.engine.kv_store.figures import StoreFigures
-from workers.engine.kv_store.file_thread import Check, FileThread, Stopped
+from workers.engine.kv_store.file_thread import StopCheck, FileThread, Stopped
 from workers.engine.kv_store.rates import MIN_TOKENS, Rates, SavingAllowance
 from workers.engine.kv_store.state_file import StateData, StateRefused
-from workers.engine.kv_store.state_folder import NoRoom, StateFolder, StoredFile
+from workers.engine.kv_store.state_folder import NoRoom, StateFolder, StateFile
 from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written
 from workers.engine.prefix import Match, PrefixIndex
 
@@ -256,7 +256,7 @@ class PrefixStore:
         _LOG.info("kv_files_indexed", folder=str(folder.path), files=len(files), refused=refused)
 
     def _add(
-        self, tokens: tuple[int, ...], size: int, data: StateData | None = None, file: StoredFile | None = None
+        self, tokens: tuple[int, ...], size: int, data: StateData | None = None, file: StateFile | None = None
     ) -> StoredPrefix:
         entry = StoredPrefix(self._next_id, tokens, size, data, file)
         self._next_id += 1
@@ -320,7 +320,7 @@ class PrefixStore:
             return False
         entry.reading_since = now
 
-        def read(check: Check) -> StateData:
+        def read(check: StopCheck) -> StateData:
             return folder.read(file, check)
 
         self._reader.submit(read, lambda outcome, seconds: self._note_read(entry, outcome, seconds))
@@ -378,7 +378,7 @@ class PrefixStore:
 
         return note
 
-    def _remove_file(self, file: StoredFile) -> None:
+    def _remove_file(self, file: StateFile) -> None:
         if (folder := self._folder) is not None:
             self._writer.submit(lambda _: folder.remove(file), lambda *_: None)
 
@@ -386,7 +386,7 @@ class PrefixStore:
         self._counts[name] = self._counts.get(name, 0) + amount
 
 
-def _writing(folder: StateFolder, entry: StoredPrefix) -> Callable[[Check], StoredFile]:
+def _writing(folder: StateFolder, entry: StoredPrefix) -> Callable[[StopCheck], StateFile]:
     tokens, state = entry.tokens, entry.data
     assert state is not None
     return lambda check: folder.write(tokens, state, check)

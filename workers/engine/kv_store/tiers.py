@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from workers.engine.kv_store.state_file import StateData
-from workers.engine.kv_store.state_folder import StoredFile
+from workers.engine.kv_store.state_folder import StateFile
 
 
 @dataclass(slots=True)
@@ -28,14 +28,14 @@ class StoredPrefix:
     size: int
     #: Its state in host memory; None when it is in a file only.
     data: StateData | None = None
-    file: StoredFile | None = None
+    file: StateFile | None = None
     is_writing: bool = False
     #: When its reading began, by the clock of the store; None while it is not read.
     reading_since: float | None = None
     #: It could not be written, or is not worth a file: it stays in memory only.
     is_unwritten: bool = False
     #: Files of shorter prefixes, which its own file replaces.
-    replaces: list[StoredFile] = field(default_factory=list)
+    replaces: list[StateFile] = field(default_factory=list)
 
     @property
     def memory(self) -> int:

@@ -12,7 +12,7 @@ import pytest
 from workers.engine.kv_store import state_file
 from workers.engine.kv_store.sealing import SealingKey
 from workers.engine.kv_store.state_file import Acceptance
-from workers.engine.kv_store.state_folder import NoRoom, StateFolder, StoredFile
+from workers.engine.kv_store.state_folder import NoRoom, StateFolder, StateFile
 
 ACCEPTANCE = Acceptance(b"i" * 32, 1000, 2**20)
 STATE = np.zeros(10_000, np.uint8)
@@ -23,7 +23,7 @@ def nothing() -> None:
     """No reason to stop."""
 
 
-def write(folder: StateFolder, number: int) -> StoredFile:
+def write(folder: StateFolder, number: int) -> StateFile:
     file = folder.write(tuple(range(number, number + 10)), STATE, nothing)
     os.utime(file.path, (number, number))
     return file

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from workers.engine.kv_store.rates import Rates, SavingAllowance
 from workers.engine.kv_store.state_file import StateHeader
-from workers.engine.kv_store.state_folder import StoredFile
+from workers.engine.kv_store.state_folder import StateFile
 from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written
 
-FILE = StoredFile(Path("a"), StateHeader((1,), 1, b"", b"", 1))
+FILE = StateFile(Path("a"), StateHeader((1,), 1, b"", b"", 1))
 
 
 def entry(number: int, size: int, state: str) -> StoredPrefix:
