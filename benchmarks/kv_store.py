@@ -26,7 +26,11 @@ from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 
 SOURCES = ("computed", "memory", "file, cached", "file, from disk")
-_WORDS = ["the", "old", "road", "over", "high", "mountains", "was", "long", "and", "llamas", "that", "walked", "it", "knew", "every", "stone", "of", "each", "valley"]
+#: What texts are made of.
+_WORDS = (
+    *("the", "old", "road", "over", "high", "mountains", "was", "long", "and", "llamas"),
+    *("that", "walked", "it", "knew", "every", "stone", "of", "each", "valley"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
