@@ -20,10 +20,10 @@ from typing import Any
 import structlog
 
 from workers.engine.kv_store.figures import StoreFigures
-from workers.engine.kv_store.file_thread import StopCheck, FileThread, Stopped
+from workers.engine.kv_store.file_thread import FileThread, StopCheck, Stopped
 from workers.engine.kv_store.rates import MIN_TOKENS, Rates, SavingAllowance
 from workers.engine.kv_store.state_file import StateData, StateRefused
-from workers.engine.kv_store.state_folder import NoRoom, StateFolder, StateFile
+from workers.engine.kv_store.state_folder import NoRoom, StateFile, StateFolder
 from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written
 from workers.engine.prefix import Match, PrefixIndex
 

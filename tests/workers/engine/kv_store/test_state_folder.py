@@ -12,7 +12,7 @@ import pytest
 from workers.engine.kv_store import state_file
 from workers.engine.kv_store.sealing import SealingKey
 from workers.engine.kv_store.state_file import Acceptance
-from workers.engine.kv_store.state_folder import NoRoom, StateFolder, StateFile
+from workers.engine.kv_store.state_folder import NoRoom, StateFile, StateFolder
 
 ACCEPTANCE = Acceptance(b"i" * 32, 1000, 2**20)
 STATE = np.zeros(10_000, np.uint8)
