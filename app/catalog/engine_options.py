@@ -128,6 +128,12 @@ class Tuning(CatalogTable):
     rope: Rope = Field(default=Rope(), description="a table")
     #: Bytes of host memory for the states of parked requests.
     park_bytes: StrictInt = Field(default=512 * 2**20, ge=0, description="a whole number of bytes")
+    #: Bytes of host memory for the states of prefixes that left the cache; 0 keeps none.
+    store_bytes: StrictInt = Field(default=256 * 2**20, ge=0, description="a whole number of bytes")
+    #: Bytes of files for these states, in the data directory; 0 writes none.
+    store_disk_bytes: StrictInt = Field(default=0, ge=0, description="a whole number of bytes")
+    #: The files are encrypted: with the key of the setting pools.store_key, or one that ends with the pool.
+    store_encrypted: _Switch = False
     #: Tokens that a resumed request computes before it can be parked again.
     park_progress: _Tokens = 32
     #: Seconds of waiting after which a request is treated as one priority class higher; 0 turns this off.
@@ -138,6 +144,16 @@ class Tuning(CatalogTable):
     embedding_context: StrictInt = Field(default=2048, ge=16, le=131_072, description="tokens, 16 to 131072")
     #: None means the pooling type of the file, or the mean.
     pooling: Literal["mean", "cls", "last", "rank"] | None = Field(default=None, description="mean, cls, last or rank")
+
+    @property
+    def state_bytes(self) -> int:
+        """
+        Returns the maximum bytes of host memory for states: of parked requests, and of prefixes that left the cache.
+
+        Without files, prefixes use what parked requests leave. With files, they have memory of their own.
+        """
+        stored = self.store_bytes if self.reuse and not self.reproducible else 0
+        return self.park_bytes + stored if stored and self.store_disk_bytes else max(self.park_bytes, stored)
 
     def uses_streams(self, slots: int, cells: int) -> bool:
         """Returns whether each slot has its own buffer; `cells` is the total of all slots."""
@@ -188,6 +204,11 @@ def _conflicts_of(
         yield "kv.v", f"llama.cpp keeps {kv_v} only with flash attention, and {why}", ", ".join(sorted(UNQUANTISED_KV))
     if engine.reproducible and flash_attention:
         yield "flash_attention", "reproducible turns flash attention off", "auto or off"
+    if engine.store_disk_bytes and not engine.store_bytes:
+        yield "engine.store_disk_bytes", "states pass through host memory, and store_bytes is 0", "store_bytes above 0"
+    if engine.store_disk_bytes and (engine.reproducible or not engine.reuse):
+        why = "reproducible is on" if engine.reproducible else "reuse is off"
+        yield "engine.store_disk_bytes", f"no prefix is reused, because {why}", "0"
     if engine.tensor_split and (engine.split_mode == "none" or not sum(engine.tensor_split)):
         yield "engine.tensor_split", "there is nothing to split", "another split_mode, and a share above 0"
     if len(set(adapters)) < len(adapters):

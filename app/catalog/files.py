@@ -52,6 +52,8 @@ _HEADER_CHECKS: dict[Path, tuple[tuple[tuple[int, ...], ...], ModelFileUnusable 
 _MAX_HEADER_CHECKS, _MAX_CHECKED_PARTS = 1_000, 1_000
 #: Folder of downloaded models in the data directory.
 FOLDER = "models"
+#: The folder of the stored KV states, in the data directory.
+STATES_FOLDER = "kv"
 #: Name of the catalogue of a data directory.
 OWN_CATALOG = "catalog.toml"
 
@@ -196,6 +198,11 @@ def _check_header(first: Path, version: tuple[tuple[int, ...], ...]) -> None:
         known = _HEADER_CHECKS[first] = (version, error)
     if known[1] is not None:
         raise known[1].with_traceback(None)
+
+
+def state_folder(model: Model, data_dir: Path) -> Path:
+    """Returns the folder of the stored states of a model, which need not exist."""
+    return data_dir / STATES_FOLDER / model.slug
 
 
 def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Path:

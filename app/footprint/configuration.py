@@ -53,7 +53,7 @@ class LoadConfiguration:
     embedding: int = 0
     #: Pooling type of that context; None means that of the file.
     pooling: Literal["mean", "cls", "last", "rank"] | None = None
-    #: Maximum bytes of host memory for the states of parked requests.
+    #: Maximum bytes of host memory for the states of parked requests and of prefixes that left the cache.
     parked: int = 0
     #: Most cells of an image, for projectors that follow its size; 0 means as many as the projector's file says.
     image_tokens: int = 0
@@ -106,7 +106,7 @@ def of_tuning(
         mmap=tuning.mmap,
         embedding=tuning.embedding_context if embeddings else 0,
         pooling=tuning.pooling,
-        parked=tuning.park_bytes,
+        parked=tuning.state_bytes,
         image_tokens=image_tokens,
     )
 

@@ -50,7 +50,7 @@ class Share:
     output: int = 0
     #: The rest of the process: the interpreter, the tokenizer, working memory; on a GPU the driver's context.
     process: int = 0
-    #: Maximum for the states of parked requests.
+    #: Maximum for the states of parked requests and of stored prefixes.
     parked: int = 0
 
     @property

@@ -27,7 +27,7 @@ from app.kernel.errors import Conflict, DatabaseUnreachable, LeaseLost, ModelFil
 from app.kernel.loop_guard import LoopGuard
 from app.kernel.settings import Settings
 from app.scheduler import needs
-from workers.agent import inventory
+from workers.agent import inventory, state_files
 
 _log = log.get(__name__)
 
@@ -52,6 +52,8 @@ class ModelFiles:
         self._unusable: dict[str, str] = {}
         #: By model, the version of its file that was last seen usable.
         self._versions: dict[str, object] = {}
+        #: The models whose stored states were kept when those of others were removed.
+        self._stored_of: frozenset[str] | None = None
         self._next_check = self._declared_at = float("-inf")
         self._guard = LoopGuard(DatabaseUnreachable, LeaseLost, Conflict)
 
@@ -78,6 +80,9 @@ class ModelFiles:
         if declare_all:
             self._declared_at = now
         catalog = self._catalogs.current()
+        if self._stored_of != (slugs := frozenset(model.slug for model in catalog)):
+            state_files.remove_unknown(self._settings.data_dir, slugs)
+            self._stored_of = slugs
         for name in {*self._usable, *self._unusable, *self._simulated} - set(catalog.names):
             self._forget(name)
             self._simulated.pop(name, None)

@@ -44,6 +44,7 @@ from workers.engine.chat.lazy_grammar import LazyGrammar
 from workers.engine.chat.templates import ChatTemplate, Prompt
 from workers.engine.chat.truncation import truncated
 from workers.engine.embedding import EmbeddingContext, EmbeddingJob
+from workers.engine.kv_store.opening import identity, open_store
 from workers.engine.loop import EngineLoop
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
@@ -88,7 +89,9 @@ class LlamaEngine:
                 _require_classifier(path)
             self._template = ChatTemplate(self.model, self.options.profile)
             self._grammars = GrammarCache(self.model, schema_to_gbnf)
-            self._loop = EngineLoop(self.model, self.options)
+            self._store = open_store(self.model, self.options)
+            undo.callback(lambda: None if self._store is None else self._store.close())
+            self._loop = EngineLoop(self.model, self.options, self._store)
             undo.callback(self._loop.context.close)
             self._images: ImageEncoder | None = None
             if self.options.projector is not None:
@@ -253,6 +256,8 @@ class LlamaEngine:
             if busy:
                 return True
             self._loop.use_loras(list(self._loras.values()))
+            if self._store is not None:
+                self._store.switch(identity(self.model.path, self.options, scales))
             if self._embeddings is not None:
                 use_loras(self._embeddings.pointer, list(self._loras.values()))
             done.set_result(None)

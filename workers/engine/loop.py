@@ -21,13 +21,15 @@ from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
 from workers.engine.bindings.llama import Context, LlamaModel, Logits
+from workers.engine.kv_store.saving import IdleSaving
+from workers.engine.kv_store.store import PrefixStore
 from workers.engine.metrics import EngineMetrics, Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match
 from workers.engine.sampling.batch_sampler import BatchSampler
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.slots import Slots
-from workers.engine.tasks import EngineTask, new_sampler
+from workers.engine.tasks import EngineTask, ended_tasks, new_sampler
 from workers.engine.vision.image_steps import ImageSteps
 from workers.engine.waiting import Job, Jobs, WaitingTasks
 
@@ -42,12 +44,13 @@ _MAX_FAULTS = 3
 class EngineLoop:
     """The engine's thread. The methods of the first section are safe from any thread, the others belong to this one."""
 
-    def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
-        """Create the context. Raises what `Context` raises."""
+    def __init__(self, model: LlamaModel, options: EngineOptions, store: PrefixStore | None = None) -> None:
+        """Create the context. `store` keeps evicted prefixes. Raises what `Context` raises."""
         self.model, self.options = model, options
         self.meter = Meter()
         self.context = Context(model, options)
-        self.slots = Slots(self.context, options, self.meter)
+        self._idle = IdleSaving(store)
+        self.slots = Slots(self.context, options, self.meter, store)
         #: What computes images; None when the model has no projector.
         self.images: ImageSteps | None = None
         self._sampler = BatchSampler(model)
@@ -75,6 +78,7 @@ class EngineLoop:
 
     def start(self) -> None:
         """Start the thread."""
+        self._idle.on_read(self.wake)
         self._thread.start()
 
     def submit(self, tasks: list[EngineTask]) -> None:
@@ -132,16 +136,8 @@ class EngineLoop:
     def metrics(self) -> EngineMetrics:
         """Return the figures, at most one step old."""
         parked, parked_bytes = self._waiting.parked()
-        return self.meter.snapshot(
-            slots=self.options.slots,
-            running=len(self.slots.running),
-            waiting=len(self._waiting) + len(self._inbox),
-            parked_now=parked,
-            parked_bytes=parked_bytes,
-            cells=self.context.n_context,
-            cells_used=self.slots.cells.used,
-            prefixes_kept=len(self.slots.index.kept),
-        )
+        now = self.slots.figures() | {"parked_now": parked, "parked_bytes": parked_bytes}
+        return self.meter.snapshot(**now, waiting=len(self._waiting) + len(self._inbox), store=self._idle.figures())
 
     def use_threads(self, count: int) -> None:
         """Decode with `count` CPU threads from now on."""
@@ -179,7 +175,7 @@ class EngineLoop:
         with self._wake:
             while not (self._stopping or self._inbox or self._jobs or self.slots.running or self._waiting):
                 self._busy = False
-                self._wake.wait()
+                self._wake.wait(self._idle.step(self.slots))
             if self._stopping:
                 return False
             new_tasks, self._inbox = self._inbox, []
@@ -193,6 +189,7 @@ class EngineLoop:
         now = perf_counter()
         if self._sweep_needed or now >= self._next_deadline:
             self._sweep(now)
+        self._idle.poll()
         admitting = not self._paused
         if self._waiting and admitting:
             self._admit_waiting(now)
@@ -204,22 +201,16 @@ class EngineLoop:
         if works:
             self._decode_step(works, now)
         elif self._waiting and not self.slots.running and admitting and not self._jobs:
-            self._fail_stuck()
+            self._rest(0.1) if self._idle.is_reading else self._fail_stuck()
 
     def _sweep(self, now: float) -> None:
         """End the tasks that were cancelled or whose deadline has passed."""
-        self._sweep_needed, self._next_deadline = False, float("inf")
-        for task in [*self.slots.running.values(), *self._waiting]:
-            if task.cancelled:
-                self.meter.cancelled += 1
-                self._abort(task, CancelledError())
-            elif task.deadline is not None and now >= task.deadline:
-                self.meter.timed_out += 1
-                self._abort(
-                    task, StepFailure(FailureReason.TIMEOUT, "the deadline passed before the text was complete")
-                )
-            elif task.deadline is not None:
-                self._next_deadline = min(self._next_deadline, task.deadline)
+        self._sweep_needed = False
+        ended, self._next_deadline = ended_tasks([*self.slots.running.values(), *self._waiting], now)
+        for task, error in ended:
+            self.meter.cancelled += isinstance(error, CancelledError)
+            self.meter.timed_out += isinstance(error, StepFailure)
+            self._abort(task, error)
 
     def _abort(self, task: EngineTask, error: BaseException) -> None:
         """End a running or waiting task without a result."""
@@ -231,9 +222,8 @@ class EngineLoop:
         task.fail(error)
 
     def _record_grammar(self, task: EngineTask) -> None:
-        if task.sampler is not None:
-            self.meter.grammar_seconds += task.sampler.grammar_seconds
-            self.meter.grammar_masks += task.sampler.grammar_masks
+        if (sampler := task.sampler) is not None:
+            self.meter.note_grammar(sampler.grammar_seconds, sampler.grammar_masks)
 
     # ---- admission ------------------------------------------------------------------------------------------------
 
@@ -256,16 +246,19 @@ class EngineLoop:
 
     def _park(self, task_id: int) -> None:
         task = next(task for task in self.slots.running.values() if task.id == task_id)
-        self.slots.park(task)
+        self.slots.park(task, self._waiting.park_room())
         self._waiting.add([task])
+        self._idle.note_parked(self._waiting)
         self.meter.parked += 1
 
     def _admit(self, task: EngineTask, match: Match, now: float) -> None:
-        resumed = task.state is not None
+        resumed = task.state is not None or task.is_overflowed
         if not self.slots.admit(task, match):
             return
         self._waiting.remove(task)
         if resumed:
+            task.is_overflowed = False
+            self._idle.note_parked(self._waiting)
             self.meter.resumed += 1
         elif not task.faults:
             self.meter.waited(now - task.submitted)
@@ -306,9 +299,13 @@ class EngineLoop:
             return []  # there may be a new context
         elif not plan.texts and not plan.failed:  # wait until an image is encoded, or something else happens
             self._progress_at = perf_counter() if images.encoder.is_working() else self._progress_at
-            with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, 1.0)
+            self._rest(1.0)
         return plan.texts
+
+    def _rest(self, seconds: float) -> None:
+        """Wait for something to do, at most so long."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, seconds)
 
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
         if self.options.reproducible:
@@ -449,7 +446,7 @@ class EngineLoop:
         try:
             self.context.close()
             self.context = Context(self.model, self.options)
-            self.slots = Slots(self.context, self.options, self.meter)
+            self.slots = Slots(self.context, self.options, self.meter, self._idle.store)
             self.context.use_loras(self._adapters)
             if self._threads is not None:
                 self.context.use_threads(self._threads)
@@ -496,6 +493,7 @@ class EngineLoop:
             job(True)
         self._jobs.clear()
         self._busy = False
+        self._idle.close(self.slots if self.fatal_reason is None else None)
         self.context.close()
 
     @property

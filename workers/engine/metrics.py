@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, fields
 
+from workers.engine.kv_store.figures import NO_STORE, StoreFigures
+
 #: Upper bounds of the histogram buckets of queue waits, in seconds. One more bucket counts longer waits.
 QUEUE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -62,6 +64,8 @@ class EngineMetrics:
     cells: int = 0
     cells_used: int = 0
     prefixes_kept: int = 0
+    #: Those that left the cache.
+    store: StoreFigures = NO_STORE
     #: Recent tokens per second, as moving averages: in decodes with prompts, and in decodes of output only.
     prefill_rate: float = 0.0
     decode_rate: float = 0.0
@@ -127,10 +131,15 @@ class Meter:
         elif written and not prompt:
             self.decode_rate = _blend(self.decode_rate, written / seconds)
 
-    def snapshot(self, **now: float) -> EngineMetrics:
+    def note_grammar(self, seconds: float, masks: int) -> None:
+        """Record the work of the grammar of a text that has ended."""
+        self.grammar_seconds += seconds
+        self.grammar_masks += masks
+
+    def snapshot(self, *, store: StoreFigures = NO_STORE, **now: float) -> EngineMetrics:
         """Return all counts together with the figures of the current state."""
         values = {field.name: getattr(self, field.name) for field in fields(EngineMetrics)}
-        return EngineMetrics(**(values | {"queue_waits": tuple(self._waits)} | now))
+        return EngineMetrics(**(values | {"queue_waits": tuple(self._waits), "store": store} | now))
 
 
 def _blend(old: float, new: float) -> float:

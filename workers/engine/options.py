@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from app.catalog.engine_options import Adapter, KvLayout, KvType, Rope, SlotCount, Tuning, require_compatible
 from app.catalog.model import PromptProfile
@@ -52,6 +52,10 @@ class EngineOptions(Tuning):
     #: Most cells of an image, for projectors that follow its size; None means as many as the projector's file says.
     image_tokens: int | None = None
     profile: PromptProfile = PromptProfile()
+    #: Where the states of prefixes are stored in files; None means in no file, whatever `store_disk_bytes` says.
+    store_folder: Path | None = None
+    #: The key of encrypted states; None means one that ends with the engine.
+    store_key: SecretStr | None = None
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

@@ -30,6 +30,11 @@ class Match:
     pending_length: int = 0
     pending_source: int | None = None
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the request is better admitted later, because its prefix is being read from a file."""
+        return False
+
 
 class _Node:
     __slots__ = ("children", "holders", "parent", "tokens")

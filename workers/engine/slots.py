@@ -8,10 +8,13 @@ always agree. Only the engine's thread uses it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import perf_counter
 
 from workers.engine.batch import BatchWork
 from workers.engine.bindings.llama import Context
 from workers.engine.cells import Cells
+from workers.engine.kv_store.rates import MIN_TOKENS
+from workers.engine.kv_store.store import PrefixStore, StoredMatch
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match, PrefixIndex
@@ -25,8 +28,12 @@ MIN_AWAITED_TOKENS = 32
 class Slots:
     """The sequences of one context and the tasks in them."""
 
-    def __init__(self, context: Context, options: EngineOptions, meter: Meter) -> None:
+    def __init__(
+        self, context: Context, options: EngineOptions, meter: Meter, store: PrefixStore | None = None
+    ) -> None:
+        """`store` keeps the states of evicted sequences; None keeps none."""
         self._context, self._options, self._meter = context, options, meter
+        self._store = store
         self.running: dict[int, EngineTask] = {}
         self._free = set(range(options.sequences))
         self.index = PrefixIndex()
@@ -46,13 +53,23 @@ class Slots:
             return self.cells.capacity
         return self.cells.capacity - self.cells.held_by(self.running) - self.cells.reserved_unused()
 
+    def figures(self) -> dict[str, int]:
+        """Return the current state for the metrics."""
+        return {
+            "slots": self._options.slots,
+            "running": len(self.running),
+            "cells": self._context.n_context,
+            "cells_used": self.cells.used,
+            "prefixes_kept": len(self.index.kept),
+        }
+
     def match(self, task: EngineTask) -> Match:
         """Return the reusable prefix of the task's tokens. At least one token is always left to compute."""
         if not self._options.shares or task.sharing_failed:
             return Match()
         found = self._found(task)
         if not task.images:
-            return found
+            return found if self._store is None or task.state is not None else self._longer(task, found, self._store)
         # An image is shared as a whole.
         length, pending = (image_spans.before_spans(task.images, one) for one in (found.length, found.pending_length))
         if pending <= length:
@@ -67,10 +84,19 @@ class Slots:
         found = self.index.find(tokens, self._whole_or_nothing)
         return Match(found.length, found.source)
 
+    def _longer(self, task: EngineTask, found: Match, store: PrefixStore) -> Match:
+        """Return a match in the store, if it is longer and has room; else what was found."""
+        stored = store.find(tuple(task.tokens[:-1]), found, self._meter.prefill_rate)
+        if stored is None or stored.cells > max(task.limit, self.free_cells()):
+            return found
+        return stored
+
     def cells_needed(self, task: EngineTask, match: Match) -> int:
         """KV cells that the running tasks would hold in addition if the task was admitted."""
         if self._options.streams:
             return task.limit
+        if isinstance(match, StoredMatch):
+            return max(task.limit, match.cells)
         if task.state is not None or match.source is None:
             return task.limit
         new = self.cells.held_by(self.running, also=(match.source, match.length)) - self.cells.held_by(self.running)
@@ -82,10 +108,13 @@ class Slots:
 
         Returns False when the prefix could not be reused; the caller matches again, then without a prefix.
         """
-        shared = match.length if task.state is None else 0
+        stored = match if isinstance(match, StoredMatch) and task.state is None else None
+        shared = match.length if task.state is None and stored is None else 0
         sequence = self._take_sequence(match if shared else Match())
         if shared and match.source is not None:
             if match.source == sequence:
+                if self.cells.length(sequence) >= shared + MIN_TOKENS:
+                    self._save_kept(sequence)
                 self.index.activate(sequence)
                 kept = self.cells.length(sequence) == shared or self._context.truncate(sequence, *_end(task, shared))
                 self.cells.truncate(sequence, shared)
@@ -98,8 +127,13 @@ class Slots:
                 self._release(sequence)
                 task.sharing_failed = True
                 return False
-        self._make_room(task.limit - self.cells.length(sequence), sequence)
-        self.cells.reserve(sequence, task.limit)
+        # A stored sequence may be longer than the task, until it is truncated.
+        most = task.limit if stored is None else max(task.limit, stored.cells)
+        self._make_room(most - self.cells.length(sequence), sequence)
+        self.cells.reserve(sequence, most)
+        if stored is not None:
+            shared = self._restore(sequence, stored)
+            self.cells.reserve(sequence, task.limit)
         if task.state is not None:
             restored = self._context.restore(sequence, task.state, *_end(task, task.computed))
             shared = task.computed if restored else 0
@@ -149,13 +183,55 @@ class Slots:
             return
         self._release(sequence)
 
-    def park(self, task: EngineTask) -> None:
-        """Move the task's state from the KV cache to host memory."""
+    def _restore(self, sequence: int, match: StoredMatch) -> int:
+        """Load a stored state into an empty sequence. Returns the tokens that need not be computed: 0 if it failed."""
+        data, store, length, began = match.data, self._store, match.stored_length, perf_counter()
+        assert data is not None
+        assert store is not None
+        succeeded = self._context.restore(sequence, data, match.cells)
+        self.cells.restore(sequence, match.cells if succeeded else 0)
+        if succeeded and length < match.cells:
+            succeeded = self._context.truncate(sequence, length)
+            self.cells.truncate(sequence, length if succeeded else 0)
+        store.note_restored(match, perf_counter() - began, succeeded=succeeded)
+        return length if succeeded else 0
+
+    def _save(self, sequence: int, tokens: tuple[int, ...], *, is_busy: bool) -> bool:
+        """Keep the state of a sequence of these tokens in the store. `is_busy` says whether texts wait meanwhile."""
+        return self._store is not None and self._store.keep(
+            tokens,
+            lambda: self._context.state_bytes(sequence),
+            lambda: self._context.save(sequence),
+            prefill_rate=self._meter.prefill_rate,
+            is_busy=is_busy,
+        )
+
+    def _save_kept(self, sequence: int) -> None:
+        """Keep the state of a kept sequence, before it is dropped or truncated."""
+        self._save(sequence, self.index.tokens(sequence), is_busy=bool(self.running))
+
+    def save_one(self) -> bool:
+        """Save the kept sequence that was used last among those not saved and with room. False when there is none."""
+        if (store := self._store) is None:
+            return False
+        for sequence in reversed(list(self.index.kept)):
+            tokens = self.index.tokens(sequence)
+            if not store.holds(tokens) and store.has_room(self._context.state_bytes(sequence)):
+                return self._save(sequence, tokens, is_busy=False)
+        return False
+
+    def park(self, task: EngineTask, room: int) -> None:
+        """Move the task's state from the KV cache to host memory, which has `room` bytes, or else to the store."""
+        overflows = self.park_bytes(task) > room
         work, task.work = task.work, None
         assert work is not None
-        task.state = self._context.save(work.sequence)
-        if task.computed:
-            self._cell_bytes = len(task.state) / task.computed
+        if overflows:
+            self._save(work.sequence, tuple(task.tokens[: task.computed]), is_busy=False)
+            task.is_overflowed, task.computed = True, 0  # the prefix is found again when it is admitted
+        else:
+            task.state = self._context.save(work.sequence)
+            if task.computed:
+                self._cell_bytes = len(task.state) / task.computed
         task.parked_at = task.progress
         del self.running[work.sequence]
         self._release(work.sequence)
@@ -165,6 +241,13 @@ class Slots:
         if not self._cell_bytes and task.computed and task.work is not None:
             self._cell_bytes = self._context.state_bytes(task.work.sequence) / task.computed
         return int(self._cell_bytes * task.computed)
+
+    def can_overflow(self, task: EngineTask) -> bool:
+        """Whether the state of a task may go to the store when host memory has no room for parked ones."""
+        store = self._store
+        if store is None or not store.writes_files or task.images or task.sharing_failed:
+            return False
+        return store.has_room(self.park_bytes(task))
 
     def discard(self, tasks: Iterable[EngineTask]) -> None:
         """Free the slots of the tasks and keep nothing of their sequences."""
@@ -180,7 +263,7 @@ class Slots:
         self._release(sequence)
 
     def evict_all(self) -> None:
-        """Drop all kept sequences."""
+        """Drop all kept sequences, and store none of them."""
         for sequence in list(self.index.kept):
             self.evict(sequence)
 
@@ -190,7 +273,7 @@ class Slots:
         if source is not None and (self.cells.length(source) == match.length or not self._free):
             return source
         if not self._free:
-            self.evict(next(sequence for sequence in self.index.kept if sequence != match.source))
+            self._store_and_evict(next(sequence for sequence in self.index.kept if sequence != match.source))
         sequence = min(self._free)
         self._free.discard(sequence)
         return sequence
@@ -200,7 +283,11 @@ class Slots:
         if self._options.streams:
             return
         while self.cells.free() < cells:
-            self.evict(next(kept for kept in self.index.kept if kept != sequence))
+            self._store_and_evict(next(kept for kept in self.index.kept if kept != sequence))
+
+    def _store_and_evict(self, sequence: int) -> None:
+        self._save_kept(sequence)
+        self.evict(sequence)
 
     def _release(self, sequence: int) -> None:
         self.index.remove(sequence)

@@ -60,6 +60,7 @@ class EngineTask:
         "id",
         "images",
         "index",
+        "is_overflowed",
         "lazy_grammar",
         "limit",
         "logprobs",
@@ -123,6 +124,8 @@ class EngineTask:
         self.logprobs: list[TokenLogprob] = []
         #: The KV state of its sequence while it is parked.
         self.state: npt.NDArray[np.uint8] | None = None
+        #: It is parked, and its state is in the store of prefixes.
+        self.is_overflowed = False
         #: Its progress when it was parked last.
         self.parked_at: int | None = None
         #: The task that computes a prefix of this one, and the length of that prefix in tokens.
@@ -227,6 +230,21 @@ class EngineTask:
             self.future.set_result(outcome)
 
 
+def ended_tasks(tasks: Sequence[EngineTask], now: float) -> tuple[list[tuple[EngineTask, BaseException]], float]:
+    """Return the tasks that were cancelled or whose deadline has passed, with the error, and the next deadline."""
+    ended: list[tuple[EngineTask, BaseException]] = []
+    next_deadline = float("inf")
+    for task in tasks:
+        if task.cancelled:
+            ended.append((task, CancelledError()))
+        elif task.deadline is not None and now >= task.deadline:
+            late = "the deadline passed before the text was complete"
+            ended.append((task, StepFailure(FailureReason.TIMEOUT, late)))
+        elif task.deadline is not None:
+            next_deadline = min(next_deadline, task.deadline)
+    return ended, next_deadline
+
+
 def new_sampler(model: LlamaModel, task: EngineTask, byte_index: FirstByteIndex, context: int) -> TokenSampler:
     """Return the sampler of a task; the entries of images are no tokens for it."""
     grammar = task.grammar.new_sampler() if task.grammar is not None and task.lazy_grammar is None else None
@@ -321,4 +339,4 @@ class LlamaTicket:
         return replace(text, tool_calls=tool_calls)
 
 
-__all__ = ["CancelledError", "EngineTask", "LlamaTicket", "new_sampler"]
+__all__ = ["CancelledError", "EngineTask", "LlamaTicket", "ended_tasks", "new_sampler"]

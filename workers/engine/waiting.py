@@ -86,18 +86,23 @@ class WaitingTasks:
                 task.awaited_prefix = (awaited, match.pending_length)
                 if awaited.work is not None:  # the awaited task inherits the urgency of the waiting one
                     awaited.work.rank = min(awaited.work.rank, task.rank)
+            deferred = deferred or match.is_awaited
             matches[task.id] = task, match
             yield batch.Candidate(task.id, task.rank, slots.cells_needed(task, match), deferred)
+
+    def park_room(self) -> int:
+        """Return the free bytes of host memory for parked tasks."""
+        parked = [task.state for task in self._queues[batch.BATCH] if task.state is not None]
+        return self._options.park_bytes - sum(map(len, parked))
 
     def victims(self, slots: Slots) -> list[batch.Victim]:
         """Return the running batch tasks that may be parked; none unless an interactive task waits."""
         if not self.has_interactive():
             return []
-        parked = [task.state for task in self._queues[batch.BATCH] if task.state is not None]
-        room = self._options.park_bytes - sum(map(len, parked))
+        room = self.park_room()
         victims = []
         for sequence, task in slots.running.items():
-            if task.rank != batch.BATCH or slots.park_bytes(task) > room:
+            if task.rank != batch.BATCH or (slots.park_bytes(task) > room and not slots.can_overflow(task)):
                 continue
             if task.parked_at is not None and task.progress < task.parked_at + self._options.park_progress:
                 continue

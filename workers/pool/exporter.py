@@ -44,6 +44,28 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "written_tokens": ("tokens_out", "Tokens that were generated."),
     "contexts_rebuilt": ("rebuilt", "Contexts that were rebuilt after a failure."),
 }
+#: The same for the store of prefixes that left the cache.
+_STORE_COUNTERS: Mapping[str, tuple[str, str]] = {
+    "prefixes_stored": ("stored", "Prefixes that were saved when they left the cache, or before."),
+    "prefixes_not_stored": ("not_stored", "Prefixes that were too large, or that there was no time to save."),
+    "prefixes_restored": ("restored", "Prefixes that were restored from memory or files."),
+    "restored_tokens": ("restored_tokens", "Tokens that were restored instead of computed."),
+    "state_files_read": ("files_read", "State files that were read."),
+    "state_files_written": ("files_written", "State files that were written."),
+    "state_bytes_read": ("bytes_read", "Bytes of states that were read from files."),
+    "state_bytes_written": ("bytes_written", "Bytes of state files that were written."),
+    "state_files_refused": ("refused", "State files that were damaged, or not of this model, key and configuration."),
+    "state_failures": ("failed", "States that could not be read, written or loaded."),
+    "state_save_seconds": ("save_seconds", "Time of the loop in saving states."),
+    "state_restore_seconds": ("restore_seconds", "Time of the loop in loading states."),
+    "state_read_seconds": ("read_seconds", "Time in reading state files, on a thread of its own."),
+    "state_write_seconds": ("write_seconds", "Time in writing state files, on a thread of its own."),
+}
+_STORE_GAUGES: Mapping[str, tuple[str, str]] = {
+    "stored_prefixes": ("entries", "Prefixes in the store."),
+    "stored_memory_bytes": ("memory_bytes", "Bytes of their states in host memory."),
+    "stored_disk_bytes": ("disk_bytes", "Bytes of the state files that this pool knows."),
+}
 _GAUGES: Mapping[str, tuple[str, str]] = {
     "slots": ("slots", "Requests that can run at the same time."),
     "running": ("running", "Requests in slots."),
@@ -94,12 +116,14 @@ class PoolCollector(Collector):
         now = engine.metrics()
         stalled = engine.stalled_for().total_seconds()
         yield self._gauge("arriero_engine_stalled_seconds", "Time without progress while the engine has work.", stalled)
-        for name, (field, meaning) in _GAUGES.items():
-            yield self._gauge(f"arriero_engine_{name}", meaning, getattr(now, field))
-        for name, (field, meaning) in _COUNTERS.items():
-            counter = CounterMetricFamily(f"arriero_engine_{name}", meaning, labels=self._names)
-            counter.add_metric(self._values, getattr(now, field))
-            yield counter
+        for gauges, figures in ((_GAUGES, now), (_STORE_GAUGES, now.store)):
+            for name, (field, meaning) in gauges.items():
+                yield self._gauge(f"arriero_engine_{name}", meaning, getattr(figures, field))
+        for counters, figures in ((_COUNTERS, now), (_STORE_COUNTERS, now.store)):
+            for name, (field, meaning) in counters.items():
+                counter = CounterMetricFamily(f"arriero_engine_{name}", meaning, labels=self._names)
+                counter.add_metric(self._values, getattr(figures, field))
+                yield counter
         ended = CounterMetricFamily(
             "arriero_engine_requests_ended", "Requests that ended, by outcome.", labels=(*self._names, "outcome")
         )

@@ -132,6 +132,8 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "vectors": model.serves_embeddings,
         "profile": model.prompt,
         "threads": entry.threads or threads,
+        "store_folder": files.state_folder(model, settings.data_dir),
+        "store_key": settings.pools.store_key,
         "projector": files.locate_projector(model, settings.data_dir),
         "image_tokens": None if model.mmproj is None else model.mmproj.image_tokens,
         "loras": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from app.kernel.sections.section import CHANGEABLE, Section
 from app.kernel.units import durations
@@ -78,7 +78,17 @@ class PoolSettings(Section):
     #: Address of the metrics of a pool. Port 0 chooses a free one, which the pool writes to `DATA/metrics/NAME.json`.
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535, description="0 chooses a free port")
+    #: The key of encrypted states of prefixes (`store_encrypted` of a model), at least 16 characters. Without it each
+    #: pool has a key of its own, and its files end with it.
+    store_key: SecretStr | None = None
     #: A pool that does not serve within this time is ended.
     start_timeout: Annotated[Duration, durations.at_least("1s")] = timedelta(minutes=5)
     #: Time for a stopping pool to finish its steps.
     drain_timeout: Duration = timedelta(seconds=20)
+
+    @field_validator("store_key")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("a key needs at least 16 characters")
+        return value

@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import loop as loop_module
+from workers.engine.kv_store.store import PrefixStore, StoreLimits
 from workers.engine.options import EngineOptions, KvLayout
 from workers.engine.tasks import EngineTask
 
@@ -147,6 +148,8 @@ class Histories(RuleBasedStateMachine):
 
     streams = False
     reproducible = False
+    #: The most bytes, which are cells, of prefixes that left the cache.
+    stored = 0
 
     @initialize()
     def begin(self) -> None:
@@ -161,7 +164,8 @@ class Histories(RuleBasedStateMachine):
             layout=KvLayout.STREAMS if self.streams else KvLayout.UNIFIED,
             reproducible=self.reproducible,
         )
-        self.loop = loop_module.EngineLoop(FakeModel(), options)  # type: ignore[arg-type] # it has what the loop reads of a model
+        store = PrefixStore(StoreLimits(self.stored, self.stored + 90, 9.0)) if self.stored else None
+        self.loop = loop_module.EngineLoop(FakeModel(), options, store)  # type: ignore[arg-type] # it has what the loop reads of a model
         self.tasks: list[EngineTask] = []
         self.faulted = False
 
@@ -258,12 +262,22 @@ class ReproducibleHistories(Histories):
     reproducible = True
 
 
-for machine in (Histories, StreamHistories, ReproducibleHistories):
+class StoredHistories(Histories):
+    stored = 150
+
+
+class StoredStreamHistories(StoredHistories):
+    streams = True
+
+
+for machine in (Histories, StreamHistories, ReproducibleHistories, StoredHistories, StoredStreamHistories):
     machine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 
 TestHistories = Histories.TestCase
 TestStreamHistories = StreamHistories.TestCase
 TestReproducibleHistories = ReproducibleHistories.TestCase
+TestStoredHistories = StoredHistories.TestCase
+TestStoredStreamHistories = StoredStreamHistories.TestCase
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ from workers.pool.measurement import Measuring
 pytestmark = pytest.mark.slow
 
 SMOLLM2 = files.read_catalog().get("smollm2:135m")
-OPTIONS = EngineOptions(slots=2, context=1024, threads=1, park_bytes=0, vectors=False)
+OPTIONS = EngineOptions(slots=2, context=1024, threads=1, park_bytes=0, store_bytes=0, vectors=False)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from app.fleet.ledger.reservation import Reservation
 from app.footprint.footprint import HOST, Footprint, FootprintSource, Share
 from app.kernel import settings
 from app.kernel.database import Database
-from app.kernel.errors import ModelFileMissing
+from app.kernel.errors import InvalidSettings, ModelFileMissing
 from app.kernel.settings import Settings
 from tests.fleet.granting import LEASE, begun, device_reports, granted
 from workers.engine.options import EngineOptions, Lora
@@ -46,6 +46,7 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
         "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
         "tensor_split": [1, 2], "main_gpu": 1, "rope": {"scaling": "yarn", "freq_scale": 0.5}, "park_bytes": 1,
         "park_progress": 2, "patience": 3, "queue": 4, "embedding_context": 64, "pooling": "last",
+        "store_bytes": 5, "store_encrypted": True,
     }  # fmt: skip
     lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
     found = pool.options_of(
@@ -59,7 +60,7 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     expected = EngineOptions(
         slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
         loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"},
-        projector=eyes, image_tokens=256, **given,
+        projector=eyes, image_tokens=256, store_folder=tmp_path / "kv" / model().slug, **given,
     )  # fmt: skip
     assert found == expected
     assert found.rope == Rope(scaling="yarn", freq_scale=0.5)
@@ -67,8 +68,19 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     assert {name for name in EngineOptions.model_fields if getattr(found, name) == getattr(EngineOptions(), name)} == {
         "kept",
         "reproducible",
+        "store_disk_bytes",  # conflicts with `reuse`
+        "store_key",  # a setting
     }, "every other option is set above"
     assert untouched == set()
+
+
+def test_the_limit_and_the_key_of_state_files_reach_the_engine(tmp_path: Path) -> None:
+    host = loaded(tmp_path, ARRIERO_POOLS__STORE_KEY="a key of some length")
+    found = pool.options_of(model(engine={"store_disk_bytes": 7}), host, gpus=False, threads=1)
+    assert found.store_key is not None
+    assert (found.store_disk_bytes, found.store_key.get_secret_value()) == (7, "a key of some length")
+    with pytest.raises(InvalidSettings, match="16 characters"):
+        loaded(tmp_path, ARRIERO_POOLS__STORE_KEY="short")
 
 
 def test_the_threads_of_the_entry_replace_the_share_of_the_host(tmp_path: Path) -> None:
