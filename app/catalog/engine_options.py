@@ -29,6 +29,9 @@ SlotCount = Annotated[StrictInt, Field(ge=1, le=128, description="a whole number
 #: Streams are the default from this number of slots on, if each slot then holds at least this many tokens.
 MIN_STREAM_SLOTS, MIN_STREAM_TOKENS = 16, 1024
 
+#: Draft tokens in a decode, of all texts together. Each needs logits: 8 bytes for each token of the vocabulary.
+MAX_DRAFTS = 16
+
 #: Maximum sequences of a context: llama.cpp's LLAMA_MAX_SEQ.
 _MAX_SEQUENCES = 256
 #: Maximum GPUs over which llama.cpp splits a model.
@@ -105,6 +108,8 @@ class Tuning(CatalogTable):
     #: Each decode holds one request, so its text does not depend on other requests. Implies streams, no reuse and no
     #: flash attention.
     reproducible: _Switch = False
+    #: Whether tokens that a text probably continues with are computed in advance and verified, when that is faster.
+    speculation: Literal["auto", "off"] = Field(default="auto", description="auto or off")
     #: None means the setting pools.threads in a pool, and the cores of the process in an engine without a pool.
     threads: StrictInt | None = Field(default=None, ge=1, le=1024, description="a whole number from 1 to 1024")
     #: Threads for prompts and embeddings; None means `threads`.
@@ -137,6 +142,11 @@ class Tuning(CatalogTable):
     embedding_context: StrictInt = Field(default=2048, ge=16, le=131_072, description="tokens, 16 to 131072")
     #: None means the pooling type of the file, or the mean.
     pooling: Literal["mean", "cls", "last", "rank"] | None = Field(default=None, description="mean, cls, last or rank")
+
+    @property
+    def drafts(self) -> int:
+        """The most draft tokens in a decode. With drafts the shape of a decode, and so its rounding, would vary."""
+        return MAX_DRAFTS if self.speculation == "auto" and not self.reproducible else 0
 
     def uses_streams(self, slots: int, cells: int) -> bool:
         """Returns whether each slot has its own buffer; `cells` is the total of all slots."""

@@ -1,0 +1,78 @@
+"""
+Decode costs: the seconds of a decode by the number of tokens in it, as measured while serving.
+
+More tokens in a decode are almost free where weights are read from memory, and cost nearly as much as decodes of their own
+on a slow CPU. So costs are measured for each number of tokens. Those that were not measured, or long ago, are assumed to
+be low: then they are tried, and known.
+A cost is the median of the last measurements, because some are several times as long when another program has a core.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from statistics import median
+
+#: Measurements that are kept of each number of tokens.
+_KEPT = 9
+#: Measurements before the cost of a decode without drafts is known.
+_MIN_MEASURED = 4
+#: A cost that was not measured for so many decodes is half forgotten.
+_FORGOTTEN_AFTER = 1024
+#: Until the speed of prompts is known, a further token is assumed to cost this part of a decode of one.
+_FIRST_MARGINAL = 0.25
+
+
+class DecodeCosts:
+    """The measured costs of one engine."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._measured: dict[int, deque[float]] = {}
+        self._costs: dict[int, float] = {}
+        self._last: dict[int, int] = {}
+        self._decodes = 0
+        #: Seconds of a prompt token in a large decode; 0 while it is not known.
+        self.prompt_token = 0.0
+
+    def record(self, tokens: int, seconds: float) -> None:
+        """Record a decode of so many tokens, each of them with logits."""
+        self._decodes += 1
+        measured = self._measured.get(tokens)
+        if measured is None:
+            insort(self._sizes, tokens)
+            measured = self._measured[tokens] = deque(maxlen=_KEPT)
+        measured.append(seconds)
+        self._costs[tokens] = median(measured)
+        self._last[tokens] = self._decodes
+
+    def known(self, tokens: int) -> float | None:
+        """The seconds of a decode of so many tokens; None until it was measured often enough."""
+        return self._costs[tokens] if len(self._measured.get(tokens, ())) >= _MIN_MEASURED else None
+
+    def latest(self, tokens: int) -> float:
+        """The seconds of a decode of so many tokens, which was measured at least once."""
+        return self._costs[tokens]
+
+    def more(self, tokens: int, added: int) -> float:
+        """Return the seconds that `added` more tokens are expected to add to a decode of `tokens`, which is known."""
+        base, size = self._costs[tokens], tokens + added
+        low = base + added * self.marginal(base / tokens)
+        cost = self._costs.get(size)
+        if cost is None:
+            return max(0.0, self._between(size, low, tokens) - base)
+        age = self._decodes - self._last[size]
+        return max(0.0, cost + min(0.0, low - cost) * age / (age + _FORGOTTEN_AFTER) - base)
+
+    def marginal(self, token: float) -> float:
+        """Return the seconds of a further token in a large decode; `token` are those of one in a small decode."""
+        return min(self.prompt_token or token * _FIRST_MARGINAL, token)
+
+    def _between(self, size: int, low: float, base: int) -> float:
+        """Interpolate between the next measured sizes; outside of them, the cost is assumed to be `low`."""
+        at = bisect_left(self._sizes, size)
+        if at == len(self._sizes) or not at or self._sizes[at - 1] <= base:
+            return low
+        before, after = self._sizes[at - 1], self._sizes[at]
+        part = (size - before) / (after - before)
+        return self._costs[before] + (self._costs[after] - self._costs[before]) * part
