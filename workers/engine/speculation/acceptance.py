@@ -2,8 +2,8 @@
 Acceptance rates: how often a predicted token was the one that the model chose, by the length of the match behind it.
 
 The rates of a text begin at those of the engine, and are its own after a few predictions. Old outcomes count less.
-Drafts are computed where the rates are high, some of them by chance, so less of them is accepted than the rates say. This is
-corrected by what was accepted of earlier drafts.
+Drafts are computed where the rates are high, some of them by chance, so less of them is accepted than the rates say.
+This is corrected by what was accepted of earlier drafts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
 Decode costs: the seconds of a decode by the number of tokens in it, as measured while serving.
 
-More tokens in a decode are almost free where weights are read from memory, and cost nearly as much as decodes of their own
-on a slow CPU. So costs are measured for each number of tokens. Those that were not measured, or long ago, are assumed to
-be low: then they are tried, and known.
+More tokens in a decode are almost free where reading the weights takes most of the time, and cost nearly as much as
+decodes of their own on a slow CPU. So costs are measured for each number of tokens. Those that were not measured, or
+long ago, are assumed to be low: then they are tried, and known.
 A cost is the median of the last measurements, because some are several times as long when another program has a core.
 """
 
@@ -60,7 +60,7 @@ class DecodeCosts:
         low = base + added * self.marginal(base / tokens)
         cost = self._costs.get(size)
         if cost is None:
-            return max(0.0, self._between(size, low, tokens) - base)
+            return max(0.0, self._nearby(size, tokens, self.marginal(base / tokens)) - base)
         age = self._decodes - self._last[size]
         return max(0.0, cost + min(0.0, low - cost) * age / (age + _FORGOTTEN_AFTER) - base)
 
@@ -68,11 +68,12 @@ class DecodeCosts:
         """Return the seconds of a further token in a large decode; `token` are those of one in a small decode."""
         return min(self.prompt_token or token * _FIRST_MARGINAL, token)
 
-    def _between(self, size: int, low: float, base: int) -> float:
-        """Interpolate between the next measured sizes; outside of them, the cost is assumed to be `low`."""
+    def _nearby(self, size: int, base: int, marginal: float) -> float:
+        """Interpolate between measured sizes above `base`; elsewhere more tokens are assumed to cost little."""
         at = bisect_left(self._sizes, size)
-        if at == len(self._sizes) or not at or self._sizes[at - 1] <= base:
-            return low
-        before, after = self._sizes[at - 1], self._sizes[at]
+        before = self._sizes[at - 1]  # at least `base`, which was measured
+        if at == len(self._sizes) or before <= base:
+            return self._costs[before] + (size - before) * marginal
+        after = self._sizes[at]
         part = (size - before) / (after - before)
         return self._costs[before] + (self._costs[after] - self._costs[before]) * part

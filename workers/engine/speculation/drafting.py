@@ -1,9 +1,9 @@
 """
 Drafting: how many predicted tokens of each text are computed in the next decode. Pure functions and values.
 
-A draft token is worth what a token costs without drafts: the seconds of a decode divided by its texts. It is computed if
-that, times the probability that it is accepted, is more than it adds to the decode by the measured costs. So drafts stop by
-themselves where texts are not predictable, and where many texts use the machine fully.
+A draft token is worth what a token costs without drafts: the seconds of a decode divided by its texts. Draft tokens are
+computed if that, times the probabilities that they are accepted, is more than they add to the decode by the measured
+costs. So drafts stop by themselves where texts are not predictable, and where many texts use the machine fully.
 The seconds that drafts lost are bounded: when they are more than `MAX_LOSS` of the recent time, drafts pause.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-#: Numbers of tokens in a decode that are tried; few, so that the cost of each is known. CPU kernels compute rows by fours.
+#: Numbers of tokens in a decode that are tried; few, so that the cost of each gets known.
 SIZES = (2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 144)
 #: Expected gains must be so many times the expected costs.
 _MARGIN = 1.2
@@ -25,8 +25,8 @@ def plan_drafts(
     """
     Return the number of draft tokens of each text.
 
-    `reaches` has for each text the probability that its first, its first two, … draft tokens are accepted. `tokens` is the
-    number of tokens in the decode without drafts, `value` the seconds that an accepted one saves, `more(added)` the
+    `reaches` has for each text the probability that its first, its first two, … draft tokens are accepted. `tokens` is
+    the number of tokens in the decode without drafts, `value` the seconds that an accepted one saves, `more(added)` the
     seconds that more tokens add. At most `room` are added.
     """
     ranked = sorted(((p, text) for text, reach in enumerate(reaches) for p in reach), reverse=True)[:room]

@@ -1,7 +1,7 @@
 """
 Prompt lookup: predicts the next tokens of a text from the last place where the same tokens stood.
 
-A text that copies its prompt (an extraction, an edit), or repeats itself (JSON, code), is predicted well; others are not.
+A text that copies its prompt (an extraction, an edit), or repeats itself (JSON, code), is predicted well.
 Each token that is added shows whether the prediction was right, so a prediction is judged without being computed.
 Adding a token takes constant time. The index holds two entries for each token, of the last `MAX_INDEXED` of the prompt
 and of all that are written.

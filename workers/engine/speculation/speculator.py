@@ -6,8 +6,8 @@ the texts, and the random numbers that they use, are those of decoding one token
 differs. What follows the first token that was not accepted is removed from the cache.
 Penalties, grammars, stop texts and ends apply to each token in turn, as always.
 
-There are no drafts for texts with images or with log-probabilities, for models whose state cannot be truncated, and with
-a sliding window whose cells are reused (`swa_full` off).
+There are no drafts for texts with images or with log-probabilities, for models whose state cannot be truncated, and
+with a sliding window whose cells are reused (`swa_full` off).
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class Speculator:
         #: The seconds of the last decode; 0 if it had a prompt.
         self._seconds = 0.0
         self._decodes = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there can be drafts."""
+        return self._drafts > 0
 
     def plan(self, chunks: Sequence[Chunk], running: Mapping[int, EngineTask]) -> None:
         """Choose the draft tokens of the next decode."""
@@ -110,9 +115,7 @@ class Speculator:
         if base is not None:  # a single decode may have waited for a core
             self._value, self._cost = base / texts, min(seconds, self._costs.latest(texts + added)) - base
 
-    def rounds(
-        self, last: Sequence[Chunk], slots: Slots, logits: Logits
-    ) -> Iterator[tuple[list[EngineTask], Logits]]:
+    def rounds(self, last: Sequence[Chunk], slots: Slots, logits: Logits) -> Iterator[tuple[list[EngineTask], Logits]]:
         """
         Yield the texts whose next token is to be chosen, with their logits, until no draft token is left to verify.
 
