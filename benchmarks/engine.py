@@ -162,7 +162,7 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
     add("embeddings", "Llama, one by one", "embed_llama", requests=max(1, asked.texts // 4))
     for temperature, name in ((0.0, "overhead greedy"), (0.8, "overhead top-k 40")):
         add(name, "32 slots", "overhead", streams=32, context=16384, temperature=temperature)
-    for workload in ("copying", "dialogue"):
+    for workload in ("repetition", "copying", "dialogue"):
         for streams in (1, 4):
             spec = {"workload": workload, "streams": streams, "tokens": 128, "turns": 5, "temperature": 0.0}
             add("speculation", f"{workload}, {streams} streams", "speculation", **spec)
@@ -184,7 +184,11 @@ def aims_of(streams: Sequence[int]) -> list[Aim]:
         Aim("mixed", "gap_p99_ms", "engine", "server", 0.5, at_most=True),
         Aim("json 0.0", "grammar_us_per_token", "schema", None, 100, at_most=True),
         Aim("json 0.0", "grammar_percent", "schema", None, 10, at_most=True),
-        *(Aim("speculation", "wall_ratio", f"copying, {n} streams", None, 1.5) for n in (1, 4)),
+        *(
+            Aim("speculation", "wall_ratio", f"{kind}, {n} streams", None, 1.5)
+            for kind in ("repetition", "copying")
+            for n in (1, 4)
+        ),
         *(Aim("speculation", "wall_ratio", f"dialogue, {n} streams", None, 0.98) for n in (1, 4)),
         Aim("overhead greedy", "step_ms", "32 slots", None, 0.3, at_most=True),
         Aim("overhead top-k 40", "step_ms", "32 slots", None, 1.0, at_most=True),

@@ -2,6 +2,7 @@
 Runs of the engine's benchmark with and without speculation: two engines in one process take turns, text by text.
 
 Copying: a text to repeat, code to write out again, a list to write as JSON by a schema, a paragraph to edit.
+Repetition: records and a list that stood twice before, to be continued without a chat template.
 Dialogue: stories and explanations, whose words stand nowhere before.
 Ratios are of the time for each written token, without speculation to with it; medians over the turns. Prompts are
 computed before, and reused.
@@ -37,6 +38,10 @@ _PEOPLE = "\n".join(
         "Farid Haddad, Oran, 62",
     )
 )
+_LINES = "\n".join(
+    f'{{"name": "{name}", "city": "{city}", "age": {age}}}'
+    for name, city, age in (line.split(", ") for line in _PEOPLE.splitlines())
+)
 _RECORDS = {
     "type": "array",
     "minItems": 5,
@@ -59,6 +64,10 @@ WORKLOADS: dict[str, list[tuple[str, str, dict[str, Any] | None]]] = {
         ("code", f"Write out this code again, unchanged:\n```python\n{_CODE}```", None),
         ("json", f"Write these people as JSON records:\n{_PEOPLE}", _RECORDS),
         ("edit", f"Write this paragraph again, with 'horses' in the place of 'llamas':\n\n{_PARAGRAPH}", None),
+    ],
+    "repetition": [
+        ("records", f"Records:\n{_LINES}\n\nRecords:\n{_LINES}\n\nRecords:\n", None),
+        ("paragraph", f"Text: {_PARAGRAPH}\n\nText: {_PARAGRAPH}\n\nText:", None),
     ],
     "dialogue": [
         ("story", "Tell me a story about a boy who finds a lamp.", None),
@@ -85,13 +94,14 @@ def run_speculation(spec: dict[str, Any]) -> dict[str, float]:
         )
         for choice in ("auto", "off")
     }
+    is_raw = spec["workload"] == "repetition"
     sampling = Sampling(temperature=spec["temperature"], seed=7)
 
     def timed(choice: str, texts: Sequence[tuple[str, str, dict[str, Any] | None]]) -> tuple[float, float, list[str]]:
         requests = [
             GenerateRequest(
-                messages=(ChatMessage("user", prompt),), max_tokens=spec["tokens"], sampling=sampling, schema=schema,
-                keeps_cut=True,
+                max_tokens=spec["tokens"], sampling=sampling, schema=schema, keeps_cut=True,
+                **({"prompt": prompt} if is_raw else {"messages": (ChatMessage("user", prompt),)}),
             )
             for _, prompt, schema in texts
         ]  # fmt: skip

@@ -19,8 +19,10 @@ _KEPT = 9
 _MIN_MEASURED = 4
 #: A cost that was not measured for so many decodes is half forgotten.
 _FORGOTTEN_AFTER = 1024
-#: Until the speed of prompts is known, a further token is assumed to cost this part of a decode of one.
-_FIRST_MARGINAL = 0.25
+#: A cost is relied on after so many measurements; before, it is in part the assumed one.
+_RELIABLE = 3
+#: A further token is assumed to cost at most this part of one of a small decode.
+_ASSUMED = 0.5
 
 
 class DecodeCosts:
@@ -57,16 +59,14 @@ class DecodeCosts:
     def more(self, tokens: int, added: int) -> float:
         """Return the seconds that `added` more tokens are expected to add to a decode of `tokens`, which is known."""
         base, size = self._costs[tokens], tokens + added
-        low = base + added * self.marginal(base / tokens)
+        token = base / tokens
+        marginal = min(self.prompt_token or token, _ASSUMED * token)
         cost = self._costs.get(size)
         if cost is None:
-            return max(0.0, self._nearby(size, tokens, self.marginal(base / tokens)) - base)
+            return max(0.0, self._nearby(size, tokens, marginal) - base)
         age = self._decodes - self._last[size]
-        return max(0.0, cost + min(0.0, low - cost) * age / (age + _FORGOTTEN_AFTER) - base)
-
-    def marginal(self, token: float) -> float:
-        """Return the seconds of a further token in a large decode; `token` are those of one in a small decode."""
-        return min(self.prompt_token or token * _FIRST_MARGINAL, token)
+        doubt = max(age / (age + _FORGOTTEN_AFTER), 1 - len(self._measured[size]) / _RELIABLE)
+        return max(0.0, cost + min(0.0, base + added * marginal - cost) * doubt - base)
 
     def _nearby(self, size: int, base: int, marginal: float) -> float:
         """Interpolate between measured sizes above `base`; elsewhere more tokens are assumed to cost little."""

@@ -23,9 +23,12 @@ class DraftState:
         self.drafted = self.accepted = 0
         self._expected = 0.0
 
-    def reach(self, most: int) -> list[float]:
-        """Return the probabilities that the next one, two, … tokens are predicted right; empty without a prediction."""
+    def follow(self) -> None:
+        """Add the tokens that were written since the last call."""
         self._lookup.follow(self._rates.record)
+
+    def reach(self, most: int) -> list[float]:
+        """Return the probabilities that the next one, two, … tokens are accepted; empty without a prediction."""
         length = self._lookup.length
         return self._rates.reach(length, most, _LEAST) if length else []
 

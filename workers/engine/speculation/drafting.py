@@ -19,6 +19,12 @@ _MARGIN = 1.2
 MAX_LOSS, _FORGIVEN, _DECAY = 0.01, 4.0, 0.999
 
 
+def can_gain(tokens: int, value: float, more: Callable[[int], float], room: int) -> bool:
+    """Return whether some number of draft tokens would gain if all were accepted; arguments as for `plan_drafts`."""
+    sizes = {room, *(size - tokens for size in SIZES if 0 < size - tokens < room)}
+    return any(added * value > more(added) * _MARGIN for added in sizes)
+
+
 def plan_drafts(
     reaches: Sequence[Sequence[float]], tokens: int, value: float, more: Callable[[int], float], room: int
 ) -> list[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from app.catalog.engine_options import MAX_DRAFTS
 from workers.engine.batch import Chunk
 from workers.engine.bindings.llama import LlamaModel, Logits
 from workers.engine.metrics import Meter
@@ -22,7 +23,7 @@ from workers.engine.slots import Slots
 from workers.engine.speculation.acceptance import AcceptanceRates
 from workers.engine.speculation.costs import DecodeCosts
 from workers.engine.speculation.draft import DraftState
-from workers.engine.speculation.drafting import Balance, plan_drafts
+from workers.engine.speculation.drafting import Balance, can_gain, plan_drafts
 from workers.engine.tasks import EngineTask
 
 #: Decodes after which a part of the drafts' failures is forgotten.
@@ -64,13 +65,16 @@ class Speculator:
     def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
         """Return the draft tokens of each sequence that has some, at most `room` in all."""
         found: dict[int, list[int]] = {}
-        reaches = [self._reach(task) for task in tasks]
-        base = self._costs.known(len(tasks)) if any(reaches) else None
+        drafts = [self._draft(task) for task in tasks]
+        base = self._costs.known(len(tasks)) if any(drafts) else None
         if base is None or not self._balance.may_draft(base):
             return found
         self._costs.prompt_token = 1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0
-        value = base / len(tasks)
-        counts = plan_drafts(reaches, self._tokens, value, lambda added: self._more(len(tasks), added), room)
+        texts, value = len(tasks), base / len(tasks)
+        if not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
+            return found
+        reaches = [[] if draft is None else draft.reach(_most(task)) for task, draft in zip(tasks, drafts, strict=True)]
+        counts = plan_drafts(reaches, self._tokens, value, lambda added: self._more(texts, added), room)
         for task, count, reach in zip(tasks, counts, reaches, strict=True):
             if count and task.draft is not None and task.work is not None:
                 found[task.work.sequence] = task.draft.take(count, reach)
@@ -156,17 +160,23 @@ class Speculator:
         self._balance.drafted(accepted, self._value, self._cost)
         self._meter.verified(sum(map(len, planned.values())), accepted, self._seconds)
 
-    def _reach(self, task: EngineTask) -> list[float]:
-        most = min(self._drafts, task.request.max_tokens - task.written - 1)
+    def _draft(self, task: EngineTask) -> DraftState | None:
+        """Return the predictions of a text, with its newest tokens; None when it has none."""
         if task.images or task.request.logprobs is not None:
-            return []
+            return None
         if task.draft is None:
             task.draft = DraftState(task.tokens, len(task.prompt), self._rates)
-        return task.draft.reach(most)
+        task.draft.follow()
+        return task.draft
 
     def _more(self, texts: int, added: int) -> float:
         if self._tokens == texts:
             return self._costs.more(texts, added)
         base = self._costs.known(texts)
         assert base is not None, "there are no drafts before the cost without them is known"
-        return added * self._costs.marginal(base / texts)  # beside a prompt
+        return added * (self._costs.prompt_token or base / texts)  # beside a prompt
+
+
+def _most(task: EngineTask) -> int:
+    """Return how many draft tokens a text can use: one more token is chosen after them."""
+    return min(MAX_DRAFTS, task.request.max_tokens - task.written - 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workers.engine.speculation.acceptance import AcceptanceRates
 from workers.engine.speculation.costs import DecodeCosts
-from workers.engine.speculation.drafting import MAX_LOSS, Balance, plan_drafts
+from workers.engine.speculation.drafting import MAX_LOSS, Balance, can_gain, plan_drafts
 from workers.engine.speculation.lookup import PromptLookup
 
 
@@ -101,8 +101,12 @@ def test_drafts_depend_on_what_tokens_cost() -> None:
 
 def test_a_full_machine_gets_no_drafts() -> None:
     """With 32 texts a further token costs as much as one of theirs."""
-    costs = {size: 0.003 * size for size in (32, 40, 48)}
-    assert drafted(costs, 0.97, texts=32) == 0
+    measured = {size: 0.003 * size for size in (32, 40, 48)}
+    assert drafted(measured, 0.97, texts=32) == 0
+    costs = costs_of(measured)
+    assert not can_gain(32, 0.003, lambda added: costs.more(32, added), 16)
+    free = costs_of({1: 0.01, 8: 0.011})
+    assert can_gain(1, 0.01, lambda added: free.more(1, added), 16)
 
 
 def test_an_unknown_cost_is_tried_and_an_old_one_is_tried_again() -> None:

@@ -35,10 +35,11 @@ class EagerSpeculator(Speculator):
     def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for task in tasks:
-            reach = self._reach(task)
+            draft = self._draft(task)
+            reach = [] if draft is None else draft.reach(task.request.max_tokens - task.written - 1)
             count = min(len(reach), 7, room)
-            if count > 0 and task.draft is not None and task.work is not None:
-                found[task.work.sequence] = task.draft.take(count, reach)
+            if count > 0 and draft is not None and task.work is not None:
+                found[task.work.sequence] = draft.take(count, reach)
                 room -= count
         return found
 
