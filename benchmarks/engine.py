@@ -30,7 +30,7 @@ from benchmarks.engine_runs import Figures
 #: Where results go by default; git ignores it.
 RESULTS = Path(__file__).parent / "results"
 #: In the order in which they run. `layout` is measured only when it is named.
-WORKLOADS = ("distinct", "system", "shared", "mixed", "json", "embeddings", "overhead")
+WORKLOADS = ("distinct", "system", "shared", "mixed", "json", "embeddings", "overhead", "speculation")
 #: A process that takes longer than this is ended, and counts as failed.
 MOST_SECONDS = 600
 
@@ -162,6 +162,10 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
     add("embeddings", "Llama, one by one", "embed_llama", requests=max(1, asked.texts // 4))
     for temperature, name in ((0.0, "overhead greedy"), (0.8, "overhead top-k 40")):
         add(name, "32 slots", "overhead", streams=32, context=16384, temperature=temperature)
+    for workload in ("repetition", "copying", "dialogue"):
+        for streams in (1, 4):
+            spec = {"workload": workload, "streams": streams, "tokens": 128, "turns": 5, "temperature": 0.0}
+            add("speculation", f"{workload}, {streams} streams", "speculation", **spec)
     for slots in (4, 8, 16, 32):
         add(f"layout {slots}", "a decode", "layout", streams=slots)
     return found
@@ -180,6 +184,12 @@ def aims_of(streams: Sequence[int]) -> list[Aim]:
         Aim("mixed", "gap_p99_ms", "engine", "server", 0.5, at_most=True),
         Aim("json 0.0", "grammar_us_per_token", "schema", None, 100, at_most=True),
         Aim("json 0.0", "grammar_percent", "schema", None, 10, at_most=True),
+        *(
+            Aim("speculation", "wall_ratio", f"{kind}, {n} streams", None, 1.5)
+            for kind in ("repetition", "copying")
+            for n in (1, 4)
+        ),
+        *(Aim("speculation", "wall_ratio", f"dialogue, {n} streams", None, 0.98) for n in (1, 4)),
         Aim("overhead greedy", "step_ms", "32 slots", None, 0.3, at_most=True),
         Aim("overhead top-k 40", "step_ms", "32 slots", None, 1.0, at_most=True),
     ]

@@ -19,6 +19,8 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+from benchmarks.speculation_runs import run_speculation
+
 Figures = dict[str, float]
 
 WORDS = [
@@ -463,6 +465,7 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], Figures]] = {
     "engine": run_engine, "llama": run_llama, "limit": run_limit, "server": run_server,
     "mixed_engine": mixed_engine, "mixed_server": mixed_server, "json": json_engine,
     "embed_engine": embed_engine, "embed_llama": embed_llama, "overhead": overhead, "layout": layout,
+    "speculation": run_speculation,
 }  # fmt: skip
 
 

@@ -27,7 +27,10 @@ UNQUANTISED_KV = frozenset({"f32", "f16", "bf16"})
 SlotCount = Annotated[StrictInt, Field(ge=1, le=128, description="a whole number from 1 to 128")]
 
 #: Streams are the default from this number of slots on, if each slot then holds at least this many tokens.
-MIN_STREAM_SLOTS, MIN_STREAM_TOKENS = 16, 1024
+MIN_STREAM_SLOTS, MIN_STREAM_TOKENS = 8, 1024
+
+#: Draft tokens in a decode, of all texts together. Each needs logits: 8 bytes for each token of the vocabulary.
+MAX_DRAFTS = 16
 
 #: Maximum sequences of a context: llama.cpp's LLAMA_MAX_SEQ.
 _MAX_SEQUENCES = 256
@@ -51,8 +54,8 @@ def default_layout(slots: int, cells: int, kept: int | None) -> KvLayout:
     """
     Returns the layout that decodes faster when no option requires the other (figures in docs/engine.md).
 
-    In a unified buffer, attention reads the cells of all sequences for each sequence: a step of 16 slots takes 5 to
-    32 % longer than with streams, a step of 32 slots 19 to 84 %. With fewer slots the difference is small, and one
+    In a unified buffer, attention reads the cells of all sequences for each sequence. With 8 slots of dialogues the
+    engine wrote a third fewer tokens a second than with streams. With fewer slots the difference is small, and one
     buffer serves requests of any length. Keeping sequences in addition to the slots requires a unified buffer.
     """
     streams = slots >= MIN_STREAM_SLOTS and cells // slots >= MIN_STREAM_TOKENS and not kept
@@ -106,6 +109,8 @@ class Tuning(CatalogTable):
     #: Each decode holds one request, so its text does not depend on other requests. Implies streams, no reuse and no
     #: flash attention.
     reproducible: _Switch = False
+    #: Whether tokens that a text probably continues with are computed in advance and verified, when that is faster.
+    speculation: Literal["auto", "off"] = Field(default="off", description="auto or off")
     #: None means the setting pools.threads in a pool, and the cores of the process in an engine without a pool.
     threads: StrictInt | None = Field(default=None, ge=1, le=1024, description="a whole number from 1 to 1024")
     #: Threads for prompts and embeddings; None means `threads`.
@@ -154,6 +159,11 @@ class Tuning(CatalogTable):
         """
         stored = self.store_bytes if self.reuse and not self.reproducible else 0
         return self.park_bytes + stored if stored and self.store_disk_bytes else max(self.park_bytes, stored)
+
+    @property
+    def drafts(self) -> int:
+        """The most draft tokens in a decode. With drafts the shape of a decode, and so its rounding, would vary."""
+        return MAX_DRAFTS if self.speculation == "auto" and not self.reproducible else 0
 
     def uses_streams(self, slots: int, cells: int) -> bool:
         """Returns whether each slot has its own buffer; `cells` is the total of all slots."""

@@ -241,7 +241,7 @@ class _Placement:
     def output(self) -> int:
         """Returns the bytes of host memory for outputs: logits per sequence, embeddings and logits per token."""
         vocabulary, width = self._header.vocabulary or 0, self._header.embedding_length or 0
-        total = 4 * self._configuration.sequences * vocabulary
+        total = 4 * (self._configuration.sequences + self._configuration.drafts) * vocabulary
         if (embedding := self._embedding()) is not None:
             # First for each text, then for each token; the allocator keeps the first allocation.
             total += 4 * (embedding.context + _EMBEDDED_TEXTS) * (vocabulary + width)
@@ -276,7 +276,7 @@ def embedding_context(header: Header, configuration: LoadConfiguration) -> LoadC
     size = min(configuration.embedding, header.context_length or configuration.embedding)
     return replace(
         configuration, sequences=_EMBEDDED_TEXTS, context=size, batch=size, ubatch=size, streams=False, kv_type_k="f16",
-        kv_type_v="f16", swa_full=True, embedding=0,
+        kv_type_v="f16", swa_full=True, embedding=0, drafts=0,
     )  # fmt: skip
 
 
@@ -333,7 +333,7 @@ def _compute(
             else 0
         )
     else:
-        outputs = min(tokens, configuration.sequences)
+        outputs = min(tokens, configuration.sequences + configuration.drafts)
         found.append(4 * (outputs * (vocabulary + width) + tokens * width))
     return max(found)
 

@@ -57,12 +57,16 @@ class LoadConfiguration:
     parked: int = 0
     #: Most cells of an image, for projectors that follow its size; 0 means as many as the projector's file says.
     image_tokens: int = 0
+    #: The most draft tokens in a decode. Each produces logits, as the last token of each sequence does.
+    drafts: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Returns the configuration as plain data."""
         found = {**asdict(self), "tensor_split": list(self.tensor_split)}
         if not self.image_tokens:  # so that measurements of models without images stay valid
             del found["image_tokens"]
+        if not self.drafts:
+            del found["drafts"]
         return found
 
     @classmethod
@@ -108,6 +112,7 @@ def of_tuning(
         pooling=tuning.pooling,
         parked=tuning.state_bytes,
         image_tokens=image_tokens,
+        drafts=tuning.drafts,
     )
 
 

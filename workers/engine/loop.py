@@ -29,6 +29,7 @@ from workers.engine.prefix import Match
 from workers.engine.sampling.batch_sampler import BatchSampler
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.slots import Slots
+from workers.engine.speculation.speculator import Speculator
 from workers.engine.tasks import EngineTask, ended_tasks, new_sampler
 from workers.engine.vision.image_steps import ImageSteps
 from workers.engine.waiting import Job, Jobs, WaitingTasks
@@ -54,6 +55,7 @@ class EngineLoop:
         #: What computes images; None when the model has no projector.
         self.images: ImageSteps | None = None
         self._sampler = BatchSampler(model)
+        self._speculator = Speculator(model, options, self.meter)
         #: Prepared by the thread that first requests a grammar, not by this one: a large vocabulary needs 0.5 s.
         self.byte_index = FirstByteIndex(model)
         self._waiting = WaitingTasks(options)
@@ -283,15 +285,12 @@ class EngineLoop:
 
     # ---- a decode -------------------------------------------------------------------------------------------------
 
-    def _pace(self) -> batch.Pace:
-        return batch.Pace(self.meter.prefill_rate, self.meter.decode_rate, self.options.step_latency)
-
     def _image_step(self, images: ImageSteps) -> list[batch.BatchWork]:
         """Compute an image, or a part of one, if one is due. Returns the works whose next part is text."""
         for task, failure in (plan := images.plan(self.slots)).failed:
             self.meter.failed += 1
             self._abort(task, failure)
-        done = images.decode(plan, self.context, self._pace())
+        done = images.decode(plan, self.context, self.meter.pace(self.options.step_latency))
         if done is not None and done.code == 0:
             self._record_decode([done.chunk], done.seconds)
         elif done is not None:
@@ -308,10 +307,9 @@ class EngineLoop:
             self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, seconds)
 
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
-        if self.options.reproducible:
-            chunks = batch.plan_reproducible(works, self.context.n_batch)
-        else:
-            chunks = batch.plan_decode(works, self.context.n_batch, self._pace())
+        size, pace = self.context.n_batch, self.meter.pace(self.options.step_latency)
+        one = self.options.reproducible
+        chunks = batch.plan_reproducible(works, size) if one else batch.plan_decode(works, size, pace)
         batch.count_skips(works, chunks)
         self.meter.bookkeeping_seconds += perf_counter() - started_at
         for part in batch.decodes_of(chunks, apart=self.context.computes_apart):
@@ -320,6 +318,7 @@ class EngineLoop:
 
     def _decode_part(self, chunks: list[batch.Chunk]) -> bool:
         """Decode the chunks together, and sample. Returns whether all went well."""
+        self._speculator.plan(chunks, self.slots.running)
         ready = perf_counter()
         code = self._decode(chunks)
         if code == 1 and self.slots.index.kept:
@@ -327,15 +326,16 @@ class EngineLoop:
             _LOG.error("engine_cells_missing", used=self.slots.cells.used, cells=self.slots.cells.capacity)
             self.slots.evict_all()
             code = self._decode(chunks)
-        if code in (-1, 1) and len(chunks) > 1:
+        if code in (-1, 1) and len(chunks) + self._speculator.drafted > 1:
             self._decode_separately(chunks)
             return False
         if code:
             self._decode_failed(chunks, code)
             return False
         last = [chunk for chunk in chunks if chunk.is_last]
-        logits = self.context.logits(len(last)) if last else None
+        logits = self.context.logits(len(last) + self._speculator.drafted) if last else None
         done = perf_counter()
+        self._speculator.decoded(chunks, done - ready)
         self._record_decode(chunks, done - ready)
         if logits is not None:
             self._sample(last, logits)
@@ -343,12 +343,7 @@ class EngineLoop:
         return True
 
     def _decode(self, chunks: list[batch.Chunk]) -> int:
-        parts = []
-        for chunk in chunks:
-            task = self.slots.running[chunk.work.sequence]
-            tokens = task.tokens[task.computed : task.computed + chunk.count]
-            parts.append((chunk.work.sequence, task.position, tokens, chunk.is_last))
-        return self.context.decode(parts)
+        return self.context.decode(self._speculator.pieces(chunks, self.slots.running))
 
     def _record_decode(self, chunks: list[batch.Chunk], seconds: float) -> None:
         """Record a successful decode."""
@@ -363,13 +358,13 @@ class EngineLoop:
 
     def _sample(self, last: list[batch.Chunk], logits: Logits) -> None:
         """Sample the next token of each text whose last known token was decoded."""
-        tasks = [self.slots.running[chunk.work.sequence] for chunk in last]
-        for task, token in self._sampler.sample(tasks, logits):
-            if isinstance(token, StepFailure):
-                self.meter.failed += 1
-                self._abort(task, token)
-            else:
-                self._append(task, token)
+        for tasks, rows in self._speculator.rounds(last, self.slots, logits):
+            for task, token in self._sampler.sample(tasks, rows):
+                if isinstance(token, StepFailure):
+                    self.meter.failed += 1
+                    self._abort(task, token)
+                else:
+                    self._append(task, token)
 
     def _append(self, task: EngineTask, token: int) -> None:
         """Append the token to the text, or end the text."""
@@ -401,6 +396,7 @@ class EngineLoop:
 
     def _decode_separately(self, chunks: list[batch.Chunk]) -> None:
         """Decode each chunk alone, so that only the bad one fails."""
+        self._speculator.drop()
         for chunk in chunks:
             code = self._decode([chunk])
             if code:

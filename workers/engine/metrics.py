@@ -9,10 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, fields
 
+from workers.engine.batch import Pace
 from workers.engine.kv_store.figures import NO_STORE, StoreFigures
 
 #: Upper bounds of the histogram buckets of queue waits, in seconds. One more bucket counts longer waits.
 QUEUE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+#: Weight of a new value in a moving average.
+_BLEND = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class EngineMetrics:
     tokens_reused: int = 0
     #: Output tokens.
     tokens_out: int = 0
+    #: Draft tokens that were computed, and those of them that were the model's own choice.
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0
     #: Requests that reused a prefix.
     prefix_hits: int = 0
     prefixes_evicted: int = 0
@@ -94,6 +101,8 @@ class Meter:
     tokens_computed: int
     tokens_reused: int
     tokens_out: int
+    tokens_drafted: int
+    tokens_accepted: int
     prefix_hits: int
     prefixes_evicted: int
     parked: int
@@ -112,6 +121,10 @@ class Meter:
     rebuilt: int
     prefill_rate: float
     decode_rate: float
+
+    def pace(self, step_latency: float | None) -> Pace:
+        """Return the measured speeds, for the planning of a step."""
+        return Pace(self.prefill_rate, self.decode_rate, step_latency)
 
     def waited(self, seconds: float) -> None:
         """Record that a request got a slot after `seconds`."""
@@ -136,6 +149,13 @@ class Meter:
         self.grammar_seconds += seconds
         self.grammar_masks += masks
 
+    def verified(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Record the draft tokens of a decode that was recorded before; `seconds` is 0 if it had a prompt."""
+        self.tokens_drafted += drafted
+        self.tokens_accepted += accepted
+        if seconds > 0:
+            self.decode_rate += accepted / seconds * _BLEND
+
     def snapshot(self, *, store: StoreFigures = NO_STORE, **now: float) -> EngineMetrics:
         """Return all counts together with the figures of the current state."""
         values = {field.name: getattr(self, field.name) for field in fields(EngineMetrics)}
@@ -143,4 +163,4 @@ class Meter:
 
 
 def _blend(old: float, new: float) -> float:
-    return new if not old else old + (new - old) / 8
+    return new if not old else old + (new - old) * _BLEND

@@ -84,5 +84,10 @@ class EngineOptions(Tuning):
         """Number of sequences of the context."""
         return self.sequence_count(self.slots, self.context)
 
+    @property
+    def outputs(self) -> int:
+        """The most tokens of a decode that produce logits. llama.cpp aborts when it is less than the sequences."""
+        return self.sequences + self.drafts
+
 
 __all__ = ["KV_BYTES", "KV_TYPES", "EngineOptions", "KvLayout", "Lora", "Rope"]

@@ -39,6 +39,8 @@ class Slots:
         self.index = PrefixIndex()
         capacity = context.n_sequence if options.streams else context.n_context
         self.cells = Cells(capacity, streams=options.streams)
+        #: Draft tokens in the cache, by sequence, after those that count as computed.
+        self._drafted: dict[int, int] = {}
         #: Bytes of a saved state per KV cell, as measured last.
         self._cell_bytes = 0.0
 
@@ -172,8 +174,31 @@ class Slots:
         if indexed and work.sequence in self.index:
             self.index.advance(work.sequence, min(task.computed, len(self.index.tokens(work.sequence))))
 
+    def drafted(self, task: EngineTask, count: int) -> None:
+        """Record that a decode computed `count` draft tokens after those that `advance` records."""
+        assert task.work is not None
+        self._drafted[task.work.sequence] = count
+
+    def accept(self, task: EngineTask) -> None:
+        """Count the next draft token as computed: it is now the last one of the text."""
+        assert task.work is not None
+        self._drafted[task.work.sequence] -= 1
+        self.advance(task, 1)
+
+    def roll_back(self, task: EngineTask) -> None:
+        """Remove the draft tokens that were not accepted. If llama.cpp cannot, the task's tokens are computed again."""
+        work = task.work
+        assert work is not None
+        if not self._drafted.pop(work.sequence, 0) or self._context.truncate(work.sequence, *_end(task, task.computed)):
+            return
+        self.cells.truncate(work.sequence, 0)
+        task.computed, work.remaining = 0, len(task.tokens)
+        if work.sequence in self.index:
+            self.index.advance(work.sequence, 0)
+
     def finish(self, task: EngineTask) -> None:
         """Free the task's slot. Its sequence may be kept as a prefix for others."""
+        self.roll_back(task)
         work, task.work = task.work, None
         assert work is not None
         sequence = work.sequence
@@ -290,6 +315,7 @@ class Slots:
         self.evict(sequence)
 
     def _release(self, sequence: int) -> None:
+        self._drafted.pop(sequence, None)
         self.index.remove(sequence)
         self.cells.drop(sequence)
         self._context.drop(sequence)

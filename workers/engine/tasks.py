@@ -33,6 +33,7 @@ from workers.engine.chat.thinking import AnswerSplitter
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.grammars import CompiledGrammar
 from workers.engine.sampling.sampler import TokenSampler
+from workers.engine.speculation.draft import DraftState
 from workers.engine.text import TextStream
 from workers.engine.vision import image_spans
 from workers.engine.vision.image_spans import ImageSpan
@@ -53,6 +54,7 @@ class EngineTask:
         "cancelled",
         "computed",
         "deadline",
+        "draft",
         "faults",
         "first_at",
         "future",
@@ -134,6 +136,8 @@ class EngineTask:
         self.sharing_failed = False
         #: Faults of the engine that it survived.
         self.faults = 0
+        #: The prediction of its next tokens; None until the first, and when there are none.
+        self.draft: DraftState | None = None
 
     @property
     def pending_image(self) -> ImageSpan | None:

@@ -42,6 +42,8 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "embedded_texts": ("embedded_texts", "Texts that were embedded."),
     "embedded_tokens": ("embedded_tokens", "Tokens that were embedded."),
     "written_tokens": ("tokens_out", "Tokens that were generated."),
+    "drafted_tokens": ("tokens_drafted", "Tokens that were predicted and computed in advance."),
+    "accepted_tokens": ("tokens_accepted", "Predicted tokens that the model chose, too."),
     "contexts_rebuilt": ("rebuilt", "Contexts that were rebuilt after a failure."),
 }
 #: The same for the store of prefixes that left the cache.

@@ -216,9 +216,9 @@ class Context:
             api.llama_free(self.pointer)
             self.pointer = None
 
-    def decode(self, pieces: Sequence[tuple[int, int, Sequence[int], bool]]) -> int:
+    def decode(self, pieces: Sequence[tuple[int, int, Sequence[int], int]]) -> int:
         """
-        Decode pieces of (sequence, first position, tokens, whether the last token produces logits).
+        Decode pieces of (sequence, first position, tokens, how many of the last tokens produce logits).
 
         Returns llama.cpp's code: 0 success, 1 no free cells, 2 aborted, negative for an error.
         """
@@ -230,10 +230,10 @@ class Context:
             batch.put_singles(pieces)
         else:
             at = 0
-            for sequence, first, part, ends in pieces:
+            for sequence, first, part, outputs in pieces:
                 batch.put(at, sequence, first, part)
                 at += len(part)
-                batch.outputs[at - 1] = ends
+                batch.outputs[at - outputs : at] = 1
         return int(native.decode(self.pointer, batch.view(size)))
 
     def decode_image(
@@ -404,7 +404,7 @@ def context_params(options: EngineOptions) -> Any:
     params.n_batch = options.batch
     params.n_ubatch = min(options.batch, options.ubatch)
     params.n_seq_max = options.sequences
-    params.n_outputs_max = options.sequences  # llama.cpp aborts when it is less than n_seq_max
+    params.n_outputs_max = options.outputs
     params.kv_unified = not options.streams
     params.n_threads = options.threads or cores()
     params.n_threads_batch = options.threads_batch or options.threads or cores()

@@ -118,6 +118,8 @@ def dry_run(request: Mapping[str, Any]) -> dict[str, Any]:
     if configuration.embedding:
         params = embedding.context_params(options, api.llama_model_n_ctx_train(model))
         contexts.append(_measure_context(lambda: embedding.make_context(model, params), model, path))
+    # The buffer of the outputs is of one for each sequence at first, and grows when a decode has more.
+    contexts[0]["output"] += 4 * configuration.drafts * api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
     api.llama_model_free(model)
     return {"contexts": contexts}
 
@@ -147,6 +149,7 @@ def options_of(configuration: LoadConfiguration) -> EngineOptions:
         embedding_context=configuration.embedding or 2048,
         pooling=configuration.pooling,
         park_bytes=configuration.parked,
+        speculation="auto" if configuration.drafts else "off",
     )
 
 

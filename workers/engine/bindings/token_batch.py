@@ -36,13 +36,13 @@ class Batch:
         self._owners[at:end] = self._addresses[sequence]
         self.outputs[at:end] = 0
 
-    def put_singles(self, pieces: Sequence[tuple[int, int, Sequence[int], bool]]) -> None:
+    def put_singles(self, pieces: Sequence[tuple[int, int, Sequence[int], int]]) -> None:
         """Write pieces of one token each, from index 0."""
         size, addresses = len(pieces), self._addresses
         self.tokens[:size] = [part[0] for _, _, part, _ in pieces]
         self.positions[:size] = [first for _, first, _, _ in pieces]
         self._owners[:size] = [addresses[sequence] for sequence, *_ in pieces]
-        self.outputs[:size] = [ends for *_, ends in pieces]
+        self.outputs[:size] = [outputs for *_, outputs in pieces]
 
     def image_view(self, size: int, rows: npt.NDArray[np.float32], positions: npt.NDArray[np.int32]) -> Any:
         """Return llama.cpp's struct for embeddings instead of tokens; the arrays must outlive its use."""

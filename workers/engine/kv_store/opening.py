@@ -27,6 +27,9 @@ from workers.engine.options import EngineOptions
 
 _LOG = structlog.get_logger(__name__)
 
+#: Seconds that saving may add to a step while texts are written, where no `step_latency` says so.
+_SAVE_SECONDS = 0.2
+
 
 def open_store(model: LlamaModel, options: EngineOptions) -> PrefixStore | None:
     """
@@ -41,7 +44,7 @@ def open_store(model: LlamaModel, options: EngineOptions) -> PrefixStore | None:
     limits = StoreLimits(
         memory=options.store_bytes,
         with_parked=options.state_bytes,
-        save_seconds=options.step_latency,
+        save_seconds=options.step_latency or _SAVE_SECONDS,
         whole_only=not truncates,
     )
     return PrefixStore(limits, _folder(model.path, options))

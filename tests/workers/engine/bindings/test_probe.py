@@ -30,6 +30,7 @@ CONFIGURATIONS = {
     "quantised": replace(PLAIN, kv_type_k="q8_0", kv_type_v="q4_0", ubatch=64),
     "no flash attention": replace(PLAIN, flash_attention=False),
     "windows": replace(PLAIN, context=8192, swa_full=False),
+    "drafts": replace(PLAIN, drafts=16),
 }
 
 

@@ -1,0 +1,85 @@
+"""
+Acceptance rates: how often a predicted token was the one that the model chose, by the length of the match behind it.
+
+The rates of a text begin at those of the engine, and are its own after a few predictions. Old outcomes count less.
+Drafts are computed where the rates are high, some of them by chance, so less of them is accepted than the rates say.
+This is corrected by what was accepted of earlier drafts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Final
+
+#: Matches are counted in groups that begin at these lengths.
+_LENGTHS: Final = (3, 4, 6, 9, 17, 33)
+#: The rates of an engine that has seen nothing: low, as predictions are judged without being computed.
+_FIRST: Final = (0.1, 0.15, 0.2, 0.4, 0.6, 0.7, 0.8)
+#: As so many outcomes count the rates with which something begins.
+_PRIOR_WEIGHT = 4.0
+#: An outcome counts by this factor less with each later one of its group.
+_TEXT_DECAY, _ENGINE_DECAY = 0.97, 0.998
+#: So many expected tokens count as accepted before any draft was, and the decay of earlier drafts with each later one.
+_TRUSTED, _DRAFT_DECAY = 8.0, 0.95
+
+
+class AcceptanceRates:
+    """The acceptance rates of one text, or of an engine."""
+
+    __slots__ = ("_accepted", "_decay", "_expected", "_hits", "_prior", "_trials")
+
+    def __init__(self, prior: AcceptanceRates | None = None) -> None:
+        """`prior` are the rates of the engine, which get each outcome too."""
+        self._prior = prior
+        self._decay = _ENGINE_DECAY if prior is None else _TEXT_DECAY
+        self._hits, self._trials = [0.0] * len(_FIRST), [0.0] * len(_FIRST)
+        self._expected = self._accepted = 0.0
+
+    def record(self, length: int, is_hit: bool) -> None:
+        """Record the outcome of a prediction behind a match of `length` tokens."""
+        group = bisect_right(_LENGTHS, length)
+        self._hits[group] = self._hits[group] * self._decay + is_hit
+        self._trials[group] = self._trials[group] * self._decay + 1
+        if self._prior is not None:
+            self._prior.record(length, is_hit)
+
+    def rate(self, length: int) -> float:
+        """The probability that the next token is the predicted one."""
+        return self._rate(bisect_right(_LENGTHS, length))
+
+    def _rate(self, group: int) -> float:
+        prior = _FIRST[group] if self._prior is None else self._prior._rate(group)
+        return (self._hits[group] + _PRIOR_WEIGHT * prior) / (self._trials[group] + _PRIOR_WEIGHT)
+
+    def drafted(self, expected: float, accepted: int) -> None:
+        """Record a draft that was computed: the accepted tokens, and how many `reach` expected, its sum."""
+        self._expected = self._expected * _DRAFT_DECAY + expected
+        self._accepted = self._accepted * _DRAFT_DECAY + accepted
+        if self._prior is not None:
+            self._prior.drafted(expected, accepted)
+
+    @property
+    def correction(self) -> float:
+        """How many tokens are accepted for each that is expected."""
+        prior = 1.0 if self._prior is None else self._prior.correction
+        return (self._accepted + _TRUSTED * prior) / (self._expected + _TRUSTED)
+
+    def forget_drafts(self) -> None:
+        """Forget a part of the drafts, when there was none for long."""
+        self._expected *= _DRAFT_DECAY
+        self._accepted *= _DRAFT_DECAY
+
+    def reach(self, length: int, most: int, least: float) -> list[float]:
+        """
+        Return the probabilities that the first, the first two, … predicted tokens are accepted.
+
+        Ends after `most` of them, or before the first that is below `least`.
+        """
+        found: list[float] = []
+        probability = min(1.0, self.correction)
+        for place in range(most):
+            probability *= self.rate(length + place)
+            if probability < least:
+                break
+            found.append(probability)
+        return found

@@ -1,0 +1,182 @@
+"""
+The speculator: adds draft tokens to the decodes of an engine, and verifies them.
+
+A draft token is accepted when the sampler, which sees the logits of the model as without drafts, chooses that token. So
+the texts, and the random numbers that they use, are those of decoding one token at a time; only the shape of a decode
+differs. What follows the first token that was not accepted is removed from the cache.
+Penalties, grammars, stop texts and ends apply to each token in turn, as always.
+
+There are no drafts for texts with images or with log-probabilities, for models whose state cannot be truncated, and
+with a sliding window whose cells are reused (`swa_full` off).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from app.catalog.engine_options import MAX_DRAFTS
+from workers.engine.batch import Chunk
+from workers.engine.bindings.llama import LlamaModel, Logits
+from workers.engine.metrics import Meter
+from workers.engine.options import EngineOptions
+from workers.engine.slots import Slots
+from workers.engine.speculation.acceptance import AcceptanceRates
+from workers.engine.speculation.costs import DecodeCosts
+from workers.engine.speculation.draft import DraftState
+from workers.engine.speculation.drafting import Balance, can_gain, plan_drafts
+from workers.engine.tasks import EngineTask
+
+#: Decodes after which a part of the drafts' failures is forgotten.
+_FORGETTING = 64
+#: A piece of a decode, as `Context.decode` takes it.
+Piece = tuple[int, int, Sequence[int], int]
+
+
+class Speculator:
+    """The drafts of one engine. Only its thread uses it."""
+
+    def __init__(self, model: LlamaModel, options: EngineOptions, meter: Meter) -> None:
+        can_truncate = not model.recurrent and (options.swa_full or not model.window)
+        self._drafts = options.drafts if can_truncate else 0
+        self._batch, self._meter = options.batch, meter
+        self._rates, self._costs, self._balance = AcceptanceRates(), DecodeCosts(), Balance()
+        #: The draft tokens of the next decode by sequence, and how many tokens it has without them.
+        self._planned: dict[int, list[int]] = {}
+        self._tokens = 0
+        #: Of the last decode, if it had drafts and no prompt: the worth of an accepted token, and the seconds that the
+        #: drafts added.
+        self._value = self._cost = 0.0
+        #: The seconds of the last decode; 0 if it had a prompt.
+        self._seconds = 0.0
+        self._decodes = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there can be drafts."""
+        return self._drafts > 0
+
+    def plan(self, chunks: Sequence[Chunk], running: Mapping[int, EngineTask]) -> None:
+        """Choose the draft tokens of the next decode."""
+        self._tokens = sum(chunk.count for chunk in chunks)
+        tasks = [running[chunk.work.sequence] for chunk in chunks if chunk.work.decoding and chunk.count == 1]
+        room = min(self._drafts, self._batch - self._tokens)
+        self._planned = self._chosen(tasks, room) if room > 0 else {}
+
+    def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
+        """Return the draft tokens of each sequence that has some, at most `room` in all."""
+        found: dict[int, list[int]] = {}
+        drafts = [self._draft(task) for task in tasks]
+        base = self._costs.known(len(tasks)) if any(drafts) else None
+        if base is None or not self._balance.may_draft(base):
+            return found
+        self._costs.prompt_token = 1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0
+        texts, value = len(tasks), base / len(tasks)
+        if not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
+            return found
+        reaches = [[] if draft is None else draft.reach(_most(task)) for task, draft in zip(tasks, drafts, strict=True)]
+        counts = plan_drafts(reaches, self._tokens, value, lambda added: self._more(texts, added), room)
+        for task, count, reach in zip(tasks, counts, reaches, strict=True):
+            if count and task.draft is not None and task.work is not None:
+                found[task.work.sequence] = task.draft.take(count, reach)
+        return found
+
+    def drop(self) -> None:
+        """Leave the planned drafts out."""
+        self._planned = {}
+
+    @property
+    def drafted(self) -> int:
+        """The number of planned draft tokens."""
+        return sum(map(len, self._planned.values()))
+
+    def pieces(self, chunks: Sequence[Chunk], running: Mapping[int, EngineTask]) -> list[Piece]:
+        """Return the pieces of a decode, with the planned drafts."""
+        found: list[Piece] = []
+        for chunk in chunks:
+            task = running[chunk.work.sequence]
+            tokens = task.tokens[task.computed : task.computed + chunk.count]
+            draft = self._planned.get(chunk.work.sequence)
+            if draft is None:
+                found.append((chunk.work.sequence, task.position, tokens, int(chunk.is_last)))
+            else:
+                found.append((chunk.work.sequence, task.position, tokens + draft, 1 + len(draft)))
+        return found
+
+    def decoded(self, chunks: Sequence[Chunk], seconds: float) -> None:
+        """Learn from a successful decode, before its tokens are chosen."""
+        self._balance.decoded(seconds)
+        self._decodes += 1
+        if not self._decodes % _FORGETTING:
+            self._rates.forget_drafts()
+        added, texts = self.drafted, len(chunks)
+        self._value = self._cost = self._seconds = 0.0
+        if not self._drafts or self._tokens != texts:  # a prompt in it has no logits, and other costs
+            return
+        self._seconds = seconds
+        if all(chunk.work.decoding for chunk in chunks):
+            self._costs.record(texts + added, seconds)
+        base = self._costs.known(texts) if added else None
+        if base is not None:  # a single decode may have waited for a core
+            self._value, self._cost = base / texts, min(seconds, self._costs.latest(texts + added)) - base
+
+    def rounds(self, last: Sequence[Chunk], slots: Slots, logits: Logits) -> Iterator[tuple[list[EngineTask], Logits]]:
+        """
+        Yield the texts whose next token is to be chosen, with their logits, until no draft token is left to verify.
+
+        The caller chooses the tokens and appends them before it asks for the next round.
+        """
+        tasks = [slots.running[chunk.work.sequence] for chunk in last]
+        planned, self._planned = self._planned, {}
+        if not planned:
+            yield tasks, logits
+            return
+        rows, at, drafted = [], 0, []
+        for task, chunk in zip(tasks, last, strict=True):
+            rows.append(at)
+            if (draft := planned.get(chunk.work.sequence)) is not None:
+                drafted.append((task, draft, at))
+                slots.drafted(task, len(draft))
+            at += 1 + len(draft or ())
+        yield tasks, logits[rows]
+        place = accepted = 0
+        while drafted:
+            left = []
+            for task, draft, at in drafted:
+                if place < len(draft) and task.work is not None and task.tokens[-1] == draft[place]:
+                    slots.accept(task)
+                    left.append((task, draft, at))
+                    continue
+                accepted += place
+                if task.draft is not None:
+                    task.draft.verified(len(draft), place)
+                if task.work is not None:
+                    slots.roll_back(task)
+            drafted, place = left, place + 1
+            if drafted:
+                yield [task for task, *_ in drafted], logits[[at + place for *_, at in drafted]]
+        self._count(planned, accepted)
+
+    def _count(self, planned: Mapping[int, Sequence[int]], accepted: int) -> None:
+        self._balance.drafted(accepted, self._value, self._cost)
+        self._meter.verified(sum(map(len, planned.values())), accepted, self._seconds)
+
+    def _draft(self, task: EngineTask) -> DraftState | None:
+        """Return the predictions of a text, with its newest tokens; None when it has none."""
+        if task.images or task.request.logprobs is not None:
+            return None
+        if task.draft is None:
+            task.draft = DraftState(task.tokens, len(task.prompt), self._rates)
+        task.draft.follow()
+        return task.draft
+
+    def _more(self, texts: int, added: int) -> float:
+        if self._tokens == texts:
+            return self._costs.more(texts, added)
+        base = self._costs.known(texts)
+        assert base is not None, "there are no drafts before the cost without them is known"
+        return added * (self._costs.prompt_token or base / texts)  # beside a prompt
+
+
+def _most(task: EngineTask) -> int:
+    """Return how many draft tokens a text can use: one more token is chosen after them."""
+    return min(MAX_DRAFTS, task.request.max_tokens - task.written - 1)
