@@ -106,7 +106,7 @@ def _ask(write: Write, prompt: str, tokens: int, answers: list[Answer], *, is_re
 def _closed(spec: dict[str, Any], rng: random.Random, write: Write, answers: list[Answer]) -> None:
     asked = [(talk(rng, rng.randint(50, 900)), rng.randint(8, 96)) for _ in range(spec["requests"])]
     with ThreadPoolExecutor(USERS) as threads:
-        list(threads.map(lambda one: _ask(write, *one, answers), asked))
+        list(threads.map(lambda one: _ask(write, one[0], one[1], answers), asked))
 
 
 def _chat(_: dict[str, Any], rng: random.Random, write: Write, answers: list[Answer]) -> None:

@@ -33,6 +33,8 @@ BATCH_EVERY = 64
 _WEIGHTS = (6.0, 1.0, 0.3)
 #: Seconds. Prompts add the geometric mean of this and of the time that the texts take to a step: see `prefill_seconds`.
 _PREFILL_SCALE = 10.0
+#: The least part of the prompts that wait, by time, in a step.
+_BACKLOG_SHARE = 0.1
 #: Prompt tokens from which on they are decoded apart from texts, where that is faster: llama.cpp's attention on CPUs
 #: then computes tiles of 64 rows, and each tile visits the cells of all sequences that have a row in it.
 APART_TOKENS = 48
@@ -123,7 +125,7 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: Pace) -> li
             prompts.append(work)
     if prompts:
         room = batch_tokens - len(chunks)
-        room = min(room, prefill_tokens([chunk.work for chunk in chunks], min(work.rank for work in prompts), pace))
+        room = min(room, prefill_tokens([chunk.work for chunk in chunks], prompts, pace))
         rate = pace.prefill_rate or _FIRST_PREFILL
         prompts.sort(
             key=lambda work: (
@@ -146,25 +148,33 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: Pace) -> li
     return chunks
 
 
-def prefill_tokens(texts: Sequence[BatchWork], prompt_rank: int, pace: Pace) -> int:
+def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], pace: Pace) -> int:
     """Return the most prompt tokens of a step beside these texts, of which each gets a token."""
     readers = [work.rank for work in texts if work.latency_sensitive]
-    if not readers:
+    if not readers or not prompts:
         return MAX_TOKENS
-    seconds = pace.step_latency or prefill_seconds(pace.text_seconds(len(texts)), prompt_rank, min(readers))
-    return pace.tokens(seconds)
+    if pace.step_latency is not None:
+        return pace.tokens(pace.step_latency)
+    rank = min(work.rank for work in prompts)
+    ahead = sum(work.remaining for work in prompts if work.rank == rank)
+    backlog = ahead / pace.prefill_rate if pace.prefill_rate else 0.0
+    return pace.tokens(prefill_seconds(pace.text_seconds(len(texts)), backlog, rank, min(readers)))
 
 
-def prefill_seconds(texts: float, prompt_rank: int, reader_rank: int) -> float:
+def prefill_seconds(texts: float, backlog: float, prompt_rank: int, reader_rank: int) -> float:
     """
     Return the seconds that prompts add to a step which takes `texts` seconds for the texts alone.
 
     With s seconds in each step, a prompt of P seconds is computed after P + P / s * texts, and its steps are s + texts
     long. A first token that is late counts by the time, a gap between tokens by its square, as long gaps disturb more
     than many short ones. The weighted sum is least where s is the root of texts * scale * (weight of the prompt /
-    weight of the reader). So the share follows the speed of the machine without a bound where it changes abruptly.
+    weight of the reader). So the share follows the speed of the machine, without a value at which it changes abruptly.
+
+    `backlog` is the seconds that all these prompts take. Where prompts take nearly all of the time, short steps would
+    have every request wait for its prompt, so at least a tenth of the backlog is computed in each step.
     """
-    return sqrt(texts * _PREFILL_SCALE * _WEIGHTS[prompt_rank] / _WEIGHTS[reader_rank])
+    weight = _WEIGHTS[prompt_rank] / _WEIGHTS[reader_rank]
+    return max(sqrt(texts * _PREFILL_SCALE * weight), backlog * _BACKLOG_SHARE * min(1.0, weight))
 
 
 def decodes_of(chunks: list[Chunk], *, apart: bool) -> list[list[Chunk]]:
