@@ -16,14 +16,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from workers.engine.batch import BatchWork, Chunk, Pace, count_skips, plan_decode
+from workers.engine.batch import BatchWork, Chunk, StepPace, count_skips, plan_decode
 
 SLOTS, BATCH, STANDARD = 8, 512, 1
 #: Seconds of a decode: fixed, for each text, and for each prompt token. Two slow cores with SmolLM2.
 FIXED, TEXT, PROMPT = 0.004, 0.0025, 0.0022
 SPEEDS = (0.1, 1.0, 10.0, 100.0)
 
-Rule = Callable[[list[BatchWork], Pace], list[Chunk]]
+Rule = Callable[[list[BatchWork], StepPace], list[Chunk]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Machine:
     text: float
     prompt: float
 
-    def pace(self) -> Pace:
+    def pace(self) -> StepPace:
         """What the engine would have measured."""
-        return Pace(1 / self.prompt, SLOTS / (self.fixed + SLOTS * self.text))
+        return StepPace(1 / self.prompt, SLOTS / (self.fixed + SLOTS * self.text))
 
     def capacity(self) -> float:
         """Requests per second, about."""
@@ -53,14 +53,14 @@ class Request:
     times: list[float] = field(default_factory=list)
 
 
-def engine(works: list[BatchWork], pace: Pace) -> list[Chunk]:
+def engine(works: list[BatchWork], pace: StepPace) -> list[Chunk]:
     """The shipped rule."""
     chunks = plan_decode(works, BATCH, pace)
     count_skips(works, chunks)
     return chunks
 
 
-def server(works: list[BatchWork], _: Pace) -> list[Chunk]:
+def server(works: list[BatchWork], _: StepPace) -> list[Chunk]:
     """A token of each text, then prompts slot by slot."""
     chunks = [Chunk(work, 1, is_last=True) for work in works if work.decoding]
     room = BATCH - len(chunks)

@@ -87,7 +87,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StepPace:
     """How fast the machine is, as measured, and how long prompts may make a step."""
 
     #: Prompt tokens per second, and output tokens per second; 0 while it is not known.
@@ -107,7 +107,7 @@ class Pace:
         return texts / rate if rate else _FIRST_SECONDS
 
 
-def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: Pace) -> list[Chunk]:
+def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -> list[Chunk]:
     """
     Plan the next decode. The result is ordered by sequence, because llama.cpp computes neighbours together.
 
@@ -148,7 +148,7 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: Pace) -> li
     return chunks
 
 
-def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], pace: Pace) -> int:
+def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], pace: StepPace) -> int:
     """Return the most prompt tokens of a step beside these texts, of which each gets a token."""
     readers = [work.rank for work in texts if work.latency_sensitive]
     if not readers or not prompts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, fields
 
-from workers.engine.batch import Pace
+from workers.engine.batch import StepPace
 from workers.engine.kv_store.figures import NO_STORE, StoreFigures
 
 #: Upper bounds of the histogram buckets of queue waits, in seconds. One more bucket counts longer waits.
@@ -122,9 +122,9 @@ class Meter:
     prefill_rate: float
     decode_rate: float
 
-    def pace(self, step_latency: float | None) -> Pace:
+    def pace(self, step_latency: float | None) -> StepPace:
         """Return the measured speeds, for the planning of a step."""
-        return Pace(self.prefill_rate, self.decode_rate, step_latency)
+        return StepPace(self.prefill_rate, self.decode_rate, step_latency)
 
     def waited(self, seconds: float) -> None:
         """Record that a request got a slot after `seconds`."""

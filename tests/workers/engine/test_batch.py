@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from app.inference.requests import GenerateRequest, PriorityClass
 from workers.engine import OnPiece, batch
-from workers.engine.batch import Admit, BatchWork, Candidate, FreeCapacity, Pace, Park, Victim
+from workers.engine.batch import Admit, BatchWork, Candidate, FreeCapacity, Park, StepPace, Victim
 from workers.engine.tasks import EngineTask
 
 INTERACTIVE, STANDARD, BATCH = 0, 1, 2
 #: 40 tokens of prompts of the class `batch` in a step.
-SLOW = Pace(prefill_rate=2_000, step_latency=0.04)
+SLOW = StepPace(prefill_rate=2_000, step_latency=0.04)
 
 works = st.lists(
     st.builds(
@@ -39,7 +39,7 @@ def numbered(found: list[BatchWork]) -> list[BatchWork]:
 
 
 paces = st.builds(
-    Pace,
+    StepPace,
     prefill_rate=st.sampled_from([0.0, 1.0, 50.0, 500.0, 50_000.0]),
     decode_rate=st.sampled_from([0.0, 1.0, 50.0, 5_000.0]),
     step_latency=st.sampled_from([None, 0.01, 0.2, 60.0]),
@@ -47,7 +47,9 @@ paces = st.builds(
 
 
 @given(works, st.integers(32, 512), paces)
-def test_a_decode_contains_every_running_text_within_its_limits(found: list[BatchWork], size: int, pace: Pace) -> None:
+def test_a_decode_contains_every_running_text_within_its_limits(
+    found: list[BatchWork], size: int, pace: StepPace
+) -> None:
     found = numbered(found)
     chunks = batch.plan_decode(found, size, pace)
     assert chunks
@@ -75,7 +77,9 @@ def test_a_decode_contains_every_running_text_within_its_limits(found: list[Batc
 
 
 @given(works, st.integers(32, 512), paces, st.booleans())
-def test_the_decodes_of_a_step_have_each_chunk_once(found: list[BatchWork], size: int, pace: Pace, apart: bool) -> None:
+def test_the_decodes_of_a_step_have_each_chunk_once(
+    found: list[BatchWork], size: int, pace: StepPace, apart: bool
+) -> None:
     chunks = batch.plan_decode(numbered(found), size, pace)
     decodes = batch.decodes_of(chunks, apart=apart)
     assert all(decodes)
@@ -108,9 +112,9 @@ def test_texts_of_batches_stand_still_while_an_interactive_request_runs() -> Non
 
 def test_prompts_are_limited_only_for_latency_sensitive_texts() -> None:
     text, prompt = BatchWork(1, 0, STANDARD, 1, 1, decoding=True), BatchWork(2, 1, STANDARD, 2, 400)
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, Pace(400, 40, 0.2))] == [1, 400]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, StepPace(400, 40, 0.2))] == [1, 400]
     text.latency_sensitive = True
-    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, Pace(400, 40, 0.2))] == [1, 80]
+    assert [chunk.count for chunk in batch.plan_decode([text, prompt], 512, StepPace(400, 40, 0.2))] == [1, 80]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +135,9 @@ def test_streamed_and_interactive_requests_are_latency_sensitive(
 
 def test_the_best_class_is_computed_first_unless_another_starves() -> None:
     long, urgent = BatchWork(1, 0, STANDARD, 1, 100), BatchWork(2, 1, INTERACTIVE, 2, 100)
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, Pace())] == [2]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, StepPace())] == [2]
     long.skipped = batch.STARVED
-    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, Pace())] == [1]
+    assert [chunk.work.id for chunk in batch.plan_decode([long, urgent], 64, StepPace())] == [1]
 
 
 @given(works, st.integers(1, 64))
@@ -155,7 +159,7 @@ def test_a_step_latency_bounds_the_prompts_of_a_step() -> None:
     text = BatchWork(1, 0, STANDARD, 1, 1, decoding=True, latency_sensitive=True)
     prompt = BatchWork(2, 1, STANDARD, 2, 400)
     for rate, latency, tokens in ((400, 0.2, 80), (1_000, 0.2, 200), (1_000, 0.01, 16), (1, 0.2, 16)):
-        assert batch.prefill_tokens([text], [prompt], Pace(rate, 40, latency)) == tokens
+        assert batch.prefill_tokens([text], [prompt], StepPace(rate, 40, latency)) == tokens
 
 
 @given(st.floats(0.001, 10), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2]))
@@ -177,7 +181,7 @@ def test_a_long_queue_of_prompts_gets_a_tenth_of_it_in_a_step() -> None:
 
 def test_a_short_prompt_goes_first_unless_the_long_one_has_waited_longer_by_the_difference() -> None:
     long, short = BatchWork(1, 0, STANDARD, 1, 400, submitted=10.0), BatchWork(2, 1, STANDARD, 2, 100)
-    pace = Pace(prefill_rate=100)  # the long one takes three seconds more
+    pace = StepPace(prefill_rate=100)  # the long one takes three seconds more
     for submitted, first in ((10.0, 2), (12.9, 2), (13.1, 1)):
         short.submitted = submitted
         chunks = batch.plan_decode([long, short], 64, pace)
@@ -186,11 +190,11 @@ def test_a_short_prompt_goes_first_unless_the_long_one_has_waited_longer_by_the_
 
 def test_long_prompts_are_decoded_apart_from_texts_where_that_is_faster() -> None:
     text, prompt = BatchWork(1, 0, STANDARD, 1, 1, decoding=True), BatchWork(2, 1, STANDARD, 2, 400)
-    chunks = batch.plan_decode([text, prompt], 512, Pace())
+    chunks = batch.plan_decode([text, prompt], 512, StepPace())
     assert batch.decodes_of(chunks, apart=False) == [chunks]
     assert [[chunk.work.id for chunk in part] for part in batch.decodes_of(chunks, apart=True)] == [[1], [2]]
     prompt.remaining = batch.APART_TOKENS - 1
-    chunks = batch.plan_decode([text, prompt], 512, Pace())
+    chunks = batch.plan_decode([text, prompt], 512, StepPace())
     assert batch.decodes_of(chunks, apart=True) == [chunks]
 
 

@@ -71,6 +71,7 @@ class FakeContext:
         self.n_context = options.context
         self.n_sequence = options.context // options.slots if options.streams else options.context
         self.n_batch = options.batch
+        self.computes_apart = not options.streams
         self.cells: dict[int, list[int]] = {sequence: [] for sequence in range(options.sequences)}
         self.contents: dict[int, int] = {}
         self.numbers = 0

@@ -153,7 +153,8 @@ def test_every_kv_type_of_the_catalogue_has_a_number() -> None:
 @pytest.mark.parametrize(
     ("options", "streams"),
     [
-        ({"slots": 8, "context": 2**16}, False),
+        ({"slots": 4, "context": 2**16}, False),
+        ({"slots": 8, "context": 2**13}, True),
         ({"slots": 16, "context": 2**14}, True),
         ({"slots": 32, "context": 8192}, False),
         ({"slots": 32, "context": 2**16, "kept": 4}, False),

@@ -12,7 +12,7 @@ from time import perf_counter
 
 from app.kernel.errors import StepFailure
 from workers.engine import batch
-from workers.engine.batch import BatchWork, Chunk, Pace, prefill_tokens
+from workers.engine.batch import BatchWork, Chunk, StepPace, prefill_tokens
 from workers.engine.bindings.llama import Context
 from workers.engine.slots import Slots
 from workers.engine.tasks import EngineTask
@@ -74,7 +74,7 @@ class ImageSteps:
         self._jobs = {id_: job for id_, job in self._jobs.items() if any(id_ == t.id for t in slots.running.values())}
         return ImagePlan(texts, _first(due, texts), failed)
 
-    def decode(self, plan: ImagePlan, context: Context, pace: Pace) -> ImageDecode | None:
+    def decode(self, plan: ImagePlan, context: Context, pace: StepPace) -> ImageDecode | None:
         """Compute the image that is due, or a part of it; None when none is."""
         if plan.due is None:
             return None

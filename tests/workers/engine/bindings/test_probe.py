@@ -74,7 +74,7 @@ def test_the_probe_uses_the_parameters_of_the_engine(
     assert [getattr(engines, name) for name in numbers] == [getattr(probes, name) for name in numbers]
     host, contexts = closed_form.closed_form(header.read(path), configuration).shares[0], dry_run(path, configuration)
     assert host.cache == sum(buffer["context"] for context in contexts["contexts"] for buffer in context["buffers"])
-    assert configuration.streams is options.streams is (layout is KvLayout.STREAMS or (not layout and slots >= 16))
+    assert configuration.streams is options.streams is (layout is KvLayout.STREAMS or (not layout and slots >= 8))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class EagerSpeculator(Speculator):
 def eager(monkeypatch: pytest.MonkeyPatch, make: MakeEngine) -> MakeEngine:
     """Engines that take every prediction."""
     monkeypatch.setattr(loop_module, "Speculator", EagerSpeculator)
-    return lambda **options: make(**{"slots": 1, "context": 1024} | options)
+    return lambda **options: make(**{"slots": 1, "context": 1024, "speculation": "auto"} | options)
 
 
 def ask(prompt: str = COPY, tokens: int = 40, **more: Any) -> GenerateRequest:
