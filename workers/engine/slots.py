@@ -135,6 +135,7 @@ class Slots:
         self.cells.reserve(sequence, most)
         if stored is not None:
             shared = self._restore(sequence, stored)
+            self.cells.release_unused(sequence)
             self.cells.reserve(sequence, task.limit)
         if task.state is not None:
             restored = self._context.restore(sequence, task.state, *_end(task, task.computed))

@@ -113,8 +113,9 @@ class Speculator:
         if not self._drafts or self._tokens != texts:  # a prompt in it has no logits, and other costs
             return
         self._seconds = seconds
-        if all(chunk.work.decoding for chunk in chunks):
-            self._costs.record(texts + added, seconds)
+        if not all(chunk.work.decoding for chunk in chunks):  # the last token of a prompt costs as others, once
+            return
+        self._costs.record(texts + added, seconds)
         base = self._costs.known(texts) if added else None
         if base is not None:  # a single decode may have waited for a core
             self._value, self._cost = base / texts, min(seconds, self._costs.latest(texts + added)) - base
