@@ -30,7 +30,16 @@ from benchmarks.engine_runs import Figures
 #: Where results go by default; git ignores it.
 RESULTS = Path(__file__).parent / "results"
 #: In the order in which they run. `layout` is measured only when it is named.
-WORKLOADS = ("distinct", "system", "shared", "mixed", "json", "embeddings", "overhead", "speculation")
+WORKLOADS = ("distinct", "system", "shared", "mixed", "dialogue", "json", "embeddings", "overhead", "speculation")
+#: Dialogues of `engine_dialogues.py`: name, kind, and for arrivals the part of the capacity.
+DIALOGUES = (
+    ("closed", "closed", 0.0),
+    ("chat", "chat", 0.0),
+    ("at 60 %", "arrivals", 0.6),
+    ("at 120 %", "arrivals", 1.2),
+    ("beside", "beside", 0.0),
+    ("one", "one", 0.0),
+)
 #: A process that takes longer than this is ended, and counts as failed.
 MOST_SECONDS = 600
 
@@ -154,6 +163,12 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
     add(name, "limit, 32 slots, unified", "limit", layout="unified", streams=32, context=32 * 1024, **shared)
     add("mixed", "engine", "mixed_engine", streams=8, context=8 * 2048)
     add("mixed", "server", "mixed_server", streams=8, context=8 * 2048, layout="streams")
+    for name, kind, load in DIALOGUES:
+        spec = {"kind": kind, "seed": asked.seed, "requests": asked.requests, "rate": load * asked.rate}
+        for peer in ("engine", "server"):
+            layout = {"layout": "streams"} if peer == "server" else {}
+            runner = "dialogue" if peer == "engine" else "dialogue_server"
+            add(f"dialogue {name}", peer, runner, peer=peer, streams=8, context=8 * 2048, **spec, **layout)
     for temperature in (0.0, 0.7):
         name = f"json {temperature}"
         add(name, "schema", "json", streams=8, context=8192, temperature=temperature, grammar=True)
@@ -182,6 +197,12 @@ def aims_of(streams: Sequence[int]) -> list[Aim]:
         Aim("shared 800", rate, "engine", "server", 3.0),
         Aim("shared 800", rate, "engine", "limit", 0.95),
         Aim("mixed", "gap_p99_ms", "engine", "server", 0.5, at_most=True),
+        *(
+            Aim(f"dialogue {name}", figure, "engine", "server", bound, at_most=figure != rate)
+            for name in ("closed", "at 60 %", "at 120 %")
+            for figure, bound in ((rate, 1.05), ("first_p50_s", 1.0), ("first_p99_s", 1.0), ("gap_p99_ms", 0.5))
+            if name != "at 60 %" or figure != rate  # below the capacity the rate is that of the arrivals
+        ),
         Aim("json 0.0", "grammar_us_per_token", "schema", None, 100, at_most=True),
         Aim("json 0.0", "grammar_percent", "schema", None, 10, at_most=True),
         *(
@@ -301,6 +322,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="llama.cpp's, of all peers")
     parser.add_argument("--streams", type=numbers, default=[1, 2, 4, 8, 16, 32], help="of the distinct prompts")
+    parser.add_argument("--requests", type=int, default=48, help="of a dialogue")
+    parser.add_argument("--seed", type=int, default=1, help="of the dialogues")
+    parser.add_argument("--rate", type=float, default=0.43, help="capacity for dialogues, requests/s: that of `closed`")
     parser.add_argument("--texts", type=int, default=1000, help="to embed; Llama gets a quarter of them")
     parser.add_argument("--workloads", type=names, default=list(WORKLOADS), metavar="NAME,…")
     parser.add_argument("--xllamacpp", type=Path, metavar="FOLDER", help="holds the package xllamacpp")

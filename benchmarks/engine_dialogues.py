@@ -2,8 +2,8 @@
 Dialogues for the engine's benchmark: prompts of 50 to 900 tokens, answers of 8 to 96, greedy, read while written.
 
 `closed` keeps 8 requests under way. `chat` is 8 users over 5 turns, each turn with all that was said. `arrivals` come
-by Poisson's law at a part of the capacity, which a run of the server measures first. `beside` is one person beside 16
-texts that nobody reads. `one` is a single stream. Each is driven in the same way on the engine and llama.cpp's server.
+by Poisson's law. `beside` is one person beside 16 texts that nobody reads. `one` is a single stream. Each is driven in
+the same way on the engine and on llama.cpp's server.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from typing import Any
 
 from benchmarks.engine_runs import WORDS, Figures, engine_of, greedy, server_of
 
-#: Kinds of workloads, and the parts of the capacity at which requests arrive.
-KINDS = ("closed", "chat", "arrivals", "beside", "one")
-LOADS = (0.6, 1.2)
 USERS, TURNS, BATCH_TEXTS = 8, 5, 16
 
 #: Writes one text; calls back at each piece of it.

@@ -473,7 +473,8 @@ def main() -> None:
     from benchmarks import engine_dialogues
 
     spec = json.loads(sys.argv[1])
-    runners = RUNNERS | {"dialogue": engine_dialogues.run_dialogue}
+    dialogue = engine_dialogues.run_dialogue
+    runners = RUNNERS | {"dialogue": dialogue, "dialogue_server": dialogue}
     print(json.dumps(runners[spec["runner"]](spec)))
 
 
