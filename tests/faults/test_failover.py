@@ -17,18 +17,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import httpx2
 import psycopg
 import pytest
-import redis
 from sqlalchemy import text
 
 from app.kernel.database import Database, open_at_head
-from app.kernel.embedded import PostgresServer, ValkeyServer, binaries
-from app.kernel.embedded.endpoint import ENDPOINT_FILE, Endpoint, free_port, store_endpoint
+from app.kernel.embedded import PostgresServer, ValkeyServer
+from app.kernel.embedded.endpoint import free_port
 from app.kernel.embedded.postgres import DATABASE, ROLE
 from app.kernel.errors import DatabaseUnreachable, UnfitPooler
 from app.kernel.postgres import address, pooler
@@ -36,6 +34,7 @@ from tests.faults import installation
 from tests.faults.conftest import ROOT, assert_nothing_left, show_section, until
 from tests.faults.fleets import ALPHA, BETA
 from tests.faults.installation_chaos import SETTINGS
+from tests.faults.replicas import Standby, promote_valkey, valkey_replica
 from tests.faults.storm.proxy import Proxy
 
 pytestmark = pytest.mark.storm
@@ -62,32 +61,6 @@ _RECORDED = text("""
            (SELECT count(*) FROM attempt JOIN step ON step.id = step_id
             WHERE run_id = ANY(:runs) AND outcome = 'succeeded') AS attempts
 """)
-
-
-class Standby(PostgresServer):
-    """A server that streams from a primary, until it is promoted."""
-
-    def _is_ready(self) -> bool:
-        lines = (self.data / "postmaster.pid").read_text().splitlines() if self.data.exists() else []
-        return len(lines) > 7 and lines[0].strip() == str(self.pid) and lines[7].strip() in ("ready", "standby")
-
-    @classmethod
-    def of(cls, primary: PostgresServer, directory: Path) -> Standby:
-        """Copy a primary, and start the copy as its standby."""
-        directory.mkdir(mode=0o755)
-        port = free_port(directory, other_than=primary.endpoint.port)
-        store_endpoint(directory / ENDPOINT_FILE, Endpoint(port, primary.endpoint.password))
-        source = f"host=127.0.0.1 port={primary.endpoint.port} user={ROLE} password={primary.endpoint.password}"
-        copy = [binaries.postgres_binaries() / "pg_basebackup", "-D", directory / "data", "-R", "-X", "stream"]
-        subprocess.run([*copy, "--checkpoint=fast", "-d", source], check=True, capture_output=True, timeout=120)
-        made = cls(directory)
-        made.start()
-        return made
-
-    def promote(self) -> None:
-        """Make it a primary."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
 
 
 @dataclass
@@ -225,16 +198,8 @@ def test_a_promoted_standby_has_every_accepted_run(
 def test_a_promoted_replica_of_valkey_serves(tmp_path: Path, postgres: PostgresServer, valkey: ValkeyServer) -> None:
     """Its address moves, as that of a service or a virtual IP does. Messages that it lacks are sent again."""
     with ExitStack() as stack:
-        replica = ValkeyServer(tmp_path / "replica")
-        (tmp_path / "replica").mkdir(mode=0o755)
-        port = free_port(tmp_path / "replica", other_than=valkey.endpoint.port)
-        store_endpoint(tmp_path / "replica" / ENDPOINT_FILE, Endpoint(port, valkey.endpoint.password))
-        replica.start()
+        replica = valkey_replica(valkey, tmp_path / "replica")
         stack.callback(replica.stop)
-        client: Any = stack.enter_context(closing(redis.Redis.from_url(replica.url)))
-        client.config_set("masterauth", valkey.endpoint.password)
-        client.replicaof("127.0.0.1", valkey.endpoint.port)
-        until(lambda: client.info("replication")["master_link_status"] == "up")
         serving: list[ValkeyServer] = [valkey]
         proxy = Proxy(lambda: serving[0].endpoint.port)
         stack.callback(proxy.close)
@@ -247,7 +212,7 @@ def test_a_promoted_replica_of_valkey_serves(tmp_path: Path, postgres: PostgresS
         assert valkey.pid is not None
         began = time.monotonic()
         os.kill(valkey.pid, signal.SIGKILL)
-        client.replicaof("NO", "ONE")
+        promote_valkey(replica)
         serving[0] = replica
         taken, ended = platform.served_after(began)
         for run in accepted:

@@ -6,11 +6,14 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psycopg
 import redis
 
+from app.kernel.errors import ServerNotStarted
 from app.kernel.processes import pid_file
 from tests.faults.installation import kill, send_signal
 from tests.faults.storm.proxy import Network
@@ -20,6 +23,10 @@ from tests.faults.storm.site import Site
 _SECONDS = (1.0, 6.0, 12.0)
 #: Seconds of a full disk and of a wrong clock, and by how much it is wrong.
 _DISK_SECONDS, _CLOCK_SECONDS, _STEPS = (3.0, 8.0), (8.0, 15.0), (-7200, -90, 90, 7200)
+#: What prevents a replica.
+_NO_REPLICA = (
+    OSError, AssertionError, subprocess.SubprocessError, psycopg.Error, redis.RedisError, ServerNotStarted
+)  # fmt: skip
 #: Kinds of processes.
 PROCESSES = ("pool", "agent", "control", "api", "Postgres", "Valkey", "up", "second-control", "second-beat")
 #: The program alone: its children are processes of other kinds.
@@ -45,7 +52,7 @@ class Injections:
         self.not_run: dict[str, str] = {}
         self.kinds = [f"{how} {who}" for who in PROCESSES for how in ("kill", "freeze")]
         self.kinds += [f"{how} {who}" for who in ("Postgres", "Valkey") for how in ("hang", "drop")]
-        self.kinds += ["flush Valkey"]
+        self.kinds += ["flush Valkey", "fail-over Postgres", "fail-over Valkey"]
         if site.has_disk:
             self.kinds.append("disk full")
         else:
@@ -78,6 +85,12 @@ class Injections:
             case "flush":
                 with contextlib.suppress(redis.RedisError), redis.Redis.from_url(self._site.valkey.url) as client:
                     client.flushall()
+                return Injected(name)
+            case "fail-over":
+                try:
+                    self._site.fail_over(who)
+                except _NO_REPLICA as error:  # such as on a full disk, or while the server is down
+                    return Injected(f"{name}: no replica ({type(error).__name__})")
                 return Injected(name)
             case "disk":
                 return Injected(name, self._chance.uniform(*_DISK_SECONDS), self._site.fill_disk())

@@ -34,8 +34,9 @@ from tests.faults import installation
 from tests.faults.conftest import ROOT, until
 from tests.faults.fleets import ALPHA, BETA, GAMMA
 from tests.faults.installation_chaos import SETTINGS
+from tests.faults.replicas import Standby, promote_valkey, valkey_replica
 from tests.faults.storm.effects import EffectServer
-from tests.faults.storm.proxy import Proxy
+from tests.faults.storm.proxy import Network, Proxy
 
 MODELS = (ALPHA, BETA, GAMMA)
 _DISK_MIB = 2048
@@ -78,17 +79,25 @@ class Site:
         self._clock = self.root / "clock"
         self._clock.write_bytes(struct.pack("q", 0))
         self.has_clock = self._compile_clock()
-        self.postgres, self.valkey = PostgresServer(self.root / "postgres"), ValkeyServer(self.root / "valkey")
-        self.servers: dict[str, Server] = {"Postgres": self.postgres, "Valkey": self.valkey}
+        self.servers: dict[str, Server] = {
+            "Postgres": PostgresServer(self.root / "postgres"),
+            "Valkey": ValkeyServer(self.root / "valkey"),
+        }
+        #: Held while a server is started again, or replaced.
+        self.servers_lock = threading.RLock()
+        self._stack.callback(lambda: [server.stop() for server in self.servers.values()])
         for server in self.servers.values():
             server.start()
-            self._stack.callback(server.stop)
-        self.database = Database(self.postgres.url, pool_size=6)
+        #: What checks from outside read through: it is never cut, and follows the server that serves.
+        direct = Proxy(lambda: self.postgres.endpoint.port)
+        self._stack.callback(direct.close)
+        url = self.postgres.url.replace(f":{self.postgres.endpoint.port}", f":{direct.port}")
+        self.database = Database(url, pool_size=6)
         self._stack.callback(self.database.close)
         self.database.upgrade()
         self.proxies = {
-            name: Proxy(lambda server=server: server.endpoint.port)  # type: ignore[misc] # a default binds it
-            for name, server in self.servers.items()
+            name: Proxy(lambda name=name: self.servers[name].endpoint.port)  # type: ignore[misc] # a default binds it
+            for name in self.servers
         }
         for proxy in self.proxies.values():
             self._stack.callback(proxy.close)
@@ -122,6 +131,57 @@ class Site:
         self._stack.close()
         if getattr(self, "has_disk", False):
             subprocess.run(["umount", "--lazy", str(self.root)], check=False)
+
+    @property
+    def postgres(self) -> PostgresServer:
+        """The Postgres that serves now."""
+        server = self.servers["Postgres"]
+        assert isinstance(server, PostgresServer)
+        return server
+
+    @property
+    def valkey(self) -> ValkeyServer:
+        """The Valkey that serves now."""
+        server = self.servers["Valkey"]
+        assert isinstance(server, ValkeyServer)
+        return server
+
+    def fail_over(self, name: str) -> None:
+        """
+        Kill a server while a replica has all that it has, and let the replica take its place.
+
+        No client reaches it from the moment at which the replica has caught up, as with a synchronous standby. Raises
+        ServerNotStarted, OSError, AssertionError or an error of the client when no replica can be made now.
+        """
+        with self.servers_lock, ExitStack() as undo:
+            old = self.servers[name]
+            self.starts[f"replica of {name}"] += 1
+            directory = self.root / f"{name}-{self.starts[f'replica of {name}']}"
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            replica: Server
+            if isinstance(old, PostgresServer):
+                standby = replica = Standby.of(old, directory)
+                undo.callback(replica.stop)
+                self.proxies[name].set(Network.DROP)
+                undo.callback(self.proxies[name].set, Network.UP)
+                standby.catch_up(old)
+            else:
+                assert isinstance(old, ValkeyServer)
+                follower = replica = valkey_replica(old, directory)
+                undo.callback(replica.stop)
+                self.proxies[name].set(Network.DROP)
+                undo.callback(self.proxies[name].set, Network.UP)
+            if old.pid is not None and old.alive:
+                installation.kill(old.pid)
+            if isinstance(replica, Standby):
+                replica.promote()
+            else:
+                promote_valkey(follower)
+            self.servers[name] = replica
+            self.proxies[name].set(Network.UP)
+            undo.pop_all()
+            until(lambda: not old.alive, 60)
+            shutil.rmtree(old.directory, ignore_errors=True)
 
     def client(self, timeout: float) -> httpx2.Client:
         """A client of the API."""
@@ -207,12 +267,13 @@ class Site:
     def _keep(self, what: str) -> None:
         while not self._closing.wait(0.2):
             if what == "servers":
-                for name, server in self.servers.items():
-                    if not server.alive and not self._closing.wait(_RESTART_AFTER):
+                for name in self.servers:
+                    if not self.servers[name].alive and not self._closing.wait(_RESTART_AFTER):
                         # Without room on the disk it cannot start; the next turn tries again.
-                        with contextlib.suppress(ServerNotStarted, OSError):
-                            self.starts[name] += 1
-                            server.start()
+                        with self.servers_lock, contextlib.suppress(ServerNotStarted, OSError):
+                            if not self.servers[name].alive:
+                                self.starts[name] += 1
+                                self.servers[name].start()
                 continue
             for name, one in self.beside.items():
                 if one.process is not None and one.process.poll() is not None:

@@ -34,8 +34,8 @@ from tests.faults.work import Workload
 
 #: One in so many faults is not waited for.
 _OVERLAPPING = 3
-#: Faults that never meet others: nothing can be started on a full disk.
-_ALONE = frozenset({"disk full"})
+#: Faults that never meet others: nothing can be started on a full disk, and no replica is made of a frozen server.
+_ALONE = frozenset({"disk full", "fail-over Postgres", "fail-over Valkey"})
 #: Seconds from a fault until a new run must have ended.
 _RECOVERY = 240.0
 _STATE = text("SELECT state FROM run WHERE id = CAST(:id AS uuid)")
