@@ -157,8 +157,8 @@ class Tuning(CatalogTable):
 
         Without files, prefixes use what parked requests leave. With files, they have memory of their own.
         """
-        stored = self.store_bytes if self.reuse and not self.reproducible else 0
-        return self.park_bytes + stored if stored and self.store_disk_bytes else max(self.park_bytes, stored)
+        has_files = self.store_disk_bytes and self.reuse and not self.reproducible
+        return self.park_bytes + (self.store_bytes if has_files else 0)
 
     @property
     def drafts(self) -> int:

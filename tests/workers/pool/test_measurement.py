@@ -182,7 +182,7 @@ def test_the_identity_contains_everything_that_changes_a_footprint(path: Path, t
         "context": 2048, "sequences": 3, "streams": True, "batch": 256, "ubatch": 256, "kv_type_k": "q8_0",
         "kv_type_v": "q8_0", "flash_attention": True, "swa_full": False, "gpu_layers": 1, "split_mode": "row",
         "tensor_split": (1.0,), "main_gpu": 1, "mmap": False, "embedding": 64, "pooling": "cls", "parked": 1,
-        "image_tokens": 64,
+        "image_tokens": 64, "drafts": 16,
     }  # fmt: skip
     assert others.keys() == {field.name for field in fields(LoadConfiguration)}, (
         "every field of a configuration is covered"

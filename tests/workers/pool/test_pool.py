@@ -46,7 +46,7 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
         "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
         "tensor_split": [1, 2], "main_gpu": 1, "rope": {"scaling": "yarn", "freq_scale": 0.5}, "park_bytes": 1,
         "park_progress": 2, "patience": 3, "queue": 4, "embedding_context": 64, "pooling": "last",
-        "store_bytes": 5, "store_encrypted": True,
+        "store_bytes": 5, "store_encrypted": True, "speculation": "auto",
     }  # fmt: skip
     lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
     found = pool.options_of(
