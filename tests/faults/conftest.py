@@ -522,7 +522,7 @@ def assert_nothing_left(directory: Path) -> None:
     left = processes_of(directory)
     commands = [" ".join(process.cmdline()) for process in left if process.is_running()]
     end_all(left, 1.0)
-    assert commands == []
+    assert commands == [], commands
 
 
 @pytest.fixture(scope="session")
