@@ -268,11 +268,11 @@ def shapes() -> list[Shape]:
     """Mixed and busy fleets with many and few models that have pools, then the other kinds."""
     found = []
     for devices, steps in ((64, 1_000), (1_000, 10_000)):
-        for told, resident in (("every model has pools", 1.0), ("half have none", 0.5), ("nine in ten have none", 0.1)):
+        for name, resident in (("every model has pools", 1.0), ("half have none", 0.5), ("nine in ten have none", 0.1)):
             mixed = partial(large_fleet, devices, MODELS, steps, resident)
-            found.append(Shape(f"{devices:,} devices, {steps:,} steps, mixed, {told}", mixed))
+            found.append(Shape(f"{devices:,} devices, {steps:,} steps, mixed, {name}", mixed))
             busy = partial(_changed, mixed, all_busy)
-            found.append(Shape(f"{devices:,} devices, {steps:,} steps, all busy, {told}", busy))
+            found.append(Shape(f"{devices:,} devices, {steps:,} steps, all busy, {name}", busy))
     for devices in (64, 1_000):
         for kind, (resident, change) in KINDS.items():
             made = partial(_changed, partial(large_fleet, devices, MODELS, 10_000, resident), change)

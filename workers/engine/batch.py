@@ -85,6 +85,11 @@ class Chunk:
     #: The chunk holds the last known token, so the next token is chosen from this decode.
     is_last: bool
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is the next token of a text, rather than a part of a prompt."""
+        return self.work.decoding and self.count == 1
+
 
 @dataclass(frozen=True, slots=True)
 class StepPace:
@@ -183,10 +188,13 @@ def decodes_of(chunks: list[Chunk], *, apart: bool) -> list[list[Chunk]]:
 
     `apart` says that long prompts and texts are computed faster one after the other: see `APART_TOKENS`.
     """
-    texts = [chunk for chunk in chunks if chunk.work.decoding and chunk.count == 1]
-    if not apart or not texts or sum(chunk.count for chunk in chunks) - len(texts) < APART_TOKENS:
+    if not apart:
         return [chunks]
-    return [texts, [chunk for chunk in chunks if not (chunk.work.decoding and chunk.count == 1)]]
+    texts = [chunk for chunk in chunks if chunk.is_text]
+    prompts = [chunk for chunk in chunks if not chunk.is_text]
+    if not texts or sum(chunk.count for chunk in prompts) < APART_TOKENS:
+        return [chunks]
+    return [texts, prompts]
 
 
 def plan_reproducible(works: Sequence[BatchWork], batch_tokens: int) -> list[Chunk]:

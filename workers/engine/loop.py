@@ -352,7 +352,7 @@ class EngineLoop:
         written = total = 0
         for chunk in chunks:
             total += chunk.count
-            written += chunk.work.decoding and chunk.count == 1
+            written += chunk.is_text
             self.slots.advance(self.slots.running[chunk.work.sequence], chunk.count)
         self.meter.decoded(seconds, total - written, written)
 

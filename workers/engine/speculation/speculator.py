@@ -58,7 +58,7 @@ class Speculator:
     def plan(self, chunks: Sequence[Chunk], running: Mapping[int, EngineTask]) -> None:
         """Choose the draft tokens of the next decode."""
         self._tokens = sum(chunk.count for chunk in chunks)
-        tasks = [running[chunk.work.sequence] for chunk in chunks if chunk.work.decoding and chunk.count == 1]
+        tasks = [running[chunk.work.sequence] for chunk in chunks if chunk.is_text]
         room = min(self._drafts, self._batch - self._tokens)
         self._planned = self._chosen(tasks, room) if room > 0 else {}
 
