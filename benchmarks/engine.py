@@ -26,11 +26,23 @@ from typing import Any
 
 from app.kernel import clock
 from benchmarks.engine_runs import Figures
+from workers.agent.inventory import THREAD_ENVIRONMENT
 
 #: Where results go by default; git ignores it.
 RESULTS = Path(__file__).parent / "results"
 #: In the order in which they run. `layout` is measured only when it is named.
-WORKLOADS = ("distinct", "system", "shared", "mixed", "dialogue", "json", "embeddings", "overhead", "speculation")
+WORKLOADS = (
+    "distinct",
+    "busy",
+    "system",
+    "shared",
+    "mixed",
+    "dialogue",
+    "json",
+    "embeddings",
+    "overhead",
+    "speculation",
+)
 #: Dialogues of `engine_dialogues.py`: name, kind, and for arrivals the part of the capacity.
 DIALOGUES = (
     ("closed", "closed", 0.0),
@@ -144,6 +156,12 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
             add(name, "Llama, one by one", "llama", **spec)
         if streams == 32:
             add(name, "engine, unified", "engine", layout="unified", **spec)
+    for streams in (1, 8):
+        spec = {"workload": "distinct", "streams": streams, "requests": max(3, streams), "tokens": 32, "reuse": False}
+        spec |= {"context": streams * 1024, "busy": True}
+        add(f"busy {streams}", "engine", "engine", **spec)
+        add(f"busy {streams}", "engine, threads fixed", "engine", fixed=True, **spec)
+        add(f"busy {streams}", "server", "server", layout="streams", **spec)
     for tokens in (50, 300):
         system = {"workload": "system", "shared": tokens, "requests": 32, "tokens": 32}
         name = f"system {tokens}"
@@ -192,6 +210,7 @@ def aims_of(streams: Sequence[int]) -> list[Aim]:
     return [
         *(Aim(f"distinct {n}", rate, "engine", "server", 1.0) for n in streams),
         Aim("distinct 32", rate, "engine", "limit", 0.97),
+        *(Aim(f"busy {n}", rate, "engine", "server", 2.0) for n in (1, 8)),
         *(Aim(f"system {n}", rate, "engine", than, 1.4) for n in (50, 300) for than in ("server, 8", "server")),
         Aim("shared 800", rate, "engine", "server, 8", 3.0),
         Aim("shared 800", rate, "engine", "server", 3.0),
@@ -219,8 +238,11 @@ def aims_of(streams: Sequence[int]) -> list[Aim]:
 def taken(entry: Entry, number: int, environment: dict[str, str]) -> Turn:
     """One turn, in a process of its own."""
     load, began = os.getloadavg()[0], clock.now()
+    if not entry.spec["runner"].endswith("server"):
+        environment = environment | THREAD_ENVIRONMENT  # as a pool has it
     command = [sys.executable, "-m", "benchmarks.engine_runs", json.dumps(entry.spec)]
     figures: Figures = {}
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if entry.spec.get("busy") else None
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=_ROOT, timeout=MOST_SECONDS)
         failure = "" if not done.returncode else " / ".join(done.stderr.strip().splitlines()[-2:]) or "no reason"
@@ -228,6 +250,10 @@ def taken(entry: Entry, number: int, environment: dict[str, str]) -> Turn:
             figures = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         failure = f"it took longer than {MOST_SECONDS} s"
+    finally:
+        if other is not None:
+            other.kill()
+            other.wait()
     seconds = (clock.now() - began).total_seconds()
     return Turn(number, entry.workload, entry.peer, figures, seconds, load, failure)
 

@@ -94,7 +94,8 @@ def engine_of(spec: dict[str, Any], **more: Any) -> Any:
     options: dict[str, Any] = {
         "slots": spec["streams"],
         "context": spec["context"],
-        "threads": spec["threads"],
+        "threads": spec["threads"] if spec.get("fixed") else None,
+        "most_threads": spec["threads"],
         "layout": KvLayout(spec["layout"]) if "layout" in spec else None,
         "reuse": spec.get("reuse", True),
         "kept": spec.get("kept"),

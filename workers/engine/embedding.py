@@ -24,7 +24,14 @@ import numpy.typing as npt
 from app.inference.requests import LongText
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine.bindings import native
-from workers.engine.bindings.llama import POOLING, LlamaModel, cores, flash_attention
+from workers.engine.bindings.llama import (
+    POOLING,
+    LlamaModel,
+    decode_threads,
+    flash_attention,
+    thread_counts,
+    timed_decode,
+)
 from workers.engine.bindings.token_batch import Batch
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
@@ -102,7 +109,7 @@ def context_params(options: EngineOptions, trained: int) -> Any:
     params = api.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = min(options.embedding_context, trained)
     params.n_seq_max, params.kv_unified, params.embeddings = _MAX_TEXTS, True, True
-    params.n_threads = params.n_threads_batch = options.threads_batch or options.threads or cores()
+    params.n_threads = params.n_threads_batch = thread_counts(options)[1]
     params.flash_attn_type = flash_attention(options)
     params.no_perf = True
     params.pooling_type = _POOLING.get(options.pooling or "", -1)
@@ -139,6 +146,8 @@ class EmbeddingContext:
         self._memory = api.llama_get_memory(self.pointer)
         self._batch = Batch(self.size, _MAX_TEXTS)
         self.ends = TextEnds.of(model)
+        #: How many CPU threads compute a decode.
+        self.threads = decode_threads(options)
 
     def close(self) -> None:
         """Free the context."""
@@ -157,7 +166,8 @@ class EmbeddingContext:
         if self._memory:
             api.llama_memory_clear(self._memory, False)
         encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.has_decoder
-        code = (api.llama_encode if encodes else native.decode)(self.pointer, batch)
+        compute = api.llama_encode if encodes else native.decode
+        code = timed_decode(self.pointer, self.threads, at, lambda: compute(self.pointer, batch))
         if code:
             raise StepFailure(FailureReason.ENGINE_ERROR, f"the texts cannot be computed: llama.cpp returned {code}")
         found = []

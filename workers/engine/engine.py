@@ -109,6 +109,8 @@ class LlamaEngine:
         self._active_calls = 0
         self._closed = False
         self._condition = threading.Condition()
+        if self.generates_text:
+            self._loop.context.choose_threads(self.slots)
         self._loop.start()
         _LOG.info(
             "engine_loaded",
@@ -116,6 +118,7 @@ class LlamaEngine:
             slots=self.slots,
             context=self._loop.context.n_context,
             layout="streams" if self.options.streams else "unified",
+            threads=self._loop.context.threads.chosen(self.slots),
             seconds=round(perf_counter() - started_at, 3),
         )
 
@@ -267,10 +270,12 @@ class LlamaEngine:
         done.result(timeout)
 
     def use_threads(self, count: int) -> None:
-        """Use `count` CPU threads from the next decode on, so that the host's other pools have cores too."""
+        """Use at most `count` CPU threads from the next decode on, so that the host's other pools have cores too."""
 
         def change(_: bool) -> bool:
             self._loop.use_threads(count)
+            if self._embeddings is not None:
+                self._embeddings.threads.limit(count)
             return False
 
         self._loop.submit_job(change)
@@ -403,6 +408,8 @@ class LlamaEngine:
         if self._embeddings is None:
             self._embeddings = EmbeddingContext(self.model, self.options)
             use_loras(self._embeddings.pointer, list(self._loras.values()))
+            if self._loop.most_threads is not None:
+                self._embeddings.threads.limit(self._loop.most_threads)
         return self._embeddings
 
 

@@ -70,8 +70,8 @@ class EngineLoop:
         self._busy = False
         self._paused = 0
         self._adapters: Sequence[tuple[Any, float]] = ()
-        #: CPU threads for decoding; None is the value of the options.
-        self._threads: int | None = None
+        #: The most CPU threads for decoding; None is the value of the options.
+        self.most_threads: int | None = None
         #: Why the engine gave up; None while it has not.
         self.fatal_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.path.stem}", daemon=True)
@@ -139,12 +139,13 @@ class EngineLoop:
         """Return the figures, at most one step old."""
         parked, parked_bytes = self._waiting.parked()
         now = self.slots.figures() | {"parked_now": parked, "parked_bytes": parked_bytes}
+        now["threads"] = self.context.threads.chosen(self.options.slots)
         return self.meter.snapshot(**now, waiting=len(self._waiting) + len(self._inbox), store=self._idle.figures())
 
     def use_threads(self, count: int) -> None:
-        """Decode with `count` CPU threads from now on."""
-        self._threads = count
-        self.context.use_threads(count)
+        """Decode with at most `count` CPU threads from now on."""
+        self.most_threads = count
+        self.context.threads.limit(count)
 
     def use_loras(self, adapters: Sequence[tuple[Any, float]]) -> None:
         """Apply these adapters, with their scales, from now on. Prefixes computed with others are dropped."""
@@ -444,8 +445,8 @@ class EngineLoop:
             self.context = Context(self.model, self.options)
             self.slots = Slots(self.context, self.options, self.meter, self._idle.store)
             self.context.use_loras(self._adapters)
-            if self._threads is not None:
-                self.context.use_threads(self._threads)
+            if self.most_threads is not None:
+                self.context.threads.limit(self.most_threads)
         except (ArrieroError, OSError, MemoryError):
             _LOG.exception("engine_context_lost")
             self._give_up(f"{reason}; no new context could be created")

@@ -71,6 +71,8 @@ class EngineMetrics:
     cells: int = 0
     cells_used: int = 0
     prefixes_kept: int = 0
+    #: CPU threads of a decode of texts; 0 for an engine that uses none.
+    threads: int = 0
     #: Those that left the cache.
     store: StoreFigures = NO_STORE
     #: Recent tokens per second, as moving averages: in decodes with prompts, and in decodes of output only.

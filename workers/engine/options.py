@@ -39,6 +39,8 @@ class EngineOptions(Tuning):
 
     #: Requests processed together.
     slots: SlotCount = 8
+    #: The most CPU threads that may be chosen where `threads` is None; None means the cores of the process.
+    most_threads: int | None = Field(default=None, ge=1)
     #: Cells of the whole KV cache; with streams each slot has an equal part. llama.cpp rounds each buffer up to 256.
     context: int = Field(default=8192, ge=1)
     kv_type_k: KvType = "f16"

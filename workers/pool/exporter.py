@@ -78,6 +78,7 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kv_cells": ("cells", "Cells of the KV cache."),
     "kv_cells_used": ("cells_used", "Used cells, including kept prefixes."),
     "prefixes_kept": ("prefixes_kept", "Finished sequences that are kept for later requests."),
+    "threads": ("threads", "CPU threads of a decode of texts."),
     "prefill_tokens_per_second": ("prefill_rate", "Recent speed of decodes that contain prompts."),
     "decode_tokens_per_second": ("decode_rate", "Recent speed of decodes that contain no prompts."),
 }

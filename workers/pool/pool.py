@@ -131,7 +131,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
         "flash_attention": FLASH_ATTENTION[model.flash_attention],
         "vectors": model.serves_embeddings,
         "profile": model.prompt,
-        "threads": entry.threads or threads,
+        "most_threads": threads,
         "store_folder": files.state_folder(model, settings.data_dir),
         "store_key": settings.pools.store_key,
         "projector": files.locate_projector(model, settings.data_dir),

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import llama_cpp as api
@@ -24,7 +24,6 @@ import psutil
 
 from app.catalog.source import split_parts
 from app.kernel.errors import (
-    AllocationFailed,
     MemoryNotEnough,
     ModelFileDamaged,
     ModelFileMissing,
@@ -32,9 +31,11 @@ from app.kernel.errors import (
     ModelUnsupported,
 )
 from workers.engine.bindings import native
+from workers.engine.bindings.load_errors import load_error, reason_in
 from workers.engine.bindings.token_batch import Batch
 from workers.engine.chat.call_forms import TAGS
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
+from workers.engine.threads import DecodeThreads
 
 #: Logits of a decode, one row for each output.
 Logits = npt.NDArray[np.float32]
@@ -42,15 +43,10 @@ Logits = npt.NDArray[np.float32]
 #: Pooling types by llama.cpp's number, as the file's header spells it.
 POOLING = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _SPLIT = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
+#: The most seconds for choosing threads before the first request; the choice goes on while serving.
+_CHOOSING_SECONDS = 0.3
 _ROPE = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 _TAGS = tuple(text.encode() for text in TAGS)
-_ALLOCATION = re.compile(
-    r"(?:unable|failed|cannot) (?:to )?allocate|out ?of ?memory|OutOf(?:Device|Host)Memory|bad_alloc|cudaMalloc failed",
-    re.IGNORECASE,
-)
-_SIZE = re.compile(r"of size ([\d.]+)(?: (MiB|GiB))?")
-#: The buffer type of a failed allocation: that of a GPU has its name, such as Vulkan0.
-_BUFFER = re.compile(r"(?:unable|failed) to allocate (\S+) buffer")
 
 
 class LlamaModel:
@@ -209,6 +205,8 @@ class Context:
         self._batch = Batch(self.n_batch, options.sequences)
         #: Texts and long prompts are computed faster one after the other than in one decode (see batch.APART_TOKENS).
         self.computes_apart = not options.streams and flash_attention(options) != 0 and _is_in_ram(options)
+        #: How many CPU threads compute a decode.
+        self.threads = decode_threads(options)
 
     def close(self) -> None:
         """Free the context."""
@@ -234,7 +232,7 @@ class Context:
                 batch.put(at, sequence, first, part)
                 at += len(part)
                 batch.outputs[at - outputs : at] = 1
-        return int(native.decode(self.pointer, batch.view(size)))
+        return timed_decode(self.pointer, self.threads, size, lambda: native.decode(self.pointer, batch.view(size)))
 
     def decode_image(
         self, sequence: int, first: int, rows: npt.NDArray[np.float32], grid: npt.NDArray[np.int32] | None, causal: bool
@@ -257,12 +255,23 @@ class Context:
         self._batch.put(0, sequence, 0, [0] * size)
         batch = self._batch.image_view(size, values, positions)
         if causal:
-            return int(native.decode(self.pointer, batch))
+            return timed_decode(self.pointer, self.threads, size, lambda: native.decode(self.pointer, batch))
         api.llama_set_causal_attn(self.pointer, False)
         try:
-            return int(native.decode(self.pointer, batch))
+            return timed_decode(self.pointer, self.threads, size, lambda: native.decode(self.pointer, batch))
         finally:
             api.llama_set_causal_attn(self.pointer, True)
+
+    def choose_threads(self, texts: int) -> None:
+        """Decode a token of each of so many texts, again and again, until the number of threads for it is chosen."""
+        if self.threads.is_settled(texts):
+            return
+        self.decode([(sequence, 0, [0], 1) for sequence in range(texts)])  # the first one reads the weights
+        end, at = perf_counter() + _CHOOSING_SECONDS, 1
+        while not self.threads.is_settled(texts) and perf_counter() < end and at < self.n_sequence // texts:
+            self.decode([(sequence, at, [0], 1) for sequence in range(texts)])
+            at += 1
+        self.clear()
 
     def logits(self, rows: int) -> Logits:
         """Return the logits of the last decode, one row for each output in batch order. The array is writable."""
@@ -331,10 +340,6 @@ class Context:
         """Apply these adapters, with their scales, and no others, to all further decodes."""
         use_loras(self.pointer, adapters)
 
-    def use_threads(self, count: int) -> None:
-        """Use `count` CPU threads from now on."""
-        api.llama_set_n_threads(self.pointer, count, count)
-
     def _has_exactly(self, sequence: int, count: int, expected: int | None) -> bool:
         first, last = self.positions(sequence)
         # With a sliding window only the positions are needed that the next token attends to.
@@ -345,6 +350,17 @@ class Context:
     def _drop_failed(self, sequence: int) -> bool:
         self.drop(sequence)
         return False
+
+
+def timed_decode(context: Any, threads: DecodeThreads, tokens: int, decode: Callable[[], int]) -> int:
+    """Decode with the chosen number of threads, and record the time. Returns llama.cpp's code."""
+    count = threads.count(tokens)
+    api.llama_set_n_threads(context, count, count)
+    began = perf_counter()
+    code = int(decode())
+    if code == 0:
+        threads.record(tokens, count, perf_counter() - began)
+    return code
 
 
 def check_file(path: Path) -> None:
@@ -372,7 +388,7 @@ def load_loras(model: LlamaModel) -> dict[str, tuple[Any, float]]:
         with native.captured_log() as lines:
             pointer = api.llama_adapter_lora_init(model.pointer, os.fsencode(lora.path))
             if not pointer:
-                raise ModelUnsupported(lora.path, _reason(lines()) or "it is not an adapter for this model")
+                raise ModelUnsupported(lora.path, reason_in(lines()) or "it is not an adapter for this model")
         adapters[lora.name] = (pointer, lora.scale)
     return adapters
 
@@ -406,8 +422,7 @@ def context_params(options: EngineOptions) -> Any:
     params.n_seq_max = options.sequences
     params.n_outputs_max = options.outputs
     params.kv_unified = not options.streams
-    params.n_threads = options.threads or cores()
-    params.n_threads_batch = options.threads_batch or options.threads or cores()
+    params.n_threads, params.n_threads_batch = thread_counts(options)
     params.type_k, params.type_v = KV_TYPES[options.kv_type_k], KV_TYPES[options.kv_type_v]
     params.flash_attn_type = flash_attention(options)
     params.swa_full = options.swa_full
@@ -453,43 +468,22 @@ def _check_memory(model: LlamaModel, options: EngineOptions) -> None:
         raise MemoryNotEnough(f"the KV cache of {model.path.name} for {options.context} tokens", needed, free)
 
 
+def thread_counts(options: EngineOptions) -> tuple[int, int]:
+    """Return the largest numbers of CPU threads for texts, and for prompts, images and vectors."""
+    texts = options.threads or options.most_threads or cores()
+    return texts, options.threads_batch or texts
+
+
+def decode_threads(options: EngineOptions) -> DecodeThreads:
+    """Return the choice of threads. It is measured where the CPU computes, but for the reproducible mode."""
+    return DecodeThreads(
+        options.most_threads or cores(),
+        texts=options.threads,
+        prompts=options.threads_batch or options.threads,
+        is_measured=_is_in_ram(options) and not options.reproducible,
+    )
+
+
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _reason(lines: Sequence[str]) -> str:
-    """Return the first log line that contains a reason, without function names."""
-    texts = [re.sub(r"^(?:\w+: |error loading model: )+", "", line) for line in lines]
-    reasons = [line for line in texts if not line.startswith("failed to load model") and line]
-    return reasons[0].rstrip() if reasons else ""
-
-
-def load_error(path: Path, lines: Sequence[str]) -> Exception:
-    """Return the error for a failed load, from llama.cpp's log lines."""
-    text = "\n".join(lines)
-    if _ALLOCATION.search(text):
-        found = _SIZE.search(text)
-        scale = {"GiB": 2**30, "MiB": 2**20}.get(found[2] or "", 1) if found else 1
-        needed = int(float(found[1]) * scale) if found else None
-        return _allocation_failed(path, text, needed)
-    why = _reason(lines) or "llama.cpp rejected it without a reason"
-    unsupported = re.search(
-        r"unknown model architecture.*|unsupported .*|requires flash|not supported.*|device \S+ does not support.*"
-        r"|LLAMA_SPLIT_MODE_\S+ not implemented.*|invalid value for main_gpu.*",
-        text,
-    )
-    if unsupported:
-        return ModelUnsupported(path, unsupported[0].strip())
-    return ModelFileDamaged(path, why)
-
-
-def _allocation_failed(path: Path, text: str, needed: int | None) -> AllocationFailed:
-    """Return the error for an allocation of `needed` bytes that failed, with the free memory of its device."""
-    buffer = _BUFFER.search(text)
-    on_gpu = native.free_on(buffer[1]) if buffer else None
-    if buffer is None or on_gpu is None:
-        return AllocationFailed(str(path), needed, psutil.virtual_memory().available)
-    # Some drivers report the size of the device as free memory.
-    free = on_gpu if needed is not None and on_gpu < needed else None
-    return AllocationFailed(f"{path} on {buffer[1]}: one buffer", needed, free)

@@ -30,7 +30,7 @@ import llama_cpp as api
 from app.footprint.configuration import LoadConfiguration
 from app.kernel.errors import ArrieroError
 from workers.engine import embedding
-from workers.engine.bindings import llama, native
+from workers.engine.bindings import llama, load_errors, native
 from workers.engine.options import EngineOptions, KvLayout
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
@@ -112,7 +112,7 @@ def dry_run(request: Mapping[str, Any]) -> dict[str, Any]:
     with _captured_log() as lines:
         model = api.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
-            raise llama.load_error(path, lines.problems)
+            raise load_errors.load_error(path, lines.problems)
     context_params = llama.context_params(options)
     contexts = [_measure_context(lambda: api.llama_init_from_model(model, context_params), model, path)]
     if configuration.embedding:
@@ -158,7 +158,7 @@ def _measure_context(make: Callable[[], Any], model: Any, path: Path) -> dict[st
     with _captured_log() as lines:
         context = make()
         if not context:
-            raise llama.load_error(path, lines.problems)
+            raise load_errors.load_error(path, lines.problems)
     buffers, log = list(_buffers(context)), lines.of_last_context()
     _cross_check(buffers, api.llama_model_size(model), log)
     output = [float(found[1]) for line in log if (found := _OUTPUT.search(line))]

@@ -24,7 +24,7 @@ from typing import Any
 import llama_cpp as api
 
 from app.kernel.errors import ArrieroError
-from workers.engine.bindings import llama, native
+from workers.engine.bindings import llama, load_errors, native
 
 #: Seconds without a line after which the program ends.
 _IDLE = 60
@@ -43,7 +43,7 @@ class Vocabulary:
         with native.captured_log() as lines:
             self._model: Any = api.llama_model_load_from_file(os.fsencode(path), params)
             if not self._model:
-                raise llama.load_error(path, lines())
+                raise load_errors.load_error(path, lines())
         self._vocab = api.llama_model_get_vocab(self._model)
 
     def count(self, texts: Sequence[str]) -> list[int]:

@@ -24,7 +24,8 @@ import numpy as np
 from app.inference.requests import Pixels
 from app.kernel.errors import AllocationFailed, FailureReason, ModelUnsupported, StepFailure
 from workers.engine.bindings import native
-from workers.engine.bindings.llama import LlamaModel, check_file, cores, flash_attention, load_error
+from workers.engine.bindings.llama import LlamaModel, check_file, flash_attention, thread_counts
+from workers.engine.bindings.load_errors import load_error
 from workers.engine.options import EngineOptions
 from workers.engine.vision.image_spans import Embeddings, ImageChunk
 
@@ -87,7 +88,7 @@ class Projector:
         library.mtmd_log_set(native.log_callback(), None)
         params = library.mtmd_context_params_default()
         params.use_gpu = options.gpu_layers != 0 and api.llama_supports_gpu_offload()
-        params.n_threads = options.threads_batch or options.threads or cores()
+        params.n_threads = thread_counts(options)[1]
         params.print_timings, params.warmup = False, True
         params.flash_attn_type = flash_attention(options)
         if options.image_tokens is not None:
