@@ -171,6 +171,7 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
         for slots in (1, 8):
             add(name, f"server, {slots} slots", "server", streams=slots, context=slots * 1024, **system)
         add(name, "limit, 32 slots", "limit", streams=32, context=32 * 1024, **system)
+        add(name, "bound, the prefix is free", "limit", streams=32, context=32 * 1024, free_prefix=True, **system)
     shared = {"workload": "shared", "shared": 800, "requests": 32, "tokens": 32}
     name = "shared 800"
     add(name, "engine, 32 slots", "engine", streams=32, context=32 * 1024, **shared)
@@ -179,6 +180,7 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
         add(name, f"server, {slots} slots", "server", layout="streams", streams=slots, context=slots * 1024, **shared)
     add(name, "Llama, one by one", "llama", **shared)
     add(name, "limit, 32 slots, unified", "limit", layout="unified", streams=32, context=32 * 1024, **shared)
+    add(name, "bound, the prefix is free", "limit", streams=32, context=32 * 1024, free_prefix=True, **shared)
     add("mixed", "engine", "mixed_engine", streams=8, context=8 * 2048)
     add("mixed", "server", "mixed_server", streams=8, context=8 * 2048, layout="streams")
     for name, kind, load in DIALOGUES:
@@ -239,7 +241,7 @@ def taken(entry: Entry, number: int, environment: dict[str, str]) -> Turn:
     """One turn, in a process of its own."""
     load, began = os.getloadavg()[0], clock.now()
     if not entry.spec["runner"].endswith("server"):
-        environment = environment | THREAD_ENVIRONMENT  # as a pool has it
+        environment = {**environment, **THREAD_ENVIRONMENT}  # as a pool has it
     command = [sys.executable, "-m", "benchmarks.engine_runs", json.dumps(entry.spec)]
     figures: Figures = {}
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if entry.spec.get("busy") else None

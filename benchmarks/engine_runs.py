@@ -164,7 +164,12 @@ def run_llama(spec: dict[str, Any]) -> Figures:
 
 
 def run_limit(spec: dict[str, Any]) -> Figures:
-    """The same tokens by raw decodes: prompts first, then all texts in step, greedy by numpy."""
+    """
+    The same tokens by raw decodes: prompts first, then all texts in step, greedy by numpy.
+
+    With `free_prefix` the shared prefix is computed once, and removed: so fast would be an attention that computed the
+    shared part at no cost. The tokens are others, their number is not.
+    """
     from workers.engine.bindings.llama import Context, LlamaModel
     from workers.engine.options import EngineOptions, KvLayout
 
@@ -181,13 +186,17 @@ def run_limit(spec: dict[str, Any]) -> Figures:
         context.clear()
         for at in range(0, shared, context.n_batch):
             context.decode([(0, at, group[0][at : min(shared, at + context.n_batch)], False)])
-        for sequence in range(1, len(group) if shared else 0):
-            context.copy(0, sequence, shared)
+        start = shared
+        if spec.get("free_prefix"):
+            context.clear()
+            group, start = [tokens[shared:] for tokens in group], 0
+        for sequence in range(1, len(group) if start else 0):
+            context.copy(0, sequence, start)
         last: dict[int, int] = {}
         pieces: list[tuple[int, int, list[int], bool]] = []
         room = context.n_batch
         for sequence, tokens in enumerate(group):
-            at = shared
+            at = start
             while at < len(tokens):
                 part = tokens[at : at + room]
                 at += len(part)

@@ -139,7 +139,6 @@ class EngineLoop:
         """Return the figures, at most one step old."""
         parked, parked_bytes = self._waiting.parked()
         now = self.slots.figures() | {"parked_now": parked, "parked_bytes": parked_bytes}
-        now["threads"] = self.context.threads.chosen(self.options.slots)
         return self.meter.snapshot(**now, waiting=len(self._waiting) + len(self._inbox), store=self._idle.figures())
 
     def use_threads(self, count: int) -> None:

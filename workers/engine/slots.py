@@ -63,6 +63,7 @@ class Slots:
             "cells": self._context.n_context,
             "cells_used": self.cells.used,
             "prefixes_kept": len(self.index.kept),
+            "threads": self._context.threads.chosen(self._options.slots),
         }
 
     def match(self, task: EngineTask) -> Match:
