@@ -55,12 +55,12 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
             prompt={"stop": ["x"], "tools": "hermes"},
             mmproj={"source": {"path": str(eyes)}, "image_tokens": 256},
         ),
-        loaded(tmp_path), gpus=True, threads=1,
+        loaded(tmp_path), gpus=True, threads=6,
     )  # fmt: skip
     expected = EngineOptions(
         slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
         loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"},
-        projector=eyes, image_tokens=256, store_folder=tmp_path / "kv" / model().slug, **given,
+        projector=eyes, image_tokens=256, store_folder=tmp_path / "kv" / model().slug, most_threads=6, **given,
     )  # fmt: skip
     assert found == expected
     assert found.rope == Rope(scaling="yarn", freq_scale=0.5)
