@@ -16,7 +16,7 @@ from workers.engine.kv_store.state_folder import NoRoom, StateFile, StateFolder
 
 ACCEPTANCE = Acceptance(b"i" * 32, 1000, 2**20)
 STATE = np.zeros(10_000, np.uint8)
-SIZE = state_file.size_of(10, len(STATE), sealed=False)
+SIZE = state_file.size_of(tuple(range(10)), len(STATE), sealed=False)
 
 
 def nothing() -> None:
@@ -24,7 +24,7 @@ def nothing() -> None:
 
 
 def write(folder: StateFolder, number: int) -> StateFile:
-    file = folder.write(tuple(range(number, number + 10)), STATE, nothing)
+    file = folder.write(tuple(range(number, number + 10)), 9, STATE, nothing)
     os.utime(file.path, (number, number))
     return file
 
@@ -40,7 +40,7 @@ def test_the_least_recently_used_file_makes_room(tmp_path: Path) -> None:
     write(folder, 4)
     assert first_tokens(folder) == [1, 4, 3]
     with pytest.raises(NoRoom):
-        folder.write((1,), np.zeros(3 * SIZE, np.uint8), nothing)
+        folder.write((1,), 0, np.zeros(3 * SIZE, np.uint8), nothing)
     assert first_tokens(folder) == [1, 4, 3], "a file that is too large makes no room"
 
 
@@ -105,7 +105,7 @@ def test_a_stopped_or_failed_write_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        folder.write((1, 2), STATE, stop)
+        folder.write((1, 2), 1, STATE, stop)
     assert sorted((tmp_path / "kv").iterdir()) == before
 
 

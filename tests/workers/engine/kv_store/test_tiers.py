@@ -13,7 +13,7 @@ from workers.engine.kv_store.state_file import StateHeader
 from workers.engine.kv_store.state_folder import StateFile
 from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written
 
-FILE = StateFile(Path("a"), StateHeader((1,), 1, b"", b"", 1))
+FILE = StateFile(Path("a"), StateHeader((1,), 0, 1, b"", b"", 1))
 
 
 def entry(number: int, size: int, state: str) -> StoredPrefix:
@@ -21,7 +21,7 @@ def entry(number: int, size: int, state: str) -> StoredPrefix:
     data = None if state == "disk" else np.zeros(0, np.uint8)
     file = FILE if state in ("clean", "disk") else None
     return StoredPrefix(
-        number, (number,), size, data, file, is_writing=state == "writing", is_unwritten=state == "memory"
+        number, (number,), 0, size, data, file, is_writing=state == "writing", is_unwritten=state == "memory"
     )
 
 
