@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
+from app.kernel.errors import FailureReason, StepFailure
 from tests.workers.engine.test_engine import NOISE, Gaps
 from workers.engine.engine import LlamaEngine
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import Lora
+from workers.engine.tasks import LlamaTicket
 
 MakeEngine = Callable[..., LlamaEngine]
 
@@ -237,22 +239,87 @@ def test_a_parked_text_overflows_to_the_store(make: MakeEngine, tmp_path: Path) 
     batch = ask(STORIES[0], 40, priority=PriorityClass.BATCH)
     alone = one_kept(make).generate(batch).result(60).text
     engine = one_kept(make, park_bytes=1000, **on_disk(tmp_path))
+    parked = begun(engine, batch, 10)
+    assert engine.generate(ask(STORIES[1], 8, priority=PriorityClass.INTERACTIVE)).result(60).text
+    assert not parked.done()
+    result = parked.result(60)
+    assert result.text == alone
+    figures = engine.metrics()
+    assert (figures.parked, figures.resumed, figures.parked_bytes) == (1, 1, 0)
+    assert figures.store.restored_tokens > result.tokens_in + 5, "what was written before is not computed again"
+
+
+def begun(engine: LlamaEngine, request: GenerateRequest, tokens: int) -> LlamaTicket:
+    """Start a text, and wait until so many parts of it were read."""
     shown, started = list[str](), threading.Event()
 
     def reader(text: str) -> None:
         shown.append(text)
-        if len(shown) == 10:
+        if len(shown) >= tokens:
             started.set()
 
-    parked = engine.generate(batch, reader)
+    ticket = engine.generate(request, reader)
     assert started.wait(60)
-    assert engine.generate(ask(STORIES[1], 8, priority=PriorityClass.INTERACTIVE)).result(60).text
-    assert not parked.done()
-    result = parked.result(60)
-    assert result.text == alone == "".join(shown)
-    figures = engine.metrics()
-    assert (figures.parked, figures.resumed, figures.parked_bytes) == (1, 1, 0)
-    assert figures.store.restored_tokens > result.tokens_in + 5, "what was written before is not computed again"
+    return ticket
+
+
+def test_texts_that_run_at_the_end_are_stored(make: MakeEngine, tmp_path: Path, tiny_llama: Path) -> None:
+    """Running and parked ones, with what they had written, those with most progress first."""
+    options = on_disk(tmp_path) | {"slots": 2, "kept": 0, "context": 8192, "vectors": False}
+    engine = make(tiny_llama, **options)
+    batch, interactive = PriorityClass.BATCH, PriorityClass.INTERACTIVE
+    prompt = engine.count(ask(STORIES[0]))
+    tickets = [
+        begun(engine, ask(STORIES[0], 3000, priority=batch), 9),
+        begun(engine, ask(STORIES[1], 3000, priority=batch), 3),
+        begun(engine, ask(STORIES[2], 3000, priority=interactive), 1),
+    ]
+    assert engine.metrics().parked == 1
+    engine.close()
+    for ticket in tickets:
+        with pytest.raises(StepFailure) as caught:
+            ticket.result(60)
+        assert caught.value.reason is FailureReason.WORKER_STOPPED
+    store = engine._loop._idle.store
+    assert store is not None
+    lengths = [len(entry.tokens) for entry in store._entries.values()]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > prompt + 8, "with what was written"
+    assert engine.metrics().store.files_written == 3
+    engine = make(tiny_llama, **options)
+    for story in STORIES:
+        assert written(engine, story)[1] > 60
+    assert engine.metrics().store.restored == 3
+
+
+def test_a_state_that_is_larger_than_the_memory_passes_through_it(
+    make: MakeEngine, tmp_path: Path, tiny_llama: Path
+) -> None:
+    """It is written at once, read again when it is used, and in memory only meanwhile."""
+    options = on_disk(tmp_path, store_bytes=1000)
+    engine = one_kept(make, tiny_llama, **options)
+    expected = written(engine, STORIES[0])[0]
+    written(engine, STORIES[1])
+    written(engine, STORIES[1][:30])
+    engine.close()
+    figures = engine.metrics().store
+    assert (figures.files_written, figures.not_stored, figures.memory_bytes) == (2, 0, 0)
+    engine = one_kept(make, tiny_llama, **options)
+    text, reused = written(engine, STORIES[0])
+    assert text == expected
+    assert reused > 60
+    assert engine.metrics().store.memory_bytes == 0, "it was freed when it was restored"
+    engine.close()
+    engine = one_kept(make, tiny_llama, **options | {"park_bytes": 0, "store_disk_bytes": 0})
+    written(engine, STORIES[0])
+    written(engine, STORIES[1])
+    assert (engine.metrics().store.not_stored, engine.metrics().store.memory_bytes) == (1, 0)
+    engine.close()
+    engine = one_kept(make, tiny_llama, **options | {"park_bytes": 0})
+    assert engine.metrics().store.refused == 2, "larger than all the memory that the pool reserves"
+    written(engine, STORIES[0])
+    written(engine, STORIES[1])
+    assert engine.metrics().store.not_stored == 1
 
 
 def test_adapters_separate_what_is_stored(make: MakeEngine, tmp_path: Path, tiny_llama: Path, tiny_lora: Path) -> None:
