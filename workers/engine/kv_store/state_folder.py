@@ -40,7 +40,7 @@ MAX_FILES = 4096
 #: Seconds in which a folder is indexed; the files used last come first.
 _INDEX_SECONDS = 1.0
 #: Seconds for which a lock is awaited, and between two attempts. Who works holds it for milliseconds.
-_LOCK_SECONDS, _LOCK_POLL = 2.0, 0.005
+_LOCK_SECONDS, _LOCK_POLL = 1.0, 0.005
 
 
 class NoRoom(OSError):

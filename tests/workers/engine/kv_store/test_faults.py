@@ -30,7 +30,7 @@ print("held", flush=True)
 sys.stdin.read()
 """
 
-#: Writes the states of other prompts without an end, in files of some megabytes.
+#: Writes the states of other prompts without an end. None stays in memory.
 _WRITER = """
 import sys
 from pathlib import Path
@@ -38,11 +38,11 @@ from app.inference.requests import GenerateRequest, Sampling
 from workers.engine.engine import LlamaEngine
 from workers.engine.options import EngineOptions
 folder, model = map(Path, sys.argv[1:3])
-options = EngineOptions(slots=1, kept=0, context=4096, vectors=False, threads=1, kv_type_k="f32", kv_type_v="f32",
-    flash_attention=False, store_folder=folder, store_disk_bytes=2**30, store_bytes=2**20)
+options = EngineOptions(slots=1, kept=0, context=1024, vectors=False, threads=1, store_folder=folder,
+    store_disk_bytes=2**28, store_bytes=1000)
 engine = LlamaEngine(model, options)
 for number in range(10**6):
-    prompt = f"{number} llamas " + "walked over the mountains and counted the stones " * 300
+    prompt = f"{number} llamas " + "walked over the mountains " * 10
     engine.generate(GenerateRequest(prompt=prompt, max_tokens=1, sampling=Sampling(temperature=0))).result()
 """
 
@@ -102,20 +102,22 @@ def test_a_killed_engine_leaves_whole_files_only(make: MakeEngine, tmp_path: Pat
     folder = tmp_path / "kv"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _WRITER, str(folder), str(tiny_llama)]
-    unfinished: list[Path] = []
-    while not unfinished:  # until a kill comes in time
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as pool:
-            while not (list(folder.glob("*.kv.tmp")) and list(folder.glob("*.kv"))):
-                assert pool.poll() is None
-            pool.kill()
-        unfinished = list(folder.glob("*.kv.tmp"))
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as pool:
+        unfinished: list[Path] = []
+        while not unfinished:
+            assert pool.poll() is None
+            with contextlib.suppress(FileNotFoundError), (folder / ".lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # meanwhile no file is begun or finished
+                if list(folder.glob("*.kv")) and (unfinished := list(folder.glob("*.kv.tmp"))):
+                    pool.kill()
+                    pool.wait()
+    assert all(file.exists() for file in unfinished)
     files = set(folder.glob("*.kv"))
-    more = {"kv_type_k": "f32", "kv_type_v": "f32", "flash_attention": False, "context": 4096}
-    engine = one_kept(make, tiny_llama, **on_disk(tmp_path, **more))
+    engine = one_kept(make, tiny_llama, **on_disk(tmp_path))
     figures = engine.metrics().store
     assert (figures.entries, figures.refused) == (len(files), 0)
     assert set(folder.glob("*.kv*")) == files, "the unfinished ones are gone"
-    acceptance = Acceptance(identity(tiny_llama, engine.options), 4096, 2**30)
+    acceptance = Acceptance(identity(tiny_llama, engine.options), 1024, 2**30)
     for file in files:
         header = state_file.read_header(file, acceptance)
         assert len(state_file.read(file, acceptance, header, lambda: None)) == header.state_bytes
