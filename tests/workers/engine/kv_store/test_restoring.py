@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,11 @@ def written(engine: LlamaEngine, prompt: str, tokens: int = 8) -> tuple[str, int
     return result.text, result.tokens_cached
 
 
+def evict(engine: LlamaEngine) -> None:
+    """Let another prompt take the cells of the kept sequence. It is too short to be stored."""
+    written(engine, "Rain.", 1)
+
+
 def one_kept(make: MakeEngine, path: Path | None = None, **options: Any) -> LlamaEngine:
     """An engine whose cache keeps one sequence."""
     given = {"slots": 1, "kept": 0, "context": 1024, "vectors": False} | options
@@ -47,6 +54,22 @@ def one_kept(make: MakeEngine, path: Path | None = None, **options: Any) -> Llam
 
 def on_disk(folder: Path, **options: Any) -> dict[str, Any]:
     return {"store_folder": folder / "kv", "store_disk_bytes": 2**28} | options
+
+
+@contextlib.contextmanager
+def held_after(engine: LlamaEngine, request: GenerateRequest, parts: int) -> Iterator[LlamaTicket]:
+    """Start a text, and hold the engine inside the block, after so many parts of the text."""
+    count, reached, goes_on = itertools.count(1), threading.Event(), threading.Event()
+
+    def reader(_: str) -> None:
+        if next(count) == parts:
+            reached.set()
+            goes_on.wait(60)
+
+    ticket = engine.generate(request, reader)
+    assert reached.wait(60)
+    yield ticket
+    goes_on.set()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +87,7 @@ def test_an_evicted_conversation_goes_on_from_memory(
     assert reused > 60
     engine = one_kept(make, path, layout=layout)
     assert written(engine, STORIES[0], tokens)[0] == first
-    written(engine, STORIES[1])
+    evict(engine)
     assert engine.metrics().prefixes_evicted == 1
     assert written(engine, turn) == (expected, reused), "byte for byte, and as much as if it had stayed in the cache"
     store = engine.metrics().store
@@ -73,8 +96,8 @@ def test_an_evicted_conversation_goes_on_from_memory(
 
 def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, model_path: Path) -> None:
     engine = one_kept(make)
-    written(engine, STORIES[0])
-    written(engine, STORIES[1])
+    written(engine, STORIES[0], 1)
+    evict(engine)
     other = STORIES[0].replace("looked at the maps", "ate the last bread")
     text, reused = written(engine, other)
     assert 40 < reused < 70
@@ -86,9 +109,10 @@ def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, mode
     assert engine.metrics().cells_used < 100, "the rest of the longer sequence was freed"
 
 
-def test_a_truncated_sequence_is_saved_before(make: MakeEngine) -> None:
-    engine = one_kept(make, layout="streams")
-    whole = STORIES[0] + written(engine, STORIES[0], 40)[0]
+def test_a_truncated_sequence_is_saved_before(make: MakeEngine, tiny_llama: Path) -> None:
+    engine = one_kept(make, tiny_llama, layout="streams")
+    whole = STORIES[0] + STORIES[1]
+    written(engine, whole)
     written(engine, STORIES[0][:120], 2)  # takes over the only sequence, and truncates it
     assert written(engine, whole)[1] > 90
 
@@ -97,28 +121,30 @@ def test_prefixes_with_a_window_are_used_as_a_whole(make: MakeEngine, gemma_path
     """Gemma's cache with `swa_full` off lacks what is behind the window: a stored state cannot be truncated."""
     engine = one_kept(make, gemma_path, swa_full=False)
     first = written(engine, STORIES[0])[0]
-    written(engine, STORIES[1])
+    evict(engine)
     assert written(engine, f"{STORIES[0]}{first} And then")[1] > 60
-    written(engine, STORIES[1])
+    evict(engine)
     written(engine, STORIES[0].replace("looked at the maps", "ate the last bread"))
     assert engine.metrics().store.restored_tokens > 60
     assert engine.metrics().store.failed == 0
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_restarted_engine_has_its_prefixes(make: MakeEngine, tmp_path: Path, encrypted: bool) -> None:
+def test_a_restarted_engine_has_its_prefixes(
+    make: MakeEngine, tmp_path: Path, tiny_llama: Path, encrypted: bool
+) -> None:
     key = "a key of thirty characters, or so" if encrypted else None
     options = on_disk(tmp_path, store_encrypted=encrypted, store_key=key)
-    engine = one_kept(make, **options)
-    first = written(engine, STORIES[0])[0]
-    turn = f"{STORIES[0]}{first} And then"
-    written(engine, STORIES[1])
+    engine = one_kept(make, tiny_llama, **options)
+    written(engine, STORIES[0])
+    turn = f"{STORIES[0]} And then"
+    written(engine, STORIES[1], 1)
     engine.close()
     assert engine.metrics().store.files_written == 2, "the evicted one and the kept one"
-    plain = one_kept(make, store_bytes=0)
+    plain = one_kept(make, tiny_llama, store_bytes=0)
     written(plain, STORIES[0])
     expected, reused = written(plain, turn)
-    engine = one_kept(make, **options)
+    engine = one_kept(make, tiny_llama, **options)
     assert written(engine, turn) == (expected, reused)
     assert engine.metrics().store.files_read == 1
     assert not any(b"mountains" in file.read_bytes() for file in (tmp_path / "kv").glob("*.kv"))
@@ -235,32 +261,18 @@ def test_two_engines_may_use_one_folder(make: MakeEngine, tmp_path: Path, tiny_l
     assert [written(engine, story)[1] > 60 for story in STORIES] == [True, True, False]
 
 
-def test_a_parked_text_overflows_to_the_store(make: MakeEngine, tmp_path: Path) -> None:
+def test_a_parked_text_overflows_to_the_store(make: MakeEngine, tmp_path: Path, tiny_llama: Path) -> None:
     batch = ask(STORIES[0], 40, priority=PriorityClass.BATCH)
-    alone = one_kept(make).generate(batch).result(60).text
-    engine = one_kept(make, park_bytes=1000, **on_disk(tmp_path))
-    parked = begun(engine, batch, 10)
-    assert engine.generate(ask(STORIES[1], 8, priority=PriorityClass.INTERACTIVE)).result(60).text
-    assert not parked.done()
+    alone = one_kept(make, tiny_llama).generate(batch).result(60).text
+    engine = one_kept(make, tiny_llama, park_bytes=1000, **on_disk(tmp_path))
+    with held_after(engine, batch, 10) as parked:
+        interactive = engine.generate(ask(STORIES[1], 8, priority=PriorityClass.INTERACTIVE))
+    assert interactive.result(60).text
     result = parked.result(60)
     assert result.text == alone
     figures = engine.metrics()
     assert (figures.parked, figures.resumed, figures.parked_bytes) == (1, 1, 0)
     assert figures.store.restored_tokens > result.tokens_in + 5, "what was written before is not computed again"
-
-
-def begun(engine: LlamaEngine, request: GenerateRequest, tokens: int) -> LlamaTicket:
-    """Start a text, and wait until so many parts of it were read."""
-    shown, started = list[str](), threading.Event()
-
-    def reader(text: str) -> None:
-        shown.append(text)
-        if len(shown) >= tokens:
-            started.set()
-
-    ticket = engine.generate(request, reader)
-    assert started.wait(60)
-    return ticket
 
 
 def test_texts_that_run_at_the_end_are_stored(make: MakeEngine, tmp_path: Path, tiny_llama: Path) -> None:
@@ -269,13 +281,16 @@ def test_texts_that_run_at_the_end_are_stored(make: MakeEngine, tmp_path: Path, 
     engine = make(tiny_llama, **options)
     batch, interactive = PriorityClass.BATCH, PriorityClass.INTERACTIVE
     prompt = engine.count(ask(STORIES[0]))
-    tickets = [
-        begun(engine, ask(STORIES[0], 3000, priority=batch), 9),
-        begun(engine, ask(STORIES[1], 3000, priority=batch), 3),
-        begun(engine, ask(STORIES[2], 3000, priority=interactive), 1),
-    ]
+    with held_after(engine, ask(STORIES[0], 3000, priority=batch), 9) as first:
+        pass
+    with held_after(engine, ask(STORIES[1], 3000, priority=batch), 3) as second:
+        pass
+    with held_after(engine, ask(STORIES[2], 3000, priority=interactive), 3) as third:
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+    closing.join()
     assert engine.metrics().parked == 1
-    engine.close()
+    tickets = [first, second, third]
     for ticket in tickets:
         with pytest.raises(StepFailure) as caught:
             ticket.result(60)
