@@ -94,14 +94,14 @@ def test_an_evicted_conversation_goes_on_from_memory(
     assert (store.restored, store.restored_tokens, store.failed) == (1, reused, 0)
 
 
-def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, model_path: Path) -> None:
-    engine = one_kept(make)
+def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, tiny_llama: Path) -> None:
+    engine = one_kept(make, tiny_llama)
     written(engine, STORIES[0], 1)
     evict(engine)
     other = STORIES[0].replace("looked at the maps", "ate the last bread")
     text, reused = written(engine, other)
     assert 40 < reused < 70
-    gaps = Gaps(model_path, [other])
+    gaps = Gaps(tiny_llama, [other])
     try:
         assert gaps.largest(other, text) < NOISE
     finally:
