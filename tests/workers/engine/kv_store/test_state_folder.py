@@ -54,6 +54,38 @@ def test_only_the_user_may_use_folder_and_files(tmp_path: Path) -> None:
         StateFolder(tmp_path / "kv", 3 * SIZE, ACCEPTANCE)
 
 
+def test_a_folder_that_others_can_exchange_is_refused(tmp_path: Path) -> None:
+    """A link, and a folder in one that everybody may write."""
+    (tmp_path / "target").mkdir(mode=0o700)
+    (tmp_path / "kv").symlink_to(tmp_path / "target")
+    with pytest.raises(PermissionError, match="link"):
+        StateFolder(tmp_path / "kv", SIZE, ACCEPTANCE)
+    assert list((tmp_path / "target").iterdir()) == []
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(PermissionError, match="others may write it"):
+        StateFolder(tmp_path / "open" / "kv", SIZE, ACCEPTANCE)
+
+
+def test_what_only_has_the_name_of_a_state_file_is_left_alone(tmp_path: Path) -> None:
+    """Folders, links and pipes keep no file from being written, and none is opened or removed."""
+    (tmp_path / "kv").mkdir(mode=0o700)
+    dead = "d" * 32
+    named = [
+        tmp_path / "kv" / f"{dead}-{str(number) * 32}{end}" for number, end in enumerate((".kv", ".kv.tmp", ".kv"))
+    ]
+    named[0].mkdir()
+    named[1].symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(named[2])
+    (tmp_path / "kv" / f"{dead}.lock").mkdir()
+    folder = StateFolder(tmp_path / "kv", SIZE, ACCEPTANCE)
+    write(folder, 1)
+    write(folder, 2)
+    assert (first_tokens(folder), folder.index()[1]) == ([2], 0)
+    folder.close()
+    assert all(os.path.lexists(one) for one in named)
+
+
 def test_other_files_are_never_touched(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "kv", SIZE, ACCEPTANCE)
     others = [tmp_path / "kv" / name for name in ("notes.txt", "a.kv", f"{'a' * 32}-{'b' * 32}.kv.bak")]
