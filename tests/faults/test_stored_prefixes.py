@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.scheduler.operator_commands import OperatorCommands
 from app.kernel.sections.catalog import CatalogSettings
+from app.scheduler.operator_commands import OperatorCommands
 from tests.faults.conftest import MODEL, Cluster, generate, until
 from tests.faults.fleets import assert_consistent, serving, until_done, until_ended
 

@@ -47,6 +47,14 @@ def tiny_llama(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_gemma(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma 2 of two layers with random weights; the first has a sliding window of 64 tokens."""
+    path = tmp_path_factory.mktemp("tiny") / "gemma.gguf"
+    _write_gemma(model_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_qwen2vl(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen 2 VL of two layers with random weights: its positions have dimensions (M-RoPE)."""
     path = tmp_path_factory.mktemp("tiny") / "qwen2vl.gguf"
@@ -172,6 +180,28 @@ def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> 
         }.items():  # fmt: skip
             writer.add_tensor(f"{block}{name}.weight", random(*shape))
         for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
+    _end(writer)
+
+
+def _write_gemma(source: Path, target: Path) -> None:
+    """A Gemma 2 of two layers."""
+    writer, random = _begin(source, target, "gemma2")
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(32)
+    writer.add_value_length(32)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(128)
+    writer.add_sliding_window(64)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
             writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
     _end(writer)
 

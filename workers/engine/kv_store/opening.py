@@ -40,12 +40,12 @@ def open_store(model: LlamaModel, options: EngineOptions) -> PrefixStore | None:
     """
     if not options.shares or not options.store_bytes:
         return None
-    truncates = not model.recurrent and (not model.window or options.swa_full)
     limits = StoreLimits(
         memory=options.store_bytes,
         with_parked=options.state_bytes,
         save_seconds=options.step_latency or _SAVE_SECONDS,
-        whole_only=not truncates,
+        # llama.cpp saves no cell that is behind the window, whatever `swa_full` says.
+        longest_cut=0 if model.recurrent else model.window or None,
     )
     return PrefixStore(limits, _folder(model.path, options))
 

@@ -70,8 +70,8 @@ class StoreLimits:
     with_parked: int
     #: Most seconds for which saving may delay texts at once.
     save_seconds: float
-    #: States cannot be truncated: an entry is used as a whole or not at all.
-    whole_only: bool = False
+    #: Tokens of the longest state that can be truncated; None means any. A longer one is used as a whole or not at all.
+    longest_cut: int | None = None
 
 
 class PrefixStore:
@@ -136,9 +136,9 @@ class PrefixStore:
         length = cut(found.length)
         if found.source is None or length < max(live.length, live.pending_length) + MIN_TOKENS:
             return None
-        if self._limits.whole_only and length < found.length:
-            return None
         entry, gain = self._entries[found.source], length - live.length
+        if length < len(entry.tokens) and not self._can_cut(entry):
+            return None
         if not self.rates.is_worth(gain, entry.size, prefill_rate, from_file=entry.data is None):
             return None
         if entry.data is None and not self._is_read_in_time(entry, gain, prefill_rate):
@@ -317,14 +317,19 @@ class PrefixStore:
 
     def _supersede(self, entry: StoredPrefix) -> None:
         """Remove the longest shorter prefix of the entry: the entry can be truncated to it."""
-        if self._limits.whole_only:
+        if not self._can_cut(entry):
             return
         for other in _prefixes(self._index, self._entries, entry):
             entry.replaces += other.replaces + ([] if other.file is None else [other.file])
             self._remove(other)
 
     def _usable(self, id_: int, length: int) -> int:
-        return length if not self._limits.whole_only or len(self._entries[id_].tokens) == length else 0
+        entry = self._entries[id_]
+        return length if len(entry.tokens) == length or self._can_cut(entry) else 0
+
+    def _can_cut(self, entry: StoredPrefix) -> bool:
+        longest = self._limits.longest_cut
+        return longest is None or len(entry.tokens) <= longest
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 

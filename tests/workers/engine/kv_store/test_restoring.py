@@ -117,15 +117,24 @@ def test_a_truncated_sequence_is_saved_before(make: MakeEngine, tiny_llama: Path
     assert written(engine, whole)[1] > 90
 
 
-def test_prefixes_with_a_window_are_used_as_a_whole(make: MakeEngine, gemma_path: Path) -> None:
-    """Gemma's cache with `swa_full` off lacks what is behind the window: a stored state cannot be truncated."""
-    engine = one_kept(make, gemma_path, swa_full=False)
-    first = written(engine, STORIES[0])[0]
+@pytest.mark.parametrize("full", [False, True])
+def test_a_state_that_is_longer_than_the_window_is_used_as_a_whole(
+    make: MakeEngine, tiny_gemma: Path, full: bool
+) -> None:
+    """llama.cpp saves no cell behind the window, so such a state cannot be truncated; a shorter one can."""
+    engine = one_kept(make, tiny_gemma, swa_full=full)
+    long = STORIES[0] + STORIES[1]
+    changed = long.replace("Beatriz made", "Beatriz lit")
+    expected = written(one_kept(make, tiny_gemma, store_bytes=0), changed, 1)[0]
+    written(engine, long, 1)
     evict(engine)
-    assert written(engine, f"{STORIES[0]}{first} And then")[1] > 60
+    assert written(engine, long + " And then", 1)[1] > 120
     evict(engine)
-    written(engine, STORIES[0].replace("looked at the maps", "ate the last bread"))
-    assert engine.metrics().store.restored_tokens > 60
+    assert written(engine, changed, 1) == (expected, 0)
+    short = STORIES[2].partition("In the evening")[0]
+    written(engine, short, 1)
+    evict(engine)
+    assert written(engine, short.replace("of the valley", "about them"), 1)[1] > 32
     assert engine.metrics().store.failed == 0
 
 
