@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures[tokens].append(found)
                 if number % 2:
                     times[tokens]["computed"].append(computed(path, tokens, asked))
+                taken = " ".join(f"{source}: {times[tokens][source][-1]:.3f} s" for source in SOURCES)
+                print(f"round {number + 1}, {tokens} tokens, {found.size} bytes: {taken}", flush=True)
     rows = [
         {"tokens": tokens, "bytes": figures[tokens][0].size}
         | {name: statistics.median(getattr(one, name) for one in figures[tokens]) for name in STEPS}
