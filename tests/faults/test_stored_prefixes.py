@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.kernel.sections.catalog import CatalogSettings
 from app.scheduler.operator_commands import OperatorCommands
 from tests.faults.conftest import MODEL, Cluster, generate, until
@@ -31,6 +33,7 @@ def cached(cluster: Cluster) -> int:
     return found
 
 
+@pytest.mark.storm
 def test_a_restarted_pool_keeps_its_hot_prefixes(cluster: Cluster) -> None:
     """An operator restarts it; the agent starts another process, which reads the state files of the first one."""
     catalog = cluster.directory / "catalog.toml"
