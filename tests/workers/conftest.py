@@ -7,9 +7,10 @@ Engines use one thread each, because the machine may be shared and llama.cpp's t
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
@@ -42,6 +43,14 @@ def tiny_llama(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A llama of two layers with random weights."""
     path = tmp_path_factory.mktemp("tiny") / "llama.gguf"
     _write_llama(model_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma 2 of two layers with random weights; the first has a sliding window of 64 tokens."""
+    path = tmp_path_factory.mktemp("tiny") / "gemma.gguf"
+    _write_gemma(model_path, path)
     return path
 
 
@@ -171,6 +180,28 @@ def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> 
         }.items():  # fmt: skip
             writer.add_tensor(f"{block}{name}.weight", random(*shape))
         for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
+    _end(writer)
+
+
+def _write_gemma(source: Path, target: Path) -> None:
+    """A Gemma 2 of two layers."""
+    writer, random = _begin(source, target, "gemma2")
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(32)
+    writer.add_value_length(32)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(128)
+    writer.add_sliding_window(64)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
             writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
     _end(writer)
 
@@ -324,16 +355,30 @@ def _begin(source: Path, target: Path, architecture: str, controls: tuple[str, .
 
 @functools.cache
 def _tokenizer_of(source: Path) -> dict[str, tuple[Any, Any, Any]]:
-    """The fields of a tokenizer: value, type, type of the items. Reading them takes seconds."""
-    reader = gguf.GGUFReader(source)
+    """The fields of a tokenizer: value, type, type of the items. `gguf.GGUFReader` takes two seconds for them."""
     wanted = ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token")
+    names = (*(f"tokenizer.ggml.{word}" for word in wanted), "tokenizer.chat_template")
     found = {}
-    for name in (*(f"tokenizer.ggml.{word}" for word in wanted), "tokenizer.chat_template"):
-        field = reader.get_field(name)
-        if field is not None:
-            kind = field.types[0]
-            found[name] = field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-    return found
+    with source.open("rb") as file:
+        _, _, _, count = struct.unpack("<4sIQQ", file.read(24))
+        for _ in range(count):
+            name, kind = _value(file, gguf.GGUFValueType.STRING), gguf.GGUFValueType(*_unpacked(file, "I"))
+            if kind == gguf.GGUFValueType.ARRAY:
+                inside, length = gguf.GGUFValueType(*_unpacked(file, "I")), *_unpacked(file, "Q")
+                found[name] = [_value(file, inside) for _ in range(length)], kind, inside
+            else:
+                found[name] = _value(file, kind), kind, None
+    return {name: found[name] for name in names if name in found}
+
+
+def _unpacked(file: BinaryIO, form: str) -> tuple[Any, ...]:
+    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
+
+
+def _value(file: BinaryIO, kind: gguf.GGUFValueType) -> Any:
+    if kind == gguf.GGUFValueType.STRING:
+        return file.read(*_unpacked(file, "Q")).decode()
+    return _unpacked(file, "BbHhIif?__Qqd"[kind])[0]
 
 
 def _end(writer: gguf.GGUFWriter) -> None:

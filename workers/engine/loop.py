@@ -464,10 +464,10 @@ class EngineLoop:
         """Fail all running, waiting and new tasks with the reason."""
         with self._wake:
             tasks, self._inbox = [*self.slots.running.values(), *self._waiting, *self._inbox], []
+        self._idle.ended = self.slots.end(self._waiting) if self.fatal_reason is None else ()
         self.slots.discard(list(self.slots.running.values()))
         self._waiting.clear()
-        end_failure = self.end_failure
-        assert end_failure is not None
+        end_failure = self.end_failure or CancelledError()
         for task in tasks:
             self.meter.cancelled += task.cancelled
             self.meter.failed += not task.cancelled

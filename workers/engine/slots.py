@@ -8,12 +8,15 @@ always agree. Only the engine's thread uses it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from time import perf_counter
 
 from workers.engine.batch import BatchWork
 from workers.engine.bindings.llama import Context
 from workers.engine.cells import Cells
 from workers.engine.kv_store.rates import MIN_TOKENS
+from workers.engine.kv_store.saving import EndedText
+from workers.engine.kv_store.state_file import StateData
 from workers.engine.kv_store.store import PrefixStore, StoredMatch
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
@@ -71,13 +74,9 @@ class Slots:
         if not self._options.shares or task.sharing_failed:
             return Match()
         found = self._found(task)
-        if not task.images:
-            return found if self._store is None or task.state is not None else self._longer(task, found, self._store)
-        # An image is shared as a whole.
-        length, pending = (image_spans.before_spans(task.images, one) for one in (found.length, found.pending_length))
-        if pending <= length:
-            return Match(length, found.source if length else None)
-        return Match(length, found.source if length else None, pending, found.pending_source)
+        if task.images:
+            found = _with_whole_images(task, found)
+        return found if self._store is None or task.state is not None else self._longer(task, found, self._store)
 
     def _found(self, task: EngineTask) -> Match:
         tokens = tuple(task.tokens[:-1])
@@ -89,7 +88,8 @@ class Slots:
 
     def _longer(self, task: EngineTask, found: Match, store: PrefixStore) -> Match:
         """Return a match in the store, if it is longer and has room; else what was found."""
-        stored = store.find(tuple(task.tokens[:-1]), found, self._meter.prefill_rate)
+        cut = partial(image_spans.before_spans, task.images)
+        stored = store.find(tuple(task.tokens[:-1]), found, self._meter.prefill_rate, cut)
         if stored is None or stored.cells > max(task.limit, self.free_cells()):
             return found
         return stored
@@ -135,7 +135,7 @@ class Slots:
         self._make_room(most - self.cells.length(sequence), sequence)
         self.cells.reserve(sequence, most)
         if stored is not None:
-            shared = self._restore(sequence, stored)
+            shared = self._restore(sequence, stored, task)
             self.cells.release_unused(sequence)
             self.cells.reserve(sequence, task.limit)
         if task.state is not None:
@@ -210,15 +210,16 @@ class Slots:
             return
         self._release(sequence)
 
-    def _restore(self, sequence: int, match: StoredMatch) -> int:
+    def _restore(self, sequence: int, match: StoredMatch, task: EngineTask) -> int:
         """Load a stored state into an empty sequence. Returns the tokens that need not be computed: 0 if it failed."""
         data, store, length, began = match.data, self._store, match.stored_length, perf_counter()
         assert data is not None
         assert store is not None
-        succeeded = self._context.restore(sequence, data, match.cells)
+        assert match.entry is not None
+        succeeded = self._context.restore(sequence, data, match.cells, match.entry.last)
         self.cells.restore(sequence, match.cells if succeeded else 0)
         if succeeded and length < match.cells:
-            succeeded = self._context.truncate(sequence, length)
+            succeeded = self._context.truncate(sequence, *_end(task, length))
             self.cells.truncate(sequence, length if succeeded else 0)
         store.note_restored(match, perf_counter() - began, succeeded=succeeded)
         return length if succeeded else 0
@@ -229,6 +230,7 @@ class Slots:
             tokens,
             lambda: self._context.state_bytes(sequence),
             lambda: self._context.save(sequence),
+            last=self._context.positions(sequence)[1],
             prefill_rate=self._meter.prefill_rate,
             is_busy=is_busy,
         )
@@ -247,21 +249,53 @@ class Slots:
                 return self._save(sequence, tokens, is_busy=False)
         return False
 
+    def end(self, waiting: Iterable[EngineTask]) -> list[EndedText]:
+        """
+        End the running tasks and keep their sequences, because the engine ends. No task ends its future here.
+
+        Returns how each of them, and each parked one of `waiting`, is saved: the one with most progress first.
+        """
+        ended = []
+        for task in sorted(self.running.values(), key=lambda task: task.progress):
+            work, progress = task.work, task.progress
+            assert work is not None
+            self.finish(task)
+            if work.sequence in self.index.kept:
+                size, save = self._context.state_bytes, self._save_kept
+                ended.append(EndedText(progress, partial(size, work.sequence), partial(save, work.sequence)))
+        for task in waiting:
+            if task.state is not None and self._store is not None:
+                tokens = tuple(task.tokens[: task.computed])
+                save_parked = partial(self._save_parked, self._store, tokens, _last(task), task.state)
+                ended.append(EndedText(task.progress, partial(len, task.state), save_parked))
+        return sorted(ended, key=lambda text: -text.progress)
+
+    def _save_parked(self, store: PrefixStore, tokens: tuple[int, ...], last: int, state: StateData) -> None:
+        store.yield_room(-len(state))
+        rate = self._meter.prefill_rate
+        store.keep(tokens, lambda: len(state), lambda: state, last=last, prefill_rate=rate, is_busy=False)
+
     def park(self, task: EngineTask, room: int) -> None:
         """Move the task's state from the KV cache to host memory, which has `room` bytes, or else to the store."""
-        overflows = self.park_bytes(task) > room
+        overflows = self.park_bytes(task) > self.park_room(room)
         work, task.work = task.work, None
         assert work is not None
         if overflows:
             self._save(work.sequence, tuple(task.tokens[: task.computed]), is_busy=False)
             task.is_overflowed, task.computed = True, 0  # the prefix is found again when it is admitted
         else:
+            if self._store is not None:
+                self._store.yield_room(self._context.state_bytes(work.sequence))
             task.state = self._context.save(work.sequence)
             if task.computed:
                 self._cell_bytes = len(task.state) / task.computed
         task.parked_at = task.progress
         del self.running[work.sequence]
         self._release(work.sequence)
+
+    def park_room(self, room: int) -> int:
+        """Return how much of `room` bytes of host memory a state can have now: the store may use some of it."""
+        return room if self._store is None else min(room, self._store.room_for_parked())
 
     def park_bytes(self, task: EngineTask) -> int:
         """Estimate the bytes of the task's state in host memory."""
@@ -272,7 +306,7 @@ class Slots:
     def can_overflow(self, task: EngineTask) -> bool:
         """Whether the state of a task may go to the store when host memory has no room for parked ones."""
         store = self._store
-        if store is None or not store.writes_files or task.images or task.sharing_failed:
+        if store is None or not store.writes_files or task.sharing_failed:
             return False
         return store.has_room(self.park_bytes(task))
 
@@ -328,9 +362,22 @@ class Slots:
         return length if self.cells.length(sequence) == length else 0
 
 
+def _with_whole_images(task: EngineTask, found: Match) -> Match:
+    """Return the match without the images that it does not contain as a whole."""
+    length, pending = (image_spans.before_spans(task.images, one) for one in (found.length, found.pending_length))
+    if pending <= length:
+        return Match(length, found.source if length else None)
+    return Match(length, found.source if length else None, pending, found.pending_source)
+
+
 def _end(task: EngineTask, count: int) -> tuple[int] | tuple[int, int]:
     """Return the position after the first `count` tokens of the task; with images also the highest in the cache."""
     if not task.images:
         return (count,)
     last = image_spans.last_position(task.images, count)
     return max(image_spans.next_position(task.images, count), last + 1), last
+
+
+def _last(task: EngineTask) -> int:
+    """Return the highest position of the computed tokens of the task in the cache."""
+    return image_spans.last_position(task.images, task.computed) if task.images else task.computed - 1

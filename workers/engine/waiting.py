@@ -99,7 +99,7 @@ class WaitingTasks:
         """Return the running batch tasks that may be parked; none unless an interactive task waits."""
         if not self.has_interactive():
             return []
-        room = self.park_room()
+        room = slots.park_room(self.park_room())
         victims = []
         for sequence, task in slots.running.items():
             if task.rank != batch.BATCH or (slots.park_bytes(task) > room and not slots.can_overflow(task)):

@@ -133,9 +133,13 @@ class FakeContext:
     def state_bytes(self, sequence: int) -> int:
         return len(self.cells[sequence])
 
-    def restore(self, sequence: int, data: Any, count: int) -> bool:
+    def positions(self, sequence: int) -> tuple[int, int]:
+        return min(0, len(self.cells[sequence]) - 1), len(self.cells[sequence]) - 1
+
+    def restore(self, sequence: int, data: Any, count: int, last: int | None = None) -> bool:
         assert not self.cells[sequence]
         assert len(data) == count
+        assert last in (None, count - 1)
         self.cells[sequence] = [self._new(int(token)) for token in data]
         return True
 

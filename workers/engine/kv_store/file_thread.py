@@ -17,6 +17,9 @@ import structlog
 
 _LOG = structlog.get_logger(__name__)
 
+#: Seconds without any progress after which a disk counts as hanging.
+_STUCK_SECONDS = 1.0
+
 #: Raises when the thread is to end; an action calls it between its parts.
 StopCheck = Callable[[], None]
 #: Receives the result, or the exception, and the seconds that the action took.
@@ -41,6 +44,13 @@ class FileThread:
         self._thread: threading.Thread | None = None
         #: Actions without an outcome.
         self._open = 0
+        #: When an action began, or went on to its next part, by perf_counter.
+        self._moved_at = 0.0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether an action hangs in a call of the system."""
+        return bool(self._open) and perf_counter() - self._moved_at > _STUCK_SECONDS
 
     def submit(self, action: Callable[[StopCheck], Any], then: Then) -> None:
         """Run the action after those that were submitted before."""
@@ -48,6 +58,8 @@ class FileThread:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         with self._done:
+            if not self._open:
+                self._moved_at = perf_counter()
             self._open += 1
         self._actions.put((action, then))
 
@@ -58,23 +70,33 @@ class FileThread:
             then(outcome, seconds)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until an outcome is there, or nothing is open, for at most this long. Returns whether that is so."""
+        """
+        Wait until an outcome is there, or nothing is open, for at most this long. Returns whether that is so.
+
+        It does not wait for a disk that hangs.
+        """
+        seconds = min(seconds, _STUCK_SECONDS / 4)
         with self._done:
             return self._done.wait_for(lambda: bool(self._outcomes) or not self._open, max(0.0, seconds))
 
     def close(self, seconds: float) -> bool:
-        """End the running action at its next part, and drop the others. Returns whether it ended in this time."""
+        """
+        End the running action at its next part, and drop the others. Returns whether it ended in this time.
+
+        It does not wait for a disk that hangs.
+        """
         self._stopping.set()
         self._actions.put(None)
         if self._thread is None:
             return True
-        self._thread.join(max(0.0, seconds))
+        self._thread.join(0.0 if self.is_stuck else max(0.0, seconds))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (given := self._actions.get()) is not None and not self._stopping.is_set():
             action, then = given
             began, outcome = perf_counter(), None
+            self._moved_at = began
             try:
                 outcome = action(self._check)
             except Stopped as stopped:
@@ -90,5 +112,6 @@ class FileThread:
             self.wake()
 
     def _check(self) -> None:
+        self._moved_at = perf_counter()
         if self._stopping.is_set():
             raise Stopped

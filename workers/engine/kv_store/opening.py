@@ -2,7 +2,7 @@
 The opening of an engine's store: its identity, its key and its folder, from the options.
 
 The identity is a hash of all that a state depends on beside its tokens: the file of the model, the adapters with their
-scales, the build of llama.cpp, and the options that change the content or the form of the cache.
+scales, the build of llama.cpp, the projector, and the options that change the content or the form of the cache.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def open_store(model: LlamaModel, options: EngineOptions) -> PrefixStore | None:
     """
     if not options.shares or not options.store_bytes:
         return None
-    truncates = not model.recurrent and (not model.window or options.swa_full)
     limits = StoreLimits(
         memory=options.store_bytes,
         with_parked=options.state_bytes,
         save_seconds=options.step_latency or _SAVE_SECONDS,
-        whole_only=not truncates,
+        # llama.cpp saves no cell that is behind the window, whatever `swa_full` says.
+        longest_cut=0 if model.recurrent else model.window or None,
     )
     return PrefixStore(limits, _folder(model.path, options))
 
@@ -67,6 +67,8 @@ def identity(path: Path, options: EngineOptions, scales: Mapping[str, float] | N
         "streams": options.slots if options.streams else 0,
         "swa_full": options.swa_full,
         "rope": options.rope.model_dump(),
+        "projector": None if options.projector is None else _of_file(options.projector),
+        "image_tokens": options.image_tokens,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).digest()
 
@@ -84,7 +86,7 @@ def _folder(path: Path, options: EngineOptions) -> StateFolder | None:
         given = options.store_key
         secret = ids.new_salt() + ids.new_salt() if given is None else given.get_secret_value().encode()
         key = SealingKey(secret, ephemeral=given is None)
-    acceptance = Acceptance(identity(path, options), options.context, options.store_bytes, key)
+    acceptance = Acceptance(identity(path, options), options.context, options.state_bytes, key)
     try:
         return StateFolder(options.store_folder, options.store_disk_bytes, acceptance)
     except OSError as error:

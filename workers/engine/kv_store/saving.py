@@ -2,13 +2,15 @@
 Saving while the engine is idle, and when it ends: what makes prefixes survive the end of their process.
 
 When an engine that writes files has been idle for a moment, its kept sequences are saved one by one, the one used last
-first, so that a killed process loses little. When it is closed, the same is done within a limited time.
+first, so that a killed process loses little. When it is closed, the same is done within a limited time; the texts that
+were running come first, those with most progress before others, because they are retried.
 All methods but `figures` and `on_read` belong to the engine's thread. Without a store they do nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
@@ -23,6 +25,17 @@ _LOG = structlog.get_logger(__name__)
 _IDLE_SECONDS = 2.0
 #: Seconds for saving and writing when the engine ends; its agent kills it after ten.
 _CLOSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EndedText:
+    """A text that was running or parked when the engine ended."""
+
+    #: Tokens computed plus tokens written.
+    progress: int
+    #: Return the bytes of its state, and save it.
+    size: Callable[[], int]
+    save: Callable[[], object]
 
 
 class Saveable(Protocol):
@@ -46,6 +59,8 @@ class IdleSaving:
         self.store = store
         self._idle_since: float | None = None
         self._is_done = False
+        #: The texts that were running at the end, in the order in which they are saved.
+        self.ended: Sequence[EndedText] = ()
 
     def on_read(self, wake: Callable[[], None]) -> None:
         """Set what is called when a state was read from a file."""
@@ -95,6 +110,7 @@ class IdleSaving:
             return
         began = perf_counter()
         until = began + _CLOSE_SECONDS
+        self._save_ended(store, until)
         while store.writes_files and perf_counter() < until:
             saved = slots is not None and slots.save_one()
             store.write_all()
@@ -104,3 +120,16 @@ class IdleSaving:
         store.close()
         if store.figures().files_written:
             _LOG.info("kv_store_closed", seconds=round(perf_counter() - began, 3))
+
+    def _save_ended(self, store: PrefixStore, until: float) -> None:
+        """Save the texts that were running, and write each to its file before the next is saved."""
+        ended, self.ended = self.ended, ()
+        for text in ended:
+            if not store.writes_files or perf_counter() >= until:
+                return
+            if not store.has_room(text.size()):
+                store.write_all()
+                store.wait_for_writes(until)
+            text.save()
+            store.write_all()
+            store.wait_for_writes(until)

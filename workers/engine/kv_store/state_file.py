@@ -7,9 +7,10 @@ of a file that does not pass, because a damaged state could end the process.
 
 A file is, in little-endian order:
 
-    magic (8), version (2), flags (2), tokens (4), state bytes (8), identity (32), file id (16), key id (16), SHA-256 of
-    the state (32; zeros when it is encrypted)
-    the tokens, 4 bytes each, and the SHA-256 of all until here; or the tokens sealed, with all before authenticated
+    magic (8), version (2), flags (2), entries (4), state bytes (8), images (4), last position (4), identity (32),
+    file id (16), key id (16), SHA-256 of the state (32; zeros when it is encrypted)
+    the entries (see entry_block.py), and the SHA-256 of all until here; or the entries sealed, with all before
+    authenticated
     the state; or its parts of 256 KiB, each sealed
 
 Anyone who can read the tokens can read the text.
@@ -31,6 +32,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from workers.engine.kv_store import entry_block
 from workers.engine.kv_store.sealing import KEY_ID_BYTES, TAG_BYTES, Sealer, SealingKey
 
 #: The state of a sequence, as llama.cpp writes it.
@@ -38,8 +40,8 @@ StateData = npt.NDArray[np.uint8]
 
 MAGIC = b"ARRIEROK"
 #: Rises when the format changes.
-VERSION = 1
-_HEADER = struct.Struct(f"<8sHHIQ32s16s{KEY_ID_BYTES}s32s")
+VERSION = 2
+_HEADER = struct.Struct(f"<8sHHIQIi32s16s{KEY_ID_BYTES}s32s")
 _SEALED = 1
 _NO_DIGEST, _NO_KEY = bytes(32), bytes(KEY_ID_BYTES)
 #: Bytes of the parts in which a state is read, written and sealed. Other Python threads wait for one at most.
@@ -72,7 +74,10 @@ class Acceptance:
 class StateHeader:
     """What the first part of a file says."""
 
+    #: Tokens, and the entries of images.
     tokens: tuple[int, ...]
+    #: The highest position of the state in a cache. With M-RoPE, images advance it by less than their cells.
+    last: int
     state_bytes: int
     file_id: bytes
     digest: bytes
@@ -81,17 +86,15 @@ class StateHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
+class _Lengths:
     token_count: int
+    images: int
     state_bytes: int
-    file_id: bytes
-    digest: bytes
-    raw: bytes
     sealed: bool
 
     @property
     def tokens_size(self) -> int:
-        return 4 * self.token_count + (TAG_BYTES if self.sealed else 32)
+        return entry_block.size_of(self.token_count, self.images) + (TAG_BYTES if self.sealed else 32)
 
     @property
     def size(self) -> int:
@@ -99,9 +102,9 @@ class _Fields:
         return _HEADER.size + self.tokens_size + self.state_bytes + TAG_BYTES * parts * self.sealed
 
 
-def size_of(token_count: int, state_bytes: int, *, sealed: bool) -> int:
+def size_of(tokens: tuple[int, ...], state_bytes: int, *, sealed: bool) -> int:
     """Return the bytes of a file."""
-    return _Fields(token_count, state_bytes, b"", b"", b"", sealed).size
+    return _Lengths(len(tokens), entry_block.pack(tokens)[1], state_bytes, sealed).size
 
 
 def write(
@@ -109,11 +112,14 @@ def write(
     acceptance: Acceptance,
     file_id: bytes,
     tokens: tuple[int, ...],
+    last: int,
     state: StateData,
     check: Callable[[], None],
 ) -> StateHeader:
     """
-    Write a file, encrypted if `acceptance` has a key. `check` is called between parts, and may raise.
+    Write a file, encrypted if `acceptance` has a key; `last` as in StateHeader.
+
+    `check` is called between parts, and may raise.
 
     Raises OSError.
     """
@@ -121,9 +127,9 @@ def write(
     sealer = None if key is None else key.of_file(file_id)
     digest = _NO_DIGEST if sealer is not None else _digest(content, check)
     key_id, flags = (_NO_KEY, 0) if key is None else (key.id, _SEALED)
-    fixed = (MAGIC, VERSION, flags, len(tokens), len(state), acceptance.identity, file_id, key_id, digest)
-    raw = _HEADER.pack(*fixed)
-    packed = np.asarray(tokens, "<i4").tobytes()
+    packed, images = entry_block.pack(tokens)
+    lengths = (len(tokens), len(state), images, last)
+    raw = _HEADER.pack(MAGIC, VERSION, flags, *lengths, acceptance.identity, file_id, key_id, digest)
     if sealer is None:
         file.write(raw + packed + hashlib.sha256(raw + packed).digest())
     else:
@@ -131,8 +137,8 @@ def write(
     for number, part in enumerate(_parts(content), 1):
         check()
         file.write(part if sealer is None else sealer.seal(number, part))
-    fields = _Fields(len(tokens), len(state), file_id, digest, raw, sealer is not None)
-    return StateHeader(tokens, len(state), file_id, digest, fields.size)
+    size = _Lengths(len(tokens), images, len(state), sealer is not None).size
+    return StateHeader(tokens, last, len(state), file_id, digest, size)
 
 
 def read_header(path: Path, acceptance: Acceptance) -> StateHeader:
@@ -171,7 +177,7 @@ def _header(file: BufferedReader, acceptance: Acceptance) -> tuple[StateHeader, 
     raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size or not raw.startswith(MAGIC):
         raise StateRefused("it is no state file", is_damaged=True)
-    _, version, flags, token_count, state_bytes, identity, file_id, key_id, digest = _HEADER.unpack(raw)
+    _, version, flags, count, state_bytes, images, last, identity, file_id, key_id, digest = _HEADER.unpack(raw)
     if version != VERSION or flags & ~_SEALED:
         raise StateRefused(f"it has version {version} and flags {flags}; this is version {VERSION}")
     if identity != acceptance.identity:
@@ -179,18 +185,19 @@ def _header(file: BufferedReader, acceptance: Acceptance) -> tuple[StateHeader, 
     sealed = bool(flags & _SEALED)
     if sealed != (acceptance.key is not None) or (acceptance.key is not None and key_id != acceptance.key.id):
         raise StateRefused("it is encrypted with another key" if sealed else "it is not encrypted")
-    fields = _Fields(token_count, state_bytes, file_id, digest, raw, sealed)
-    if not 0 < token_count <= acceptance.max_tokens or not 0 < state_bytes <= acceptance.max_state_bytes:
-        raise StateRefused(f"it has {token_count} tokens and {state_bytes} bytes, more than are accepted")
-    if (size := os.fstat(file.fileno()).st_size) != fields.size:
-        raise StateRefused(f"it has {size} bytes; by its header it has {fields.size}", is_damaged=True)
-    block = file.read(fields.tokens_size)
+    lengths = _Lengths(count, images, state_bytes, sealed)
+    if not 0 < count <= acceptance.max_tokens or not 0 < state_bytes <= acceptance.max_state_bytes or images > count:
+        raise StateRefused(f"it has {count} entries, {images} images and {state_bytes} bytes, more than are accepted")
+    if (size := os.fstat(file.fileno()).st_size) != lengths.size:
+        raise StateRefused(f"it has {size} bytes; by its header it has {lengths.size}", is_damaged=True)
+    block = file.read(lengths.tokens_size)
     sealer = None if acceptance.key is None else acceptance.key.of_file(file_id)
     packed = sealer.open(0, block, raw) if sealer is not None else _verified(raw, block)
     if packed is None:
         raise StateRefused("its header was changed", is_damaged=True)
-    tokens = tuple(np.frombuffer(packed, "<i4").tolist())
-    return StateHeader(tokens, state_bytes, file_id, digest, fields.size), sealer
+    if (tokens := entry_block.unpack(packed, count, images)) is None:
+        raise StateRefused("its entries are no tokens and images", is_damaged=True)
+    return StateHeader(tokens, last, state_bytes, file_id, digest, lengths.size), sealer
 
 
 def _verified(raw: bytes, block: bytes) -> bytes | None:

@@ -4,10 +4,10 @@ The folder of a model's state files on a host.
 Files are immutable: each is written under a temporary name and renamed. Several pools may use a folder at once: each
 writes files of its own, all may read them, and a file that vanishes is one that is not used. All files together stay
 within the limit of bytes; the least recently used ones make room, by their time of modification, which a use renews.
-Every change of the set of files is made under a lock of the folder.
+Every change of the set of files is made under a lock of the folder, for which nobody waits long.
 
-File names are random. Names of another form are never touched. A power failure may damage a file that was just written,
-which its checksum shows, so nothing is flushed.
+File names are random. Names of another form are never touched, and neither is what is no regular file. A power failure
+may damage a file that was just written, which its checksum shows, so nothing is flushed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import structlog
 
@@ -39,6 +39,8 @@ _LOCK = re.compile(r"([0-9a-f]{32})\.lock")
 MAX_FILES = 4096
 #: Seconds in which a folder is indexed; the files used last come first.
 _INDEX_SECONDS = 1.0
+#: Seconds for which a lock is awaited, and between two attempts. Who works holds it for milliseconds.
+_LOCK_SECONDS, _LOCK_POLL = 1.0, 0.005
 
 
 class NoRoom(OSError):
@@ -71,9 +73,7 @@ class StateFolder:
         self.path, self.limit, self.acceptance = path, limit, acceptance
         self._owner = ids.new_salt().hex()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise PermissionError(f"{path} belongs to another user, or others may use it; it needs the mode 700")
+        _require_private(path)
         self._lock_file = path / f"{self._owner}.lock"
         with self._locked():
             self._own_lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -111,10 +111,10 @@ class StateFolder:
         self.touch(file)
         return state
 
-    def write(self, tokens: tuple[int, ...], state: StateData, check: Callable[[], None]) -> StateFile:
-        """Write a file. Raises NoRoom when it is larger than the limit."""
+    def write(self, tokens: tuple[int, ...], last: int, state: StateData, check: Callable[[], None]) -> StateFile:
+        """Write a file; `last` as in StateHeader. Raises NoRoom when it is larger than the limit."""
         key, file_id = self.acceptance.key, ids.new_salt()
-        size = state_file.size_of(len(tokens), len(state), sealed=key is not None)
+        size = state_file.size_of(tokens, len(state), sealed=key is not None)
         suffix = "kve" if key is not None and key.ephemeral else "kv"
         path = self.path / f"{self._owner}-{file_id.hex()}.{suffix}"
         temporary = path.with_name(f"{path.name}.tmp")
@@ -124,7 +124,7 @@ class StateFolder:
             os.ftruncate(descriptor, size)  # so that it counts from now on
         try:
             with os.fdopen(descriptor, "wb", buffering=1024 * 1024) as file:
-                header = state_file.write(file, self.acceptance, file_id, tokens, state, check)
+                header = state_file.write(file, self.acceptance, file_id, tokens, last, state, check)
             with self._locked():
                 temporary.rename(path)
         except BaseException:
@@ -181,10 +181,10 @@ class StateFolder:
                 if _is_held(entry):
                     alive.add(match[1])
                 else:
-                    entry.unlink(missing_ok=True)
+                    _remove_leftover(entry)
         for one in self._files():
             if one.owner not in alive and (one.is_temporary or one.is_ephemeral):
-                one.path.unlink(missing_ok=True)
+                _remove_leftover(one.path)
 
     def _files(self) -> list[_Found]:
         found = []
@@ -194,6 +194,8 @@ class StateFolder:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISREG(status.st_mode):
+                        continue
                     path, ephemeral, temporary = Path(entry.path), match[3] == "kve", bool(match[4])
                     found.append(_Found(path, match[1], status.st_size, status.st_mtime_ns, ephemeral, temporary))
         return found
@@ -202,10 +204,43 @@ class StateFolder:
     def _locked(self) -> Iterator[None]:
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _take(descriptor, self.path)
             yield
         finally:
             os.close(descriptor)
+
+
+def _require_private(path: Path) -> None:
+    """Raises PermissionError when others may use the folder, or may put another one in its place."""
+    status, above = path.lstat(), path.parent.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(f"{path} is a link or no folder; link or mount the folder above it instead")
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise PermissionError(f"{path} belongs to another user, or others may use it; it needs the mode 700")
+    if above.st_uid not in (0, os.geteuid()) or (above.st_mode & 0o002 and not above.st_mode & stat.S_ISVTX):
+        raise PermissionError(f"{path.parent} belongs to another user, or others may write it")
+
+
+def _take(descriptor: int, path: Path) -> None:
+    """Lock an open file. Raises TimeoutError when another process keeps the lock: it may be stopped, or hang."""
+    until = perf_counter() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if perf_counter() >= until:
+                raise TimeoutError(f"another process has held the lock of {path} for {_LOCK_SECONDS} s") from None
+            sleep(_LOCK_POLL)
+        else:
+            return
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove a file of a process that has ended. Raises nothing: one that stays is no reason to use no file."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _LOG.warning("kv_leftover_not_removed", file=path.name, reason=str(error))
 
 
 def _is_held(lock: Path) -> bool:

@@ -3,6 +3,7 @@ The store of prefixes: what the KV cache evicts is kept in host memory, and from
 
 A state is saved when its sequence is evicted, when the engine is idle, and when it ends; a later prompt that begins
 with the same tokens gets it back without computing them. Tokens are compared one by one, never by a hash.
+Entries of images are compared like tokens: they contain the digest of the pixels.
 The bytes in memory and in files stay within their limits. Files are read and written by threads of the store; a request
 whose prefix is being read waits for no longer than computing it would take.
 Nothing that fails here fails a request: it is computed instead.
@@ -24,7 +25,7 @@ from workers.engine.kv_store.file_thread import FileThread, StopCheck, Stopped
 from workers.engine.kv_store.rates import MIN_TOKENS, Rates, SavingAllowance
 from workers.engine.kv_store.state_file import StateData, StateRefused
 from workers.engine.kv_store.state_folder import NoRoom, StateFile, StateFolder
-from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written
+from workers.engine.kv_store.tiers import StoredPrefix, choose_written, make_room
 from workers.engine.prefix import Match, PrefixIndex
 
 _LOG = structlog.get_logger(__name__)
@@ -69,8 +70,8 @@ class StoreLimits:
     with_parked: int
     #: Most seconds for which saving may delay texts at once.
     save_seconds: float
-    #: States cannot be truncated: an entry is used as a whole or not at all.
-    whole_only: bool = False
+    #: Tokens of the longest state that can be truncated; None means any. A longer one is used as a whole or not at all.
+    longest_cut: int | None = None
 
 
 class PrefixStore:
@@ -122,21 +123,27 @@ class PrefixStore:
 
     # ---- restoring ------------------------------------------------------------------------------------------------
 
-    def find(self, tokens: tuple[int, ...], live: Match, prefill_rate: float) -> StoredMatch | None:
+    def find(
+        self, tokens: tuple[int, ...], live: Match, prefill_rate: float, cut: Callable[[int], int] = int
+    ) -> StoredMatch | None:
         """
         Return the longest stored prefix of `tokens`, if restoring it is sooner than computing what `live` lacks.
 
         Begins to read its file if it is in no memory. `prefill_rate` is in tokens per second, 0 if it is not known.
+        `cut` returns the length at which a prefix of a length may end, where it may not end everywhere.
         """
         found = self._index.find(tokens, self._usable)
-        if found.source is None or found.length < max(live.length, live.pending_length) + MIN_TOKENS:
+        length = cut(found.length)
+        if found.source is None or length < max(live.length, live.pending_length) + MIN_TOKENS:
             return None
-        entry, gain = self._entries[found.source], found.length - live.length
+        entry, gain = self._entries[found.source], length - live.length
+        if length < len(entry.tokens) and not self._can_cut(entry):
+            return None
         if not self.rates.is_worth(gain, entry.size, prefill_rate, from_file=entry.data is None):
             return None
         if entry.data is None and not self._is_read_in_time(entry, gain, prefill_rate):
             return None
-        return StoredMatch(live.length, live.source, 0, None, entry, found.length, entry.data)
+        return StoredMatch(live.length, live.source, 0, None, entry, length, entry.data)
 
     def note_restored(self, match: StoredMatch, seconds: float, *, succeeded: bool) -> None:
         """Record that the state of a match was loaded into the cache, or that llama.cpp rejected it."""
@@ -152,6 +159,7 @@ class PrefixStore:
         self._count("restored")
         self._count("restored_tokens", match.stored_length)
         self._touch(entry)
+        self._let_pass(entry)
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 
@@ -161,26 +169,29 @@ class PrefixStore:
         size: Callable[[], int],
         save: Callable[[], StateData],
         *,
+        last: int,
         prefill_rate: float,
         is_busy: bool,
     ) -> bool:
         """
         Save the state of a sequence that holds exactly `tokens`. Returns whether the store has it.
 
-        `size` and `save` return the bytes of the state, and the state. While texts are written (`is_busy`), a state is
-        saved only if there is time for it.
+        `size` and `save` return the bytes of the state, and the state; `last` is its highest position. While texts are
+        written (`is_busy`), a state is saved only if there is time for it. One that is larger than the memory is saved
+        only if it can be written to a file.
         """
         self.poll()
-        if len(tokens) < MIN_TOKENS or min(tokens) < 0:  # entries of images are no tokens
+        if len(tokens) < MIN_TOKENS:
             return False
         covering = self._index.find(tokens, self._usable)
         if covering.source is not None and covering.length == len(tokens):
             self._touch(self._entries[covering.source])
             return True
         bytes_ = size()
-        now = perf_counter()
+        now, passes = perf_counter(), bytes_ > self._limits.memory
         if (
-            not self.rates.is_worth(len(tokens), bytes_, prefill_rate, from_file=False)
+            not self.rates.is_worth(len(tokens), bytes_, prefill_rate, from_file=passes)
+            or (passes and not self.writes_files)
             or (is_busy and not self._allowance.permits(bytes_ / self.rates.save, now))
             or not self._make_room(bytes_)
         ):
@@ -192,15 +203,18 @@ class PrefixStore:
         self.rates.note_saved(len(state), seconds)
         self._count("stored")
         self._count("save_seconds", seconds)
-        entry = self._add(tokens, len(state), data=state)
+        entry = self._add(tokens, last, len(state), data=state)
         entry.is_unwritten = not self.rates.is_worth(len(tokens), len(state), prefill_rate, from_file=True)
         self._supersede(entry)
+        if passes:
+            entry.is_unwritten = False
+            self._begin_write(entry)
         self._write(self._memory_limit // 2)
         return True
 
     def holds(self, tokens: tuple[int, ...]) -> bool:
         """Whether a sequence of these tokens need not be saved."""
-        if len(tokens) < MIN_TOKENS or min(tokens) < 0:
+        if len(tokens) < MIN_TOKENS:
             return True
         return self._index.find(tokens, self._usable).length == len(tokens)
 
@@ -208,15 +222,19 @@ class PrefixStore:
         """Whether a state of this size would drop nothing that would be lost."""
         self.poll()
         lost = sum(entry.size for entry in self._entries.values() if entry.memory and entry.file is None)
+        if size > self._limits.memory:
+            return self.writes_files and lost + size <= self._total
         return lost + size <= self._memory_limit
 
     def write_all(self) -> None:
-        """Begin to write all that has no file."""
+        """Begin to write all that has no file, what was used last first."""
         self._write(0)
 
     def wait_for_writes(self, until: float) -> None:
-        """Wait until nothing is being written, at most until this time of perf_counter."""
+        """Wait until nothing is being written, at most until this time of perf_counter, and for no disk that hangs."""
         while any(entry.is_writing for entry in self._entries.values()) and (left := until - perf_counter()) > 0:
+            if self._writer.is_stuck:
+                return
             self._writer.wait(left)
             self.poll()
 
@@ -225,11 +243,24 @@ class PrefixStore:
         self._parked = size
         self._make_room(0)
 
+    def yield_room(self, size: int) -> None:
+        """A text with a state of so many bytes is about to be parked (or, below 0, is no longer parked)."""
+        self.note_parked(self._parked + size)
+
+    def room_for_parked(self) -> int:
+        """Return the bytes that can be freed for states of parked texts: all that is not being written or read."""
+        held = [entry for entry in self._entries.values() if entry.is_writing or entry.reading_since is not None]
+        return self._total - sum(entry.memory for entry in held)
+
     def close(self) -> None:
         """End the threads. What is being written is given up."""
         ended = [thread.close(_CLOSE_SECONDS) for thread in (self._reader, self._writer)]
-        if self._folder is not None and all(ended):
+        if self._folder is None:
+            return
+        if all(ended):
             self._folder.close()
+        else:
+            _LOG.warning("kv_disk_hangs", folder=str(self._folder.path))
 
     def figures(self) -> StoreFigures:
         """Return the figures. Safe from any thread."""
@@ -251,14 +282,19 @@ class PrefixStore:
             _LOG.warning("kv_folder_unusable", folder=str(folder.path), reason=str(error))
             return
         for file in reversed(files):
-            self._add(file.header.tokens, file.header.state_bytes, file=file)
+            self._add(file.header.tokens, file.header.last, file.header.state_bytes, file=file)
         self._count("refused", refused)
         _LOG.info("kv_files_indexed", folder=str(folder.path), files=len(files), refused=refused)
 
     def _add(
-        self, tokens: tuple[int, ...], size: int, data: StateData | None = None, file: StateFile | None = None
+        self,
+        tokens: tuple[int, ...],
+        last: int,
+        size: int,
+        data: StateData | None = None,
+        file: StateFile | None = None,
     ) -> StoredPrefix:
-        entry = StoredPrefix(self._next_id, tokens, size, data, file)
+        entry = StoredPrefix(self._next_id, tokens, last, size, data, file)
         self._next_id += 1
         self._entries[entry.id] = entry
         self._index.insert(entry.id, tokens, len(tokens))
@@ -276,30 +312,44 @@ class PrefixStore:
             del self._entries[entry.id]
             self._entries[entry.id] = entry
         folder, file = self._folder, entry.file
-        if folder is not None and file is not None:
+        if folder is not None and file is not None and not self._writer.is_stuck:
             self._writer.submit(lambda _: folder.touch(file), lambda *_: None)
 
     def _supersede(self, entry: StoredPrefix) -> None:
         """Remove the longest shorter prefix of the entry: the entry can be truncated to it."""
-        if self._limits.whole_only:
+        if not self._can_cut(entry):
             return
         for other in _prefixes(self._index, self._entries, entry):
             entry.replaces += other.replaces + ([] if other.file is None else [other.file])
             self._remove(other)
 
     def _usable(self, id_: int, length: int) -> int:
-        return length if not self._limits.whole_only or len(self._entries[id_].tokens) == length else 0
+        entry = self._entries[id_]
+        return length if len(entry.tokens) == length or self._can_cut(entry) else 0
+
+    def _can_cut(self, entry: StoredPrefix) -> bool:
+        longest = self._limits.longest_cut
+        return longest is None or len(entry.tokens) <= longest
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
     @property
+    def _total(self) -> int:
+        """Bytes that parked texts leave."""
+        return self._limits.with_parked - self._parked
+
+    @property
     def _memory_limit(self) -> int:
-        return min(self._limits.memory, self._limits.with_parked - self._parked)
+        return min(self._limits.memory, self._total)
+
+    def _let_pass(self, entry: StoredPrefix) -> None:
+        """Free the copy of a state that is larger than the memory, and has its file."""
+        if entry.size > self._limits.memory and entry.file is not None and not entry.is_writing:
+            entry.data = None
 
     def _make_room(self, size: int) -> bool:
         """Drop copies in memory until `size` more bytes fit. Returns False when they do not."""
-        excess = sum(entry.memory for entry in self._entries.values()) + size - self._memory_limit
-        dropped = choose_dropped(self._entries.values(), excess) if size <= self._memory_limit else None
+        dropped = make_room(self._entries.values(), size, self._limits.memory, self._total)
         if dropped is None:
             return False
         for entry in dropped:
@@ -349,10 +399,13 @@ class PrefixStore:
 
     def _write(self, limit: int) -> None:
         """Begin to write entries until those without a file have at most `limit` bytes."""
-        folder = self._folder
-        if folder is None or not self.writes_files:
+        if not self.writes_files:
             return
-        for entry in choose_written(self._entries.values(), limit):
+        for entry in reversed(choose_written(self._entries.values(), limit)):
+            self._begin_write(entry)
+
+    def _begin_write(self, entry: StoredPrefix) -> None:
+        if (folder := self._folder) is not None:
             entry.is_writing = True
             self._writer.submit(_writing(folder, entry), self._note_written_of(entry))
 
@@ -362,6 +415,8 @@ class PrefixStore:
             self._count("write_seconds", seconds)
             if isinstance(outcome, BaseException):
                 entry.is_unwritten = True
+                if entry.size > self._limits.memory:
+                    self._remove(entry)
                 if not isinstance(outcome, Stopped):
                     self._writes_from = perf_counter() + _PAUSE * (not isinstance(outcome, NoRoom))
                     self._count("failed")
@@ -375,6 +430,7 @@ class PrefixStore:
             entry.file = outcome
             while entry.replaces:
                 self._remove_file(entry.replaces.pop())
+            self._let_pass(entry)
 
         return note
 
@@ -387,9 +443,9 @@ class PrefixStore:
 
 
 def _writing(folder: StateFolder, entry: StoredPrefix) -> Callable[[StopCheck], StateFile]:
-    tokens, state = entry.tokens, entry.data
+    tokens, last, state = entry.tokens, entry.last, entry.data
     assert state is not None
-    return lambda check: folder.write(tokens, state, check)
+    return lambda check: folder.write(tokens, last, state, check)
 
 
 def _prefixes(index: PrefixIndex, entries: dict[int, StoredPrefix], entry: StoredPrefix) -> Iterator[StoredPrefix]:

@@ -5,6 +5,8 @@ Entries come in the order of their last use, the least recently used first. A co
 dropped first, because it can be read again. An entry that is being written or read is not dropped.
 Entries without a file are written when they take more than half of the memory, so that those that are extended or
 used again soon are never written.
+A state that is larger than the memory passes through it: it is there only while it is written, or until it was
+restored, in what parked texts leave of their memory.
 
 Pure functions; nothing here copies a state or opens a file.
 """
@@ -23,7 +25,10 @@ class StoredPrefix:
     """A prefix of the store."""
 
     id: int
+    #: Tokens, and the entries of images.
     tokens: tuple[int, ...]
+    #: The highest position of its state in a cache.
+    last: int
     #: Bytes of its state.
     size: int
     #: Its state in host memory; None when it is in a file only.
@@ -46,6 +51,25 @@ class StoredPrefix:
     def is_dirty(self) -> bool:
         """Whether it would be lost with its copy in memory, and can be written."""
         return self.data is not None and self.file is None and not self.is_unwritten
+
+
+def make_room(entries: Iterable[StoredPrefix], size: int, memory: int, total: int) -> list[StoredPrefix] | None:
+    """
+    Return the entries whose copies are to go before `size` more bytes are in memory; None when that is not possible.
+
+    Entries of at most `memory` bytes each have at most so many together, and with larger ones at most `total`.
+    """
+    held = [entry for entry in entries if entry.memory]
+    first: list[StoredPrefix] | None = []
+    if size <= memory:
+        kept = [entry for entry in held if entry.size <= memory]
+        first = choose_dropped(kept, sum(entry.memory for entry in kept) + size - memory)
+    if first is None or size > total:
+        return None
+    gone = {entry.id for entry in first}
+    left = [entry for entry in held if entry.id not in gone]
+    second = choose_dropped(left, sum(entry.memory for entry in left) + size - total)
+    return None if second is None else first + second
 
 
 def choose_dropped(entries: Iterable[StoredPrefix], excess: int) -> list[StoredPrefix] | None:

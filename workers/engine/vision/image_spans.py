@@ -2,7 +2,8 @@
 Image spans: the places of images in the tokens of a prompt, and the positions that follow from them.
 
 A span has an entry in the prompt for each of its cells, a negative number that is no token. The numbers follow from the
-hash of the image, so equal prompts have equal entries, and prefixes are shared and kept as those of texts are.
+hash of the image, so equal prompts have equal entries, and prefixes are shared and kept as those of texts are. The
+numbers are whole SHA-256 digests and say the same in every process, so they may be stored.
 
 With M-RoPE an image of many cells advances the positions by few, so cells and positions are counted apart.
 
@@ -19,8 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-#: Bits of the number of an image; the rest of an entry is the place of the cell. More cells than any image has.
-_IMAGE_BITS, _CELL_BITS = 160, 24
+#: Bits of an entry for the place of the cell, below the digest of the chunk. More cells than any image has.
+_CELL_BITS = 24
+#: Bytes of a digest.
+DIGEST_BYTES = 32
+#: Most cells of an image.
+MAX_CELLS = 1 << _CELL_BITS
 
 #: Embeddings of an image: a row for each cell.
 Embeddings = npt.NDArray[np.float32]
@@ -45,9 +50,7 @@ class ImageChunk:
 
     def entries(self) -> tuple[int, ...]:
         """Return its entries in the tokens of a prompt."""
-        number = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[: _IMAGE_BITS // 8])
-        first = -1 - (number << _CELL_BITS)
-        return tuple(range(first, first - self.cells, -1))
+        return entries_of(hashlib.sha256(self.key.encode()).digest(), self.cells)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +65,18 @@ class ImageSpan:
     def end(self) -> int:
         """Index after its last entry."""
         return self.start + self.chunk.cells
+
+
+def entries_of(digest: bytes, cells: int) -> tuple[int, ...]:
+    """Return the entries of the first `cells` cells of a chunk with this digest."""
+    first = -1 - (int.from_bytes(digest) << _CELL_BITS)
+    return tuple(range(first, first - cells, -1))
+
+
+def cell_of(entry: int) -> tuple[bytes, int]:
+    """Return the digest of the chunk, and the place of the cell in it, of an entry that is no token."""
+    number, cell = divmod(-1 - entry, MAX_CELLS)
+    return number.to_bytes(DIGEST_BYTES), cell
 
 
 def span_at(spans: Sequence[ImageSpan], index: int) -> ImageSpan | None:

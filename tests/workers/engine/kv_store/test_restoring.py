@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
+from app.kernel.errors import FailureReason, StepFailure
 from tests.workers.engine.test_engine import NOISE, Gaps
 from workers.engine.engine import LlamaEngine
 from workers.engine.metrics import EngineMetrics
 from workers.engine.options import Lora
+from workers.engine.tasks import LlamaTicket
 
 MakeEngine = Callable[..., LlamaEngine]
 
@@ -37,6 +41,11 @@ def written(engine: LlamaEngine, prompt: str, tokens: int = 8) -> tuple[str, int
     return result.text, result.tokens_cached
 
 
+def evict(engine: LlamaEngine) -> None:
+    """Let another prompt take the cells of the kept sequence. It is too short to be stored."""
+    written(engine, "Rain.", 1)
+
+
 def one_kept(make: MakeEngine, path: Path | None = None, **options: Any) -> LlamaEngine:
     """An engine whose cache keeps one sequence."""
     given = {"slots": 1, "kept": 0, "context": 1024, "vectors": False} | options
@@ -45,6 +54,22 @@ def one_kept(make: MakeEngine, path: Path | None = None, **options: Any) -> Llam
 
 def on_disk(folder: Path, **options: Any) -> dict[str, Any]:
     return {"store_folder": folder / "kv", "store_disk_bytes": 2**28} | options
+
+
+@contextlib.contextmanager
+def held_after(engine: LlamaEngine, request: GenerateRequest, parts: int) -> Iterator[LlamaTicket]:
+    """Start a text, and hold the engine inside the block, after so many parts of the text."""
+    count, reached, goes_on = itertools.count(1), threading.Event(), threading.Event()
+
+    def reader(_: str) -> None:
+        if next(count) == parts:
+            reached.set()
+            goes_on.wait(60)
+
+    ticket = engine.generate(request, reader)
+    assert reached.wait(60)
+    yield ticket
+    goes_on.set()
 
 
 @pytest.mark.parametrize(
@@ -62,21 +87,21 @@ def test_an_evicted_conversation_goes_on_from_memory(
     assert reused > 60
     engine = one_kept(make, path, layout=layout)
     assert written(engine, STORIES[0], tokens)[0] == first
-    written(engine, STORIES[1])
+    evict(engine)
     assert engine.metrics().prefixes_evicted == 1
     assert written(engine, turn) == (expected, reused), "byte for byte, and as much as if it had stayed in the cache"
     store = engine.metrics().store
     assert (store.restored, store.restored_tokens, store.failed) == (1, reused, 0)
 
 
-def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, model_path: Path) -> None:
-    engine = one_kept(make)
-    written(engine, STORIES[0])
-    written(engine, STORIES[1])
+def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, tiny_llama: Path) -> None:
+    engine = one_kept(make, tiny_llama)
+    written(engine, STORIES[0], 1)
+    evict(engine)
     other = STORIES[0].replace("looked at the maps", "ate the last bread")
     text, reused = written(engine, other)
     assert 40 < reused < 70
-    gaps = Gaps(model_path, [other])
+    gaps = Gaps(tiny_llama, [other])
     try:
         assert gaps.largest(other, text) < NOISE
     finally:
@@ -84,39 +109,51 @@ def test_a_prompt_that_differs_later_gets_the_common_part(make: MakeEngine, mode
     assert engine.metrics().cells_used < 100, "the rest of the longer sequence was freed"
 
 
-def test_a_truncated_sequence_is_saved_before(make: MakeEngine) -> None:
-    engine = one_kept(make, layout="streams")
-    whole = STORIES[0] + written(engine, STORIES[0], 40)[0]
+def test_a_truncated_sequence_is_saved_before(make: MakeEngine, tiny_llama: Path) -> None:
+    engine = one_kept(make, tiny_llama, layout="streams")
+    whole = STORIES[0] + STORIES[1]
+    written(engine, whole)
     written(engine, STORIES[0][:120], 2)  # takes over the only sequence, and truncates it
     assert written(engine, whole)[1] > 90
 
 
-def test_prefixes_with_a_window_are_used_as_a_whole(make: MakeEngine, gemma_path: Path) -> None:
-    """Gemma's cache with `swa_full` off lacks what is behind the window: a stored state cannot be truncated."""
-    engine = one_kept(make, gemma_path, swa_full=False)
-    first = written(engine, STORIES[0])[0]
-    written(engine, STORIES[1])
-    assert written(engine, f"{STORIES[0]}{first} And then")[1] > 60
-    written(engine, STORIES[1])
-    written(engine, STORIES[0].replace("looked at the maps", "ate the last bread"))
-    assert engine.metrics().store.restored_tokens > 60
+@pytest.mark.parametrize("full", [False, True])
+def test_a_state_that_is_longer_than_the_window_is_used_as_a_whole(
+    make: MakeEngine, tiny_gemma: Path, full: bool
+) -> None:
+    """llama.cpp saves no cell behind the window, so such a state cannot be truncated; a shorter one can."""
+    engine = one_kept(make, tiny_gemma, swa_full=full)
+    long = STORIES[0] + STORIES[1]
+    changed = long.replace("Beatriz made", "Beatriz lit")
+    expected = written(one_kept(make, tiny_gemma, store_bytes=0), changed, 1)[0]
+    written(engine, long, 1)
+    evict(engine)
+    assert written(engine, long + " And then", 1)[1] > 120
+    evict(engine)
+    assert written(engine, changed, 1) == (expected, 0)
+    short = STORIES[2].partition("In the evening")[0]
+    written(engine, short, 1)
+    evict(engine)
+    assert written(engine, short.replace("of the valley", "about them"), 1)[1] > 32
     assert engine.metrics().store.failed == 0
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_restarted_engine_has_its_prefixes(make: MakeEngine, tmp_path: Path, encrypted: bool) -> None:
+def test_a_restarted_engine_has_its_prefixes(
+    make: MakeEngine, tmp_path: Path, tiny_llama: Path, encrypted: bool
+) -> None:
     key = "a key of thirty characters, or so" if encrypted else None
     options = on_disk(tmp_path, store_encrypted=encrypted, store_key=key)
-    engine = one_kept(make, **options)
-    first = written(engine, STORIES[0])[0]
-    turn = f"{STORIES[0]}{first} And then"
-    written(engine, STORIES[1])
+    engine = one_kept(make, tiny_llama, **options)
+    written(engine, STORIES[0])
+    turn = f"{STORIES[0]} And then"
+    written(engine, STORIES[1], 1)
     engine.close()
     assert engine.metrics().store.files_written == 2, "the evicted one and the kept one"
-    plain = one_kept(make, store_bytes=0)
+    plain = one_kept(make, tiny_llama, store_bytes=0)
     written(plain, STORIES[0])
     expected, reused = written(plain, turn)
-    engine = one_kept(make, **options)
+    engine = one_kept(make, tiny_llama, **options)
     assert written(engine, turn) == (expected, reused)
     assert engine.metrics().store.files_read == 1
     assert not any(b"mountains" in file.read_bytes() for file in (tmp_path / "kv").glob("*.kv"))
@@ -233,26 +270,80 @@ def test_two_engines_may_use_one_folder(make: MakeEngine, tmp_path: Path, tiny_l
     assert [written(engine, story)[1] > 60 for story in STORIES] == [True, True, False]
 
 
-def test_a_parked_text_overflows_to_the_store(make: MakeEngine, tmp_path: Path) -> None:
+def test_a_parked_text_overflows_to_the_store(make: MakeEngine, tmp_path: Path, tiny_llama: Path) -> None:
     batch = ask(STORIES[0], 40, priority=PriorityClass.BATCH)
-    alone = one_kept(make).generate(batch).result(60).text
-    engine = one_kept(make, park_bytes=1000, **on_disk(tmp_path))
-    shown, started = list[str](), threading.Event()
-
-    def reader(text: str) -> None:
-        shown.append(text)
-        if len(shown) == 10:
-            started.set()
-
-    parked = engine.generate(batch, reader)
-    assert started.wait(60)
-    assert engine.generate(ask(STORIES[1], 8, priority=PriorityClass.INTERACTIVE)).result(60).text
-    assert not parked.done()
+    alone = one_kept(make, tiny_llama).generate(batch).result(60).text
+    engine = one_kept(make, tiny_llama, park_bytes=1000, **on_disk(tmp_path))
+    with held_after(engine, batch, 10) as parked:
+        interactive = engine.generate(ask(STORIES[1], 8, priority=PriorityClass.INTERACTIVE))
+    assert interactive.result(60).text
     result = parked.result(60)
-    assert result.text == alone == "".join(shown)
+    assert result.text == alone
     figures = engine.metrics()
     assert (figures.parked, figures.resumed, figures.parked_bytes) == (1, 1, 0)
     assert figures.store.restored_tokens > result.tokens_in + 5, "what was written before is not computed again"
+
+
+def test_texts_that_run_at_the_end_are_stored(make: MakeEngine, tmp_path: Path, tiny_llama: Path) -> None:
+    """Running and parked ones, with what they had written, those with most progress first."""
+    options = on_disk(tmp_path) | {"slots": 2, "kept": 0, "context": 8192, "vectors": False}
+    engine = make(tiny_llama, **options)
+    batch, interactive = PriorityClass.BATCH, PriorityClass.INTERACTIVE
+    prompt = engine.count(ask(STORIES[0]))
+    with held_after(engine, ask(STORIES[0], 3000, priority=batch), 9) as first:
+        pass
+    with held_after(engine, ask(STORIES[1], 3000, priority=batch), 3) as second:
+        pass
+    with held_after(engine, ask(STORIES[2], 3000, priority=interactive), 3) as third:
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+    closing.join()
+    assert engine.metrics().parked == 1
+    tickets = [first, second, third]
+    for ticket in tickets:
+        with pytest.raises(StepFailure) as caught:
+            ticket.result(60)
+        assert caught.value.reason is FailureReason.WORKER_STOPPED
+    store = engine._loop._idle.store
+    assert store is not None
+    lengths = [len(entry.tokens) for entry in store._entries.values()]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > prompt + 8, "with what was written"
+    assert engine.metrics().store.files_written == 3
+    engine = make(tiny_llama, **options)
+    for story in STORIES:
+        assert written(engine, story)[1] > 60
+    assert engine.metrics().store.restored == 3
+
+
+def test_a_state_that_is_larger_than_the_memory_passes_through_it(
+    make: MakeEngine, tmp_path: Path, tiny_llama: Path
+) -> None:
+    """It is written at once, read again when it is used, and in memory only meanwhile."""
+    options = on_disk(tmp_path, store_bytes=1000)
+    engine = one_kept(make, tiny_llama, **options)
+    expected = written(engine, STORIES[0])[0]
+    written(engine, STORIES[1])
+    written(engine, STORIES[1][:30])
+    engine.close()
+    figures = engine.metrics().store
+    assert (figures.files_written, figures.not_stored, figures.memory_bytes) == (2, 0, 0)
+    engine = one_kept(make, tiny_llama, **options)
+    text, reused = written(engine, STORIES[0])
+    assert text == expected
+    assert reused > 60
+    assert engine.metrics().store.memory_bytes == 0, "it was freed when it was restored"
+    engine.close()
+    engine = one_kept(make, tiny_llama, **options | {"park_bytes": 0, "store_disk_bytes": 0})
+    written(engine, STORIES[0])
+    written(engine, STORIES[1])
+    assert (engine.metrics().store.not_stored, engine.metrics().store.memory_bytes) == (1, 0)
+    engine.close()
+    engine = one_kept(make, tiny_llama, **options | {"park_bytes": 0})
+    assert engine.metrics().store.refused == 2, "larger than all the memory that the pool reserves"
+    written(engine, STORIES[0])
+    written(engine, STORIES[1])
+    assert engine.metrics().store.not_stored == 1
 
 
 def test_adapters_separate_what_is_stored(make: MakeEngine, tmp_path: Path, tiny_llama: Path, tiny_lora: Path) -> None:

@@ -20,7 +20,8 @@ TOKENS = tuple(range(100, 180))
 STATE = np.random.default_rng(1).integers(0, 256, 2 * PART_BYTES + 1000, np.uint8)
 PLAIN = Acceptance(b"i" * 32, 1000, 2**20)
 SEALED = replace(PLAIN, key=SealingKey(b"a secret"))
-HEADER_BYTES = 120
+HEADER_BYTES = 128
+LAST = len(TOKENS) - 1
 
 
 def nothing() -> None:
@@ -29,7 +30,7 @@ def nothing() -> None:
 
 def write(path: Path, acceptance: Acceptance = PLAIN) -> StateHeader:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        return state_file.write(file, acceptance, b"f" * 16, TOKENS, STATE, nothing)
+        return state_file.write(file, acceptance, b"f" * 16, TOKENS, LAST, STATE, nothing)
 
 
 def read(path: Path, acceptance: Acceptance = PLAIN) -> np.ndarray:
@@ -43,7 +44,7 @@ def test_what_was_written_is_read(tmp_path: Path, acceptance: Acceptance) -> Non
     assert written.tokens == TOKENS
     assert np.array_equal(read(tmp_path / "a", acceptance), STATE)
     assert written.size == (tmp_path / "a").stat().st_size
-    assert written.size == state_file.size_of(len(TOKENS), len(STATE), sealed=acceptance is SEALED)
+    assert written.size == state_file.size_of(TOKENS, len(STATE), sealed=acceptance is SEALED)
 
 
 def test_an_encrypted_file_shows_neither_tokens_nor_state(tmp_path: Path) -> None:
@@ -75,9 +76,9 @@ DAMAGES = {
     "empty": (lambda _: b"", "no state file", True),
     "shorter than a header": (lambda content: content[:50], "no state file", True),
     "another kind of file": (lambda content: b"GGUF" + content[4:], "no state file", True),
-    "a future version": (with_field(8, "<H", 2), "version 2", False),
+    "a future version": (with_field(8, "<H", 3), "version 3", False),
     "an unknown flag": (with_field(10, "<H", 4), "flags 4", False),
-    "another identity": (changed(30), "another model", False),
+    "another identity": (changed(40), "another model", False),
     "more tokens than accepted": (with_field(12, "<I", 2**32 - 1), "more than are accepted", False),
     "no tokens": (with_field(12, "<I", 0), "more than are accepted", False),
     "more bytes than accepted": (with_field(16, "<Q", 2**63), "more than are accepted", False),
@@ -85,7 +86,7 @@ DAMAGES = {
     "cut": (lambda content: content[:-1], "by its header", True),
     "longer": (lambda content: content + b"x", "by its header", True),
     "changed tokens": (changed(HEADER_BYTES + 3), "its header was changed", True),
-    "a changed checksum": (changed(100), "its header was changed", True),
+    "a changed checksum": (changed(110), "its header was changed", True),
     "a changed state": (changed(-7 % 400 + 600), "checksum", True),
     "a state of zeros at its end": (lambda content: content[:-4096] + bytes(4096), "checksum", True),
 }
@@ -148,7 +149,7 @@ def test_files_of_others_links_and_pipes_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_was_replaced_after_it_was_indexed_is_refused(tmp_path: Path) -> None:
     expected = write(tmp_path / "a")
     with (tmp_path / "a").open("wb") as file:
-        state_file.write(file, PLAIN, b"g" * 16, TOKENS, STATE, nothing)
+        state_file.write(file, PLAIN, b"g" * 16, TOKENS, LAST, STATE, nothing)
     with pytest.raises(StateRefused, match="replaced"):
         state_file.read(tmp_path / "a", PLAIN, expected, nothing)
 
@@ -162,4 +163,4 @@ def test_reading_and_writing_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         state_file.read(tmp_path / "a", PLAIN, header, stop)
     with pytest.raises(KeyboardInterrupt), (tmp_path / "b").open("wb") as file:
-        state_file.write(file, PLAIN, b"g" * 16, TOKENS, STATE, stop)
+        state_file.write(file, PLAIN, b"g" * 16, TOKENS, LAST, STATE, stop)

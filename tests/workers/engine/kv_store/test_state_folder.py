@@ -16,7 +16,7 @@ from workers.engine.kv_store.state_folder import NoRoom, StateFile, StateFolder
 
 ACCEPTANCE = Acceptance(b"i" * 32, 1000, 2**20)
 STATE = np.zeros(10_000, np.uint8)
-SIZE = state_file.size_of(10, len(STATE), sealed=False)
+SIZE = state_file.size_of(tuple(range(10)), len(STATE), sealed=False)
 
 
 def nothing() -> None:
@@ -24,7 +24,7 @@ def nothing() -> None:
 
 
 def write(folder: StateFolder, number: int) -> StateFile:
-    file = folder.write(tuple(range(number, number + 10)), STATE, nothing)
+    file = folder.write(tuple(range(number, number + 10)), 9, STATE, nothing)
     os.utime(file.path, (number, number))
     return file
 
@@ -40,7 +40,7 @@ def test_the_least_recently_used_file_makes_room(tmp_path: Path) -> None:
     write(folder, 4)
     assert first_tokens(folder) == [1, 4, 3]
     with pytest.raises(NoRoom):
-        folder.write((1,), np.zeros(3 * SIZE, np.uint8), nothing)
+        folder.write((1,), 0, np.zeros(3 * SIZE, np.uint8), nothing)
     assert first_tokens(folder) == [1, 4, 3], "a file that is too large makes no room"
 
 
@@ -52,6 +52,38 @@ def test_only_the_user_may_use_folder_and_files(tmp_path: Path) -> None:
     (tmp_path / "kv").chmod(0o750)
     with pytest.raises(PermissionError, match="mode 700"):
         StateFolder(tmp_path / "kv", 3 * SIZE, ACCEPTANCE)
+
+
+def test_a_folder_that_others_can_exchange_is_refused(tmp_path: Path) -> None:
+    """A link, and a folder in one that everybody may write."""
+    (tmp_path / "target").mkdir(mode=0o700)
+    (tmp_path / "kv").symlink_to(tmp_path / "target")
+    with pytest.raises(PermissionError, match="link"):
+        StateFolder(tmp_path / "kv", SIZE, ACCEPTANCE)
+    assert list((tmp_path / "target").iterdir()) == []
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(PermissionError, match="others may write it"):
+        StateFolder(tmp_path / "open" / "kv", SIZE, ACCEPTANCE)
+
+
+def test_what_only_has_the_name_of_a_state_file_is_left_alone(tmp_path: Path) -> None:
+    """Folders, links and pipes keep no file from being written, and none is opened or removed."""
+    (tmp_path / "kv").mkdir(mode=0o700)
+    dead = "d" * 32
+    named = [
+        tmp_path / "kv" / f"{dead}-{str(number) * 32}{end}" for number, end in enumerate((".kv", ".kv.tmp", ".kv"))
+    ]
+    named[0].mkdir()
+    named[1].symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(named[2])
+    (tmp_path / "kv" / f"{dead}.lock").mkdir()
+    folder = StateFolder(tmp_path / "kv", SIZE, ACCEPTANCE)
+    write(folder, 1)
+    write(folder, 2)
+    assert (first_tokens(folder), folder.index()[1]) == ([2], 0)
+    folder.close()
+    assert all(os.path.lexists(one) for one in named)
 
 
 def test_other_files_are_never_touched(tmp_path: Path) -> None:
@@ -105,7 +137,7 @@ def test_a_stopped_or_failed_write_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        folder.write((1, 2), STATE, stop)
+        folder.write((1, 2), 1, STATE, stop)
     assert sorted((tmp_path / "kv").iterdir()) == before
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from workers.engine.kv_store.rates import Rates, SavingAllowance
 from workers.engine.kv_store.state_file import StateHeader
 from workers.engine.kv_store.state_folder import StateFile
-from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written
+from workers.engine.kv_store.tiers import StoredPrefix, choose_dropped, choose_written, make_room
 
-FILE = StateFile(Path("a"), StateHeader((1,), 1, b"", b"", 1))
+FILE = StateFile(Path("a"), StateHeader((1,), 0, 1, b"", b"", 1))
 
 
 def entry(number: int, size: int, state: str) -> StoredPrefix:
@@ -21,7 +21,7 @@ def entry(number: int, size: int, state: str) -> StoredPrefix:
     data = None if state == "disk" else np.zeros(0, np.uint8)
     file = FILE if state in ("clean", "disk") else None
     return StoredPrefix(
-        number, (number,), size, data, file, is_writing=state == "writing", is_unwritten=state == "memory"
+        number, (number,), 0, size, data, file, is_writing=state == "writing", is_unwritten=state == "memory"
     )
 
 
@@ -48,6 +48,26 @@ def test_enough_is_dropped_and_not_one_more(kinds: list[tuple[int, str]], excess
     assert all(one in movable for one in dropped)
     assert sum(one.size for one in dropped) >= excess
     assert not dropped or sum(one.size for one in dropped[:-1]) < excess
+
+
+@given(ENTRIES, st.integers(0, 60), st.integers(0, 60), st.integers(0, 200))
+def test_states_that_pass_through_take_what_parked_texts_leave(
+    kinds: list[tuple[int, str]], size: int, memory: int, total: int
+) -> None:
+    """Small ones stay within the memory, all together within the total. What is being written is not dropped."""
+    entries = [entry(number, held, state) for number, (held, state) in enumerate(kinds)]
+    dropped = make_room(entries, size, memory, total)
+    writing = [one for one in entries if one.is_writing]
+    if dropped is None:
+        least = sum(one.memory for one in writing)
+        small = sum(one.memory for one in writing if one.size <= memory)
+        assert least + size > total or (size <= memory < small + size)
+        return
+    left = [one for one in entries if one not in dropped]
+    assert all(one in left for one in writing)
+    assert sum(one.memory for one in left) + size <= total
+    if size <= memory:
+        assert sum(one.memory for one in left if one.size <= memory) + size <= memory
 
 
 @given(ENTRIES, st.integers(0, 300))
