@@ -327,6 +327,24 @@ def test_a_higher_class_evicts_a_pool_that_works_for_a_lower_one() -> None:
     assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": StopMode.DRAIN}
 
 
+def test_a_pool_with_short_steps_is_drained_only_for_steps_that_waited_for_much_longer() -> None:
+    """It may be idle for a moment before; one whose steps would be preempted yields at once."""
+
+    def made(age: float, left: float, serving: Priority, urgent: Priority = Priority.INTERACTIVE) -> Plan:
+        works = full(busy=1, serving=serving, work_left=seconds(left))
+        return plan(works, [waits("new", age=age, priority=urgent, steps=50)], NOW)
+
+    assert stops(made(8.9, 3, Priority.BATCH)) == {}
+    assert (
+        "after a step has waited for 9 s, as a drain would take long: 8 s so far, about 1 s to go"
+        in reasons(made(8, 3, Priority.BATCH))[0]
+    )
+    assert stops(made(9, 3, Priority.BATCH)) == {"p": StopMode.DRAIN}
+    assert stops(made(8.9, 30, Priority.BATCH)) == {"p": StopMode.PREEMPT}
+    assert stops(made(29, 60, Priority.STANDARD, Priority.STANDARD)) == {}
+    assert stops(made(30, 60, Priority.STANDARD, Priority.STANDARD)) == {"p": StopMode.DRAIN}, "no lull is expected"
+
+
 def test_a_drain_beyond_the_limit_is_preempted_for_a_higher_class_only() -> None:
     """The expected time of steps in flight may be wrong."""
 

@@ -318,7 +318,25 @@ class Planner:
             return True
         if self.state.reclaims(demand.configuration, candidate.layout, candidate.devices):
             return True
-        return demand.pressure >= self.price(demand, candidate)
+        return demand.pressure >= self.price(demand, candidate) and demand.oldest >= self.drain_wait(demand, candidate)
+
+    def drain_wait(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
+        """
+        The seconds that the oldest step must have waited before the victims are drained; 0 where none is.
+
+        A drain takes as long as the steps of the victim do, and its slots are not used meanwhile. Pools with short
+        steps are often idle for a moment, and are evicted then at no such cost; pools with long ones are not, so that
+        no more than the drain limit counts.
+        """
+        drains = [
+            victim.work_left.total_seconds()
+            for victim in candidate.victims
+            if victim.busy
+            and victim.state is not PoolState.DRAINING
+            and victim.id not in self.state.stopped
+            and not self.eviction.preempts(victim, demand, reclaims=False)
+        ]
+        return self.policy.drain_wait * min(max(drains, default=0.0), self.policy.drain_limit)
 
     def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """The pressure, in weighted seconds, at which the victims are stopped."""
@@ -458,7 +476,8 @@ class Planner:
     ) -> RefusalReason:
         """Why the plan does not serve the demand. Changes nothing."""
         if nearest is not None:
-            return reasons.not_worth(demand, nearest, self.price(demand, nearest), self.names, self.state)
+            price, drain_wait = self.price(demand, nearest), self.drain_wait(demand, nearest)
+            return reasons.not_worth(demand, nearest, price, drain_wait, self.names, self.state)
         if vacancy is not None:
             return reasons.blocked(demand, vacancy, self.names, self.state)
         backoffs = self.search.backoffs(demand.configuration.id)
