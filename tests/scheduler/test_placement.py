@@ -591,6 +591,20 @@ def test_an_idle_reserve_is_lent_and_returned_by_preemption() -> None:
     assert kept.actions == ()
 
 
+def test_the_owner_of_a_reserve_takes_idle_pools_elsewhere_when_they_cost_less_than_what_it_lent() -> None:
+    borrower = pool("p", "other", {"g0": 14}, busy=2, serving=Priority.INTERACTIVE, work_left=seconds(30))
+    rates = {"idle": {Priority.INTERACTIVE: 0.01}}
+
+    def stopped(**more: Any) -> dict[str, StopMode]:
+        elsewhere = pool("q", "idle", {"g1": 14}, **more)
+        models = (model("other", 14), model("idle", 14), OWNER)
+        cluster = Cluster(TWO, (borrower, elsewhere), models, (reserve(),), rates)
+        return stops(plan(cluster, [waits("owner")], NOW))
+
+    assert stopped() == {"q": StopMode.DRAIN}
+    assert stopped(busy=1, serving=Priority.BATCH) == {"p": StopMode.PREEMPT}, "only idle pools"
+
+
 def reclaimed(*, drained: float = 0, within: float = 10, **more: Any) -> Plan:
     """A plan for a borrower that has drained for so many seconds, and the owner's pool that waits for it."""
     owner = replace(OWNER, reserve=Reserve(1, within=seconds(within)))

@@ -304,7 +304,22 @@ class Planner:
                         best = candidate
                 elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
                     nearest = candidate
+        if best is not None and best.victims and self.reclaims(demand, best):
+            best = self.elsewhere(demand, best)
         return best, nearest
+
+    def reclaims(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
+        """Whether its bytes are reserved for the model."""
+        return self.state.reclaims(demand.configuration, candidate.layout, candidate.devices)
+
+    def elsewhere(self, demand: ModelDemand, reclaiming: PlacementCandidate) -> PlacementCandidate:
+        """The best candidate that costs only pools that are not in use, and less regret than lent bytes; else those."""
+
+        def is_cheaper(one: PlacementCandidate) -> bool:
+            unused = one.regret < reclaiming.regret and not any(map(self.is_used, one.victims))
+            return unused and not self.reclaims(demand, one)
+
+        return self.selection.select(demand, is_cheaper, reclaiming.regret)[0] or reclaiming
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
         """Whether no pool is, or will be, on the devices on which it computes: another one there would be slowed."""
@@ -316,7 +331,7 @@ class Planner:
     def is_worth(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
         if not candidate.victims or demand.overdue:
             return True
-        if self.state.reclaims(demand.configuration, candidate.layout, candidate.devices):
+        if self.reclaims(demand, candidate):
             return True
         return demand.pressure >= self.price(demand, candidate) and demand.oldest >= self.drain_wait(demand, candidate)
 
