@@ -783,6 +783,20 @@ def test_a_drained_device_is_evacuated_and_gets_no_pools() -> None:
     assert [(start.purpose, start.bytes) for start in starts(made)] == [(Purpose.EVACUATION, {"g1": 9 * GB})]
 
 
+def test_in_a_large_cluster_victims_are_looked_for_where_the_hosts_ram_would_suffice() -> None:
+    """The device whose pools cost least is on a host without the RAM that the layout needs in addition."""
+    devices = tuple(gpu(f"g{n}", host=f"h{n}") for n in range(5)) + tuple(
+        ram(2 + 6 * (n > 0), f"h{n}") for n in range(5)
+    )
+    pools = tuple(pool(f"p{n}", f"old-{n}", {f"g{n}": 14}) for n in range(5))
+    rates = {f"old-{n}": {Priority.STANDARD: 0.01 * n} for n in range(5)}
+    models = (*(model(f"old-{n}", 14) for n in range(5)), model("new", 14, ram=4))
+    cluster = Cluster(devices, pools, models, rates=rates)
+    large = PlacementPolicy(max_sets=4)
+
+    assert stops(plan(cluster, [waits("new", age=50)], NOW, large)) == {"p1": StopMode.DRAIN}
+
+
 def test_unmanaged_memory_is_not_used() -> None:
     cluster = Cluster((gpu("g0", unmanaged_bytes=12 * GB),), (), (model("m", 9),))
 

@@ -367,8 +367,7 @@ class Planner:
 
     def most_regret(self, demand: ModelDemand) -> float:
         """The regret from which on no victims are worth it, a little above it; see `is_worth`."""
-        loads = min((self.state.loads[device.host] for device in self.state.devices.values()), default=0)
-        price = self.price_of_regret(demand) * min(1.0, self.policy.per_load * loads)
+        price = self.price_of_regret(demand) * min(1.0, self.policy.per_load * self.state.fewest_loads)
         return math.inf if demand.overdue or price <= 0 else demand.pressure / price * (1 + 1e-9)
 
     def start_ahead(self, demand: ModelDemand) -> None:
