@@ -324,8 +324,8 @@ def verdict(results: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Table:
     """Arriero and the best of the others, in each scenario."""
     made = Table(title="Arriero and the best of the others", title_justify="left")
     columns = ("in time %", "best other", "at x0.5", "best other", "at x2", "best other", "area", "best other")
-    columns += ("area by class", "best other", SEER, PROPHET)
-    for column in ("", *columns, "of the bound", "interactive p99", "best other", f"loads / {PEER}"):
+    further = ("area by class", "best other", SEER, PROPHET)
+    for column in ("", *columns, *further, "of the bound", "interactive p99", "best other", f"loads / {PEER}"):
         made.add_column(column, justify="right" if column else "left")
     for scenario, rows in results.items():
         ours = rows[OWN]

@@ -56,7 +56,7 @@ class DeviceSets:
         for at in order:
             device = state.devices[ranks[at][1]]
             if every or (device.host not in backed_off and self.allows(configuration, device, part)):
-                devices: DeviceSet = (device.id,)
+                devices = (device.id,)
                 if not layout.ram:
                     fits = state.free_for(configuration, device.id) >= part
                 else:
