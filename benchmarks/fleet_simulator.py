@@ -51,9 +51,14 @@ PATIENCE = 30.0
 class Simulation:
     """One run."""
 
-    def __init__(self, workload: Workload, planner: Planner, *, resident: bool = False) -> None:
-        """With `resident`, every model has devices of its own from the beginning: the upper bound."""
-        self.workload, self.planner, self.resident = workload, planner, resident
+    def __init__(
+        self, workload: Workload, planner: Planner, *, resident: bool = False, tick: float = TICK_IDLE
+    ) -> None:
+        """
+        With `resident`, every model has devices of its own from the beginning: the upper bound. `tick`: seconds between
+        two plans when nothing happens.
+        """
+        self.workload, self.planner, self.resident, self.tick = workload, planner, resident, tick
         self.now = 0.0
         self.devices = {device.id: device for device in workload.devices}
         self.configurations = {c.id: c for c in workload.configurations}
@@ -105,7 +110,7 @@ class Simulation:
                 heapq.heappop(self.events)[2]()
             if (self.dirty or time >= self.next_tick) and not self.resident:
                 self.plan()
-            self.next_tick = self.now + (TICK_WAITING if self.waiting else TICK_IDLE)
+            self.next_tick = self.now + (TICK_WAITING if self.waiting else self.tick)
         for queue in self.queues.values():
             for requests in queue.values():
                 self.outcome.requests += requests

@@ -42,7 +42,6 @@ import psutil
 
 from app.kernel.processes import pid_file
 from benchmarks.fleet_scenarios import SCENARIOS
-from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_workloads import Arrivals
 from benchmarks.scheduling import ABLATIONS, CONTENDERS, OWN, figures
 
@@ -281,8 +280,7 @@ def sharing(seeds: Sequence[int], length: float) -> dict[str, dict[str, dict[str
         found[scenario] = {}
         for name, contender in contenders.items():
             outcomes = [
-                figures(Simulation(contender.change(SCENARIOS[scenario](arrivals, seed)), contender.make()).run())
-                for seed in seeds
+                figures(contender.simulation(SCENARIOS[scenario](arrivals, seed), seed).run()) for seed in seeds
             ]
             found[scenario][name] = {
                 key: statistics.fmean(one[key] for one in outcomes) for key in ("useful", "in_time")

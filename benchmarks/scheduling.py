@@ -37,6 +37,7 @@ from app.scheduler.planner.plan import Plan
 from app.scheduler.planner.policy import PlacementPolicy
 from benchmarks import plan_times
 from benchmarks.fleet_baselines import Exclusive, Lru, LruParallel, Ollama, Static
+from benchmarks.fleet_foresight import KnownArrivals
 from benchmarks.fleet_scenarios import SCENARIOS, TOLD
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Outcome, Planner, Request, Workload
@@ -51,6 +52,10 @@ TARGET = PlacementPolicy().target
 #: What never happens to Arriero: bytes that are not there, and grants that are planned and refused.
 PROMISES = ("overcommitments", "refused_grants")
 OWN, PEER, BOUND = "Arriero", "Ollama's rule", "all resident (bound)"
+#: Rules that know what is requested next: no rule of a platform.
+SEER, PROPHET = "known arrivals", "known arrivals, loaded ahead"
+#: What the others are compared with, and is not one of them.
+REFERENCES = frozenset({BOUND, SEER, PROPHET})
 
 Figures = dict[str, float]
 
@@ -75,10 +80,23 @@ class Contender:
     make: Callable[[int], Planner]
     resident: bool = False
     change: Callable[[Workload], Workload] = lambda workload: workload
+    #: Makes the planner from what only the benchmark knows; plans are made each second then.
+    informed: Callable[[Workload], Planner] | None = None
+
+    def simulation(self, workload: Workload, seed: int) -> Simulation:
+        """A run that has not begun."""
+        changed = self.change(workload)
+        if self.informed is not None:
+            return Simulation(changed, self.informed(changed), tick=1.0)
+        return Simulation(changed, self.make(seed), resident=self.resident)
 
 
 def own(**more: Any) -> Contender:
     return Contender(lambda _: Arriero(PlacementPolicy(**more)))
+
+
+def informed(ahead: float) -> Contender:
+    return Contender(lambda _: Lru(), informed=lambda workload: KnownArrivals(workload, ahead))
 
 
 def whole_devices(workload: Workload) -> Workload:
@@ -100,6 +118,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "FIFO": Contender(lambda _: Lru(drains=False)),
     "llama-swap, exclusive": Contender(lambda _: Exclusive()),
     "static partition": Contender(lambda _: Static()),
+    SEER: informed(0.0),
+    PROPHET: informed(1.5),
     BOUND: Contender(lambda _: Arriero(PlacementPolicy()), resident=True),
 }
 ABLATIONS: Mapping[str, Contender] = {
@@ -174,8 +194,7 @@ def compare(
     found: dict[str, list[Figures]] = defaultdict(list)
     for seed in seeds:
         for name, contender in contenders.items():
-            workload = contender.change(SCENARIOS[scenario](arrivals, seed))
-            outcome = Simulation(workload, contender.make(seed), resident=contender.resident).run()
+            outcome = contender.simulation(SCENARIOS[scenario](arrivals, seed), seed).run()
             found[name].append(figures(outcome))
     return dict(found)
 
@@ -191,26 +210,30 @@ def figures(outcome: Outcome) -> Figures:
     waits: dict[Priority, list[float]] = {priority: [] for priority in Priority}
     in_time: dict[str, list[bool]] = defaultdict(list)
     #: Waits as multiples of the targets.
-    multiples: list[float] = []
+    multiples: dict[Priority, list[float]] = {priority: [] for priority in Priority}
     shares: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for request in outcome.requests:
         wait, service = _fate(request, outcome.end)
         waits[request.priority].append(wait)
         in_time[request.namespace].append(math.isfinite(request.finished) and wait <= TARGET[request.priority])
-        multiples.append(wait / TARGET[request.priority] if math.isfinite(request.finished) else math.inf)
+        multiple = wait / TARGET[request.priority] if math.isfinite(request.finished) else math.inf
+        multiples[request.priority].append(multiple)
         share = shares[request.namespace, request.configuration]
         share[0] += service
         share[1] += service + wait
+    together = [multiple for some in multiples.values() for multiple in some]
     every = [wait for some in waits.values() for wait in some]
     met = [one for some in in_time.values() for one in some]
     capacity = max(outcome.capacity, 1.0)
     return {
         "requests": len(every),
         "in_time": 100 * statistics.fmean(met),
-        "in_time_half": 100 * statistics.fmean(multiple <= 0.5 for multiple in multiples),
-        "in_time_double": 100 * statistics.fmean(multiple <= 2 for multiple in multiples),
+        "in_time_half": 100 * statistics.fmean(multiple <= 0.5 for multiple in together),
+        "in_time_double": 100 * statistics.fmean(multiple <= 2 for multiple in together),
         # The mean, over all multiples of the targets from 0 to 2, of the part that is in time.
-        "in_time_area": 100 * statistics.fmean(max(1 - multiple / 2, 0.0) for multiple in multiples),
+        "in_time_area": _area(together),
+        # The same, where each class counts the same, however many requests it has.
+        "in_time_class_area": statistics.fmean(_area(some) for some in multiples.values() if some),
         "in_time_worst_tenant": 100 * min(statistics.fmean(some) for some in in_time.values()),
         "wait_p50": quantile(every, 0.5),
         "wait_p99": quantile(every, 0.99),
@@ -227,6 +250,10 @@ def figures(outcome: Outcome) -> Figures:
         "failed_loads": outcome.failed_loads,
         "plan_ms": 1000 * outcome.plan_seconds / max(outcome.plans, 1),
     }
+
+
+def _area(multiples: Sequence[float]) -> float:
+    return 100 * statistics.fmean(max(1 - multiple / 2, 0.0) for multiple in multiples)
 
 
 def _fate(request: Request, end: float) -> tuple[float, float]:
@@ -259,6 +286,7 @@ def table(title: str, told: str, results: Mapping[str, Sequence[Figures]]) -> Ta
         "at x0.5",
         "at x2",
         "area",
+        "by class",
         "worst tenant",
         "wait p50",
         "p99",
@@ -275,7 +303,10 @@ def table(title: str, told: str, results: Mapping[str, Sequence[Figures]]) -> Ta
         made.add_row(
             name,
             f"{mean(rows, 'in_time'):.1f}{span}",
-            *(f"{mean(rows, f'in_time_{key}'):.1f}" for key in ("half", "double", "area", "worst_tenant")),
+            *(
+                f"{mean(rows, f'in_time_{key}'):.1f}"
+                for key in ("half", "double", "area", "class_area", "worst_tenant")
+            ),
             *(_seconds(mean(rows, key)) for key in ("wait_p50", "wait_p99", "interactive_p99", "batch_p99")),
             f"{mean(rows, 'jain'):.3f}",
             *(f"{mean(rows, key):.0f}" for key in ("loads", "reloads", "useful", "charged")),
@@ -293,15 +324,17 @@ def verdict(results: Mapping[str, Mapping[str, Sequence[Figures]]]) -> Table:
     """Arriero and the best of the others, in each scenario."""
     made = Table(title="Arriero and the best of the others", title_justify="left")
     columns = ("in time %", "best other", "at x0.5", "best other", "at x2", "best other", "area", "best other")
-    for column in ("", *columns, "of the bound", "interactive p99", "best other", f"loads / {PEER}"):
+    further = ("area by class", "best other", SEER, PROPHET)
+    for column in ("", *columns, *further, "of the bound", "interactive p99", "best other", f"loads / {PEER}"):
         made.add_column(column, justify="right" if column else "left")
     for scenario, rows in results.items():
         ours = rows[OWN]
-        others = {name: some for name, some in rows.items() if name not in {OWN, BOUND}}
+        others = {name: some for name, some in rows.items() if name != OWN and name not in REFERENCES}
         beside = []
-        for key in ("in_time", "in_time_half", "in_time_double", "in_time_area"):
+        for key in ("in_time", "in_time_half", "in_time_double", "in_time_area", "in_time_class_area"):
             best = max(others, key=lambda name: mean(others[name], key))
             beside += [f"{mean(ours, key):.1f}", f"{mean(others[best], key):.1f} {best}"]
+        beside += [f"{mean(rows[name], 'in_time'):.1f}" for name in (SEER, PROPHET)]
         quickest = min(others, key=lambda name: _or_infinite(mean(others[name], "interactive_p99")))
         made.add_row(
             scenario,

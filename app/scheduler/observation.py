@@ -32,7 +32,7 @@ from app.kernel.priority import Priority
 from app.scheduler import arrival_patterns, needs
 from app.scheduler.arrival_patterns import LastRequest, StoredPatterns
 from app.scheduler.needs import OperatorTarget
-from app.scheduler.planner.cluster import Account, Cluster, Configuration, Device, Pool
+from app.scheduler.planner.cluster import NO_TIME, Account, Cluster, Configuration, Device, Pool
 from app.scheduler.planner.demand import WaitingSteps
 from app.scheduler.residencies import Residency
 
@@ -213,7 +213,8 @@ def _with_unread(
             for id_, size in reservation.bytes.items():
                 unread[id_] = unread.get(id_, 0) + size
     for device in devices:
-        yield replace(device, unmanaged_bytes=device.unmanaged_bytes + unread.get(device.id, 0))
+        more = unread.get(device.id, 0)
+        yield replace(device, unmanaged_bytes=device.unmanaged_bytes + more) if more else device
 
 
 def _pools(
@@ -273,7 +274,7 @@ def _configurations(
     unusable: dict[str, dict[str, str]] = {}
     for host in work.rows(_HOSTS):
         for configuration in host.files:
-            files.setdefault(configuration, {})[host.name] = timedelta(0)
+            files.setdefault(configuration, {})[host.name] = NO_TIME
         for name, reason in filter(None, map(unserved_model, host.problems)):
             unusable.setdefault(name, {})[host.name] = reason
     found = {}

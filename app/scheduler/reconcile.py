@@ -55,13 +55,14 @@ _GUARD = LoopGuard(psycopg.Error, DatabaseUnreachable)
 _TRY_TO_LEAD = text("SELECT pg_try_advisory_xact_lock(:key) AS leads")
 _LEAD = text("SELECT pg_advisory_xact_lock(:key)")
 _SILENT_HOSTS = text("SELECT name FROM host WHERE lost_at IS NULL AND agent_until < now() - :age ORDER BY name")
-_STORE_REFUSAL = text("""
+_STORE_REFUSALS = text("""
+    WITH gone AS (DELETE FROM refusal WHERE configuration <> ALL(CAST(:configurations AS text[])))
     INSERT INTO refusal (configuration, model, reason, needs_bytes, estimate_seconds)
-    VALUES (:configuration, :model, :reason, :needs, :estimate)
-    ON CONFLICT (configuration) DO UPDATE SET model = :model, reason = :reason, needs_bytes = :needs,
-        estimate_seconds = :estimate, at = now()
+    SELECT * FROM unnest(CAST(:configurations AS text[]), CAST(:models AS text[]), CAST(:reasons AS text[]),
+        CAST(:needs AS bigint[]), CAST(:estimates AS double precision[]))
+    ON CONFLICT (configuration) DO UPDATE SET model = EXCLUDED.model, reason = EXCLUDED.reason,
+        needs_bytes = EXCLUDED.needs_bytes, estimate_seconds = EXCLUDED.estimate_seconds, at = now()
 """)
-_DELETE_OTHER_REFUSALS = text("DELETE FROM refusal WHERE configuration <> ALL(:refused)")
 _STOP_COMMANDS = text("""
     SELECT id::text, model, pool_id, reason FROM pool_command
     WHERE command = 'stop' AND done_at IS NULL ORDER BY created_at
@@ -293,16 +294,15 @@ def _store_refusals(pass_: ReconcilePass, seen: Observation, plan: Plan, demand:
         found[model] = Refusal(
             model, model, "it is not in the catalogue of the control workers (catalog.files, arriero models pull)", 0
         )
-    for refusal in found.values():
-        values = {
-            "configuration": refusal.configuration,
-            "model": refusal.model,
-            "reason": refusal.reason,
-            "needs": refusal.needs_bytes,
-            "estimate": None if refusal.estimate is None else refusal.estimate.total_seconds(),
-        }
-        pass_.work.run(_STORE_REFUSAL, values)
-    pass_.work.run(_DELETE_OTHER_REFUSALS, {"refused": list(found)})
+    refusals = list(found.values())
+    values = {
+        "configurations": [one.configuration for one in refusals],
+        "models": [one.model for one in refusals],
+        "reasons": [one.reason for one in refusals],
+        "needs": [one.needs_bytes for one in refusals],
+        "estimates": [None if one.estimate is None else one.estimate.total_seconds() for one in refusals],
+    }
+    pass_.work.run(_STORE_REFUSALS, values)
 
 
 def _complete_start_commands(pass_: ReconcilePass, seen: Observation) -> None:

@@ -11,6 +11,7 @@ from app.scheduler.planner.cluster import Cluster
 from app.scheduler.planner.plan import StartPool, StopPool
 from benchmarks import fleet_workloads
 from benchmarks.fleet_baselines import LruParallel, Ollama
+from benchmarks.fleet_foresight import KnownArrivals
 from benchmarks.fleet_simulator import Simulation
 from benchmarks.fleet_values import Disk, Outcome, Request, Workload
 from benchmarks.fleet_workloads import START_UP
@@ -36,6 +37,22 @@ def test_lru_in_parallel_evicts_idle_pools_for_several_models_at_once_and_never_
     assert [one.pool for one in actions if isinstance(one, StopPool)] == ["old", "new"]
     starts = [(one.configuration, one.after) for one in actions if isinstance(one, StartPool)]
     assert starts == [("person", frozenset({"old"})), ("third", frozenset({"new"}))]
+
+
+def test_known_arrivals_evict_who_is_requested_last_and_load_ahead_what_is_requested_before() -> None:
+    """Of two idle pools the one that was used last is requested later; the third model is requested in between."""
+    models = tuple(fleet_workloads.model(name, 20) for name in "abc")
+    times = (("a", 2.0), ("b", 1.0), ("c", 60.0), ("a", 90.0), ("b", 120.0))
+    requests = tuple(Request(name, Priority.STANDARD, "", time, 100, 10) for name, time in times)
+    workload = Workload(fleet_workloads.gpus((22.0, 22.0)), models, requests, 150.0)
+    waits = {}
+    for ahead in (0.0, 1.5):
+        done = Simulation(workload, KnownArrivals(workload, ahead), tick=1.0).run().requests
+        waits[ahead] = [round(one.started - one.ready, 1) for one in sorted(done, key=lambda one: one.ready)][2:]
+
+    load = round(models[0].layouts[0].load.total_seconds(), 1)
+    assert waits[0.0] == [load + 1, 0, load + 1], "b went for c, and c for b"
+    assert waits[1.5] == [0, 0, 0]
 
 
 def test_ollamas_rule_picks_victims_in_an_order_that_differs_by_seed() -> None:

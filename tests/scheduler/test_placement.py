@@ -327,6 +327,24 @@ def test_a_higher_class_evicts_a_pool_that_works_for_a_lower_one() -> None:
     assert stops(plan(replace(full(), pools=(short,)), urgent, NOW)) == {"p": StopMode.DRAIN}
 
 
+def test_a_pool_with_short_steps_is_drained_only_for_steps_that_waited_for_much_longer() -> None:
+    """It may be idle for a moment before; one whose steps would be preempted yields at once."""
+
+    def made(age: float, left: float, serving: Priority, urgent: Priority = Priority.INTERACTIVE) -> Plan:
+        works = full(busy=1, serving=serving, work_left=seconds(left))
+        return plan(works, [waits("new", age=age, priority=urgent, steps=50)], NOW)
+
+    assert stops(made(8.9, 3, Priority.BATCH)) == {}
+    assert (
+        "after a step has waited for 9 s, as a drain would take long: 8 s so far, about 1 s to go"
+        in reasons(made(8, 3, Priority.BATCH))[0]
+    )
+    assert stops(made(9, 3, Priority.BATCH)) == {"p": StopMode.DRAIN}
+    assert stops(made(8.9, 30, Priority.BATCH)) == {"p": StopMode.PREEMPT}
+    assert stops(made(29, 60, Priority.STANDARD, Priority.STANDARD)) == {}
+    assert stops(made(30, 60, Priority.STANDARD, Priority.STANDARD)) == {"p": StopMode.DRAIN}, "no lull is expected"
+
+
 def test_a_drain_beyond_the_limit_is_preempted_for_a_higher_class_only() -> None:
     """The expected time of steps in flight may be wrong."""
 
@@ -573,6 +591,20 @@ def test_an_idle_reserve_is_lent_and_returned_by_preemption() -> None:
     assert kept.actions == ()
 
 
+def test_the_owner_of_a_reserve_takes_idle_pools_elsewhere_when_they_cost_less_than_what_it_lent() -> None:
+    borrower = pool("p", "other", {"g0": 14}, busy=2, serving=Priority.INTERACTIVE, work_left=seconds(30))
+    rates = {"idle": {Priority.INTERACTIVE: 0.01}}
+
+    def stopped(**more: Any) -> dict[str, StopMode]:
+        elsewhere = pool("q", "idle", {"g1": 14}, **more)
+        models = (model("other", 14), model("idle", 14), OWNER)
+        cluster = Cluster(TWO, (borrower, elsewhere), models, (reserve(),), rates)
+        return stops(plan(cluster, [waits("owner")], NOW))
+
+    assert stopped() == {"q": StopMode.DRAIN}
+    assert stopped(busy=1, serving=Priority.BATCH) == {"p": StopMode.PREEMPT}, "only idle pools"
+
+
 def reclaimed(*, drained: float = 0, within: float = 10, **more: Any) -> Plan:
     """A plan for a borrower that has drained for so many seconds, and the owner's pool that waits for it."""
     owner = replace(OWNER, reserve=Reserve(1, within=seconds(within)))
@@ -749,6 +781,20 @@ def test_a_drained_device_is_evacuated_and_gets_no_pools() -> None:
 
     assert stops(made) == {"p": StopMode.DRAIN}
     assert [(start.purpose, start.bytes) for start in starts(made)] == [(Purpose.EVACUATION, {"g1": 9 * GB})]
+
+
+def test_in_a_large_cluster_victims_are_looked_for_where_the_hosts_ram_would_suffice() -> None:
+    """The device whose pools cost least is on a host without the RAM that the layout needs in addition."""
+    devices = tuple(gpu(f"g{n}", host=f"h{n}") for n in range(5)) + tuple(
+        ram(2 + 6 * (n > 0), f"h{n}") for n in range(5)
+    )
+    pools = tuple(pool(f"p{n}", f"old-{n}", {f"g{n}": 14}) for n in range(5))
+    rates = {f"old-{n}": {Priority.STANDARD: 0.01 * n} for n in range(5)}
+    models = (*(model(f"old-{n}", 14) for n in range(5)), model("new", 14, ram=4))
+    cluster = Cluster(devices, pools, models, rates=rates)
+    large = PlacementPolicy(max_sets=4)
+
+    assert stops(plan(cluster, [waits("new", age=50)], NOW, large)) == {"p1": StopMode.DRAIN}
 
 
 def test_unmanaged_memory_is_not_used() -> None:

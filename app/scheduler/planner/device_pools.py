@@ -90,6 +90,12 @@ class Leaving:
     #: Bytes that are free once the first so many have left.
     sizes: list[int]
 
+    def least(self, size: int) -> float | None:
+        """Seconds until so many bytes are free; None when they never are."""
+        if size <= 0:
+            return 0.0
+        return self.seconds[bisect_left(self.sizes, size) - 1] if size <= self.sizes[-1] else None
+
 
 class DevicePools:
     """Judges the pools of each device for one plan."""

@@ -49,16 +49,21 @@ class DeviceSets:
             order = range(len(ranks) - 1, start - 1, -1)
         found, enough = 0, self.enough(layout.type)
         every = self._takes_all(configuration, layout, part, backed_off)
-        if every and not layout.ram and not state.has_idle_reserves and not self.conflicts_with(configuration):
+        conflicts = self.conflicts_with(configuration)
+        if every and not layout.ram and not state.has_idle_reserves and not conflicts:
             yield from ((ranks[at][1],) for at in islice(order, max(enough, 1)))  # nothing is left to check
             return
         for at in order:
             device = state.devices[ranks[at][1]]
             if every or (device.host not in backed_off and self.allows(configuration, device, part)):
-                devices = state.with_ram(layout, (device.id,))
-                fits = all(state.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
-                fits = fits and self.has_ram(configuration, layout, device.id)
-                if fits and not self.conflicts(configuration, devices):
+                devices = (device.id,)
+                if not layout.ram:
+                    fits = state.free_for(configuration, device.id) >= part
+                else:
+                    devices = state.with_ram(layout, devices)
+                    fits = all(state.free_for(configuration, d) >= size for d, size in layout.on(devices).items())
+                    fits = fits and self.has_ram(configuration, layout, device.id)
+                if fits and not (conflicts and self.conflicts(configuration, devices)):
                     yield devices
                     found += 1
                 if found >= enough:

@@ -304,7 +304,22 @@ class Planner:
                         best = candidate
                 elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
                     nearest = candidate
+        if best is not None and best.victims and self.reclaims(demand, best):
+            best = self.elsewhere(demand, best)
         return best, nearest
+
+    def reclaims(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
+        """Whether its bytes are reserved for the model."""
+        return self.state.reclaims(demand.configuration, candidate.layout, candidate.devices)
+
+    def elsewhere(self, demand: ModelDemand, reclaiming: PlacementCandidate) -> PlacementCandidate:
+        """The best candidate that costs only pools that are not in use, and less regret than lent bytes; else those."""
+
+        def is_cheaper(one: PlacementCandidate) -> bool:
+            unused = one.regret < reclaiming.regret and not any(map(self.is_used, one.victims))
+            return unused and not self.reclaims(demand, one)
+
+        return self.selection.select(demand, is_cheaper, reclaiming.regret)[0] or reclaiming
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
         """Whether no pool is, or will be, on the devices on which it computes: another one there would be slowed."""
@@ -316,9 +331,27 @@ class Planner:
     def is_worth(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
         if not candidate.victims or demand.overdue:
             return True
-        if self.state.reclaims(demand.configuration, candidate.layout, candidate.devices):
+        if self.reclaims(demand, candidate):
             return True
-        return demand.pressure >= self.price(demand, candidate)
+        return demand.pressure >= self.price(demand, candidate) and demand.oldest >= self.drain_wait(demand, candidate)
+
+    def drain_wait(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
+        """
+        The seconds that the oldest step must have waited before the victims are drained; 0 where none is.
+
+        A drain takes as long as the steps of the victim do, and its slots are not used meanwhile. Pools with short
+        steps are often idle for a moment, and are evicted then at no such cost; pools with long ones are not, so that
+        no more than the drain limit counts.
+        """
+        drains = [
+            victim.work_left.total_seconds()
+            for victim in candidate.victims
+            if victim.busy
+            and victim.state is not PoolState.DRAINING
+            and victim.id not in self.state.stopped
+            and not self.eviction.preempts(victim, demand, reclaims=False)
+        ]
+        return self.policy.drain_wait * min(max(drains, default=0.0), self.policy.drain_limit)
 
     def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """The pressure, in weighted seconds, at which the victims are stopped."""
@@ -334,8 +367,7 @@ class Planner:
 
     def most_regret(self, demand: ModelDemand) -> float:
         """The regret from which on no victims are worth it, a little above it; see `is_worth`."""
-        loads = min((self.state.loads[device.host] for device in self.state.devices.values()), default=0)
-        price = self.price_of_regret(demand) * min(1.0, self.policy.per_load * loads)
+        price = self.price_of_regret(demand) * min(1.0, self.policy.per_load * self.state.fewest_loads)
         return math.inf if demand.overdue or price <= 0 else demand.pressure / price * (1 + 1e-9)
 
     def start_ahead(self, demand: ModelDemand) -> None:
@@ -458,7 +490,8 @@ class Planner:
     ) -> RefusalReason:
         """Why the plan does not serve the demand. Changes nothing."""
         if nearest is not None:
-            return reasons.not_worth(demand, nearest, self.price(demand, nearest), self.names, self.state)
+            price, drain_wait = self.price(demand, nearest), self.drain_wait(demand, nearest)
+            return reasons.not_worth(demand, nearest, price, drain_wait, self.names, self.state)
         if vacancy is not None:
             return reasons.blocked(demand, vacancy, self.names, self.state)
         backoffs = self.search.backoffs(demand.configuration.id)

@@ -56,6 +56,9 @@ class PlacementPolicy:
     max_preemptions: int = 3
     #: A pool with work of an equal class is drained when the pressure reaches that many times the regret for it.
     drain_factor: float = 2.0
+    #: A pool is drained for steps that have waited for that many times as long as its own steps will take, but for no
+    #: more than the drain limit: meanwhile a pool may become idle. Larger: fewer evictions of pools with work.
+    drain_wait: float = 3.0
 
     #: Another pool is started when the queue would take that many times as long as the load.
     replica_factor: float = 4.0

@@ -223,14 +223,26 @@ def beyond_bytes(
 
 
 def not_worth(
-    demand: ModelDemand, candidate: PlacementCandidate, price: float, names: Names, state: PlanState
+    demand: ModelDemand,
+    candidate: PlacementCandidate,
+    price: float,
+    drain_wait: float,
+    names: Names,
+    state: PlanState,
 ) -> RefusalReason:
-    """Why pools that could be evicted are not, yet."""
-    later = min(max(price - demand.pressure, 0.0) / demand.growth, demand.until_bound) if demand.growth else 0.0
+    """Why pools that could be evicted are not, yet: the pressure is below the price, or a drain is put off."""
+    missing = max(price - demand.pressure, 0.0) / demand.growth if demand.growth else 0.0
+    later = min(max(missing, drain_wait - demand.oldest), demand.until_bound)
+    cost = f"evicting {names.pools(candidate.victims)} would cost {candidate.regret:.0f} s, weighted, and is done after"
+    if missing or demand.oldest >= drain_wait:
+        condition = f"{price:.0f} s of waiting: {demand.pressure:.0f} s so far"
+    else:
+        condition = (
+            f"a step has waited for {seconds(drain_wait)}, as a drain would take long: {seconds(demand.oldest)} so far"
+        )
     text = (
         f"needs {rounded(candidate.layout.total_bytes)}, {_has_free(candidate.devices, names, state)}; "
-        f"evicting {names.pools(candidate.victims)} would cost {candidate.regret:.0f} s, weighted, "
-        f"and is done after {price:.0f} s of waiting: {demand.pressure:.0f} s so far, about {seconds(later)} to go"
+        f"{cost} {condition}, about {seconds(later)} to go"
     )
     return RefusalReason(text, later + candidate.estimate)
 

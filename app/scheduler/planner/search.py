@@ -112,6 +112,8 @@ class Search:
         self._movable = self._find_movable(cluster)
         #: By type of device, and whether pools with work are left out.
         self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
+        #: By type of device and class of demand, with the revision of the state.
+        self._most: dict[tuple[object, ...], tuple[int, float]] = {}
 
     def _find_movable(self, cluster: Cluster) -> set[str]:
         """The devices of kept pools; all devices where reserves are not lent, because pools in them are not evicted."""
@@ -168,13 +170,14 @@ class Search:
         self, configuration: Configuration, devices: DeviceSet, layout: KnownLayout, demand: ModelDemand
     ) -> bool:
         """Whether no device is kept for another model, or is needed by the waiting owner of a reserve."""
-        if not self._state.has_idle_reserves and not self._state.nominated:
+        reserves, nominated = self._state.has_idle_reserves, self._state.nominated
+        if not reserves and not nominated:
             return True
         for device in devices:
-            owners = self._state.reserve_owners(device)
+            owners = self._state.reserve_owners(device) if reserves else ()
             if any(self._is_claimed(owner, device) for owner in owners if owner != configuration.id):
                 return False
-            kept = self._state.nominated.get(device)
+            kept = nominated.get(device)
             if kept is not None and kept[0] != configuration.id:
                 each = demand.work / demand.steps if demand.steps else math.inf
                 if layout.load.total_seconds() + each + self._policy.unload > kept[1]:
@@ -201,11 +204,31 @@ class Search:
         for _, size, id_ in self._ranked(layout.type, idle=not demand.overdue):
             device = state.devices[id_]
             if size + state.free[id_] >= part and device.host not in backed_off:
-                if self.sets.allows(demand.configuration, device, part):
+                if self.sets.allows(demand.configuration, device, part) and self.sets.has_ram(
+                    demand.configuration, layout, id_
+                ):
                     yield state.with_ram(layout, (id_,))
                     found += 1
                 if found >= enough:
                     return
+
+    def most_bytes(self, demand: ModelDemand, type_: str) -> float:
+        """
+        No device of the type has more bytes that are free or that the demand may evict; see `DevicePools`.
+
+        Infinite where that is not known: in a large cluster, and when it is asked for once only.
+        """
+        devices, state = self._state.schedulable.get(type_, ()), self._state
+        if len(devices) > self._policy.max_sets:
+            return math.inf
+        key = (type_, demand.rank, demand.overdue, demand.configuration.id if not self._policy.lend else "")
+        revision, most = self._most.get(key, (-1, math.inf))
+        if revision != state.revision:  # computed when it is asked for again: most often the plan has changed then
+            most = math.inf
+        elif most == math.inf:
+            most = max((state.free[d.id] + self.pools.evictable(demand, d.id).total for d in devices), default=0)
+        self._most[key] = (state.revision, most)
+        return most
 
     def _ranked(self, type_: str, idle: bool) -> list[tuple[float, int, str]]:
         """
@@ -370,7 +393,7 @@ class Search:
         working = [victim for victim in victims.pools if victim.busy > 0]
         sharing = self.sharing(computing, working)
         cost = self.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + victims.regret
-        borrows = state.has_idle_reserves and any(state.others_reserves(d, configuration.id) > 0 for d in devices)
+        borrows = state.borrows(configuration.id, devices)
         left = sum(state.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
         spread: tuple[float, ...] = (0.0, 0.0, left)
         if configuration.packing is Packing.SPREAD:
@@ -426,13 +449,16 @@ class Search:
 
     def _least_seconds(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> float | None:
         """No pools leave the bytes of the layout sooner; None when they never do."""
+        if len(devices) == 1:
+            return self.pools.leaving(devices[0]).least(
+                layout.parts[0] - self._state.free_for(configuration, devices[0])
+            )
         least = 0.0
         for device, missing in self._state.missing(configuration, layout, devices).items():
-            if missing > 0:
-                leaving = self.pools.leaving(device)
-                if missing > leaving.sizes[-1]:
-                    return None
-                least = max(least, leaving.seconds[bisect_left(leaving.sizes, missing) - 1])
+            seconds = self.pools.leaving(device).least(missing)
+            if seconds is None:
+                return None
+            least = max(least, seconds)
         return least
 
     def _leaving(

@@ -113,6 +113,8 @@ class CandidateSelection:
                 continue
             free, parts = state.free, (*layout.parts, layout.ram)
             is_alone = len(layout.parts) == 1 and not layout.ram and not search.sets.conflicts_with(configuration)
+            if is_alone and not state.has_idle_reserves and layout.parts[0] > search.most_bytes(demand, layout.type):
+                continue
             for devices in search.cheapest(demand, layout, backed_off):
                 if not search.is_open(configuration, devices, layout, demand):
                     continue
@@ -146,7 +148,7 @@ class CandidateSelection:
         if not place.idle:
             sharing = max(sharing - place.victims, 0.0)
         cost = self._search.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + place.regret
-        borrows = state.has_idle_reserves and any(state.others_reserves(d, configuration.id) > 0 for d in devices)
+        borrows = state.borrows(configuration.id, devices)
         least = round(cost - abs(cost) * _PART - _ABSOLUTE, 3)
         if configuration.packing is Packing.SPREAD:  # the rest depends on the victims
             return borrows, not place.idle, least

@@ -60,8 +60,9 @@ class PlanState:
         self._ram = {d.host: d.id for d in cluster.devices if d.kind is HardwareKind.CPU}
         #: By device, the pools that compute on it, or will soon. A pool on n devices counts 1/n on each.
         self.active = dict.fromkeys(self.devices, 0.0)
-        #: By host, the pools that load there, or will.
+        #: By host, the pools that load there, or will. Hosts without such a pool are not in it.
         self.loads = Counter[str]()
+        self._hosts = len({device.host for device in cluster.devices})
         self._promised = promises(cluster.pools)
         #: Rises with each change.
         self.revision = 0
@@ -290,7 +291,13 @@ class PlanState:
     def others_reserves(self, device: str, configuration: str) -> int:
         """Idle bytes of the device that are reserved for others."""
         owners = self._idle_reserves.get(device)
-        return sum(size for owner, size in owners.items() if owner != configuration) if owners else 0
+        return sum(owners.values()) - owners.get(configuration, 0) if owners else 0
+
+    def borrows(self, configuration: str, devices: DeviceSet) -> bool:
+        """Whether idle bytes of any of the devices are reserved for others."""
+        if not self._idle_reserves:
+            return False
+        return any(self.others_reserves(device, configuration) > 0 for device in devices)
 
     def reserve_owners(self, device: str) -> list[str]:
         """Configurations with idle reserved bytes on the device."""
@@ -326,6 +333,11 @@ class PlanState:
         return {device: part - self.free_for(configuration, device) for device, part in parts}
 
     # ---- devices ----
+
+    @property
+    def fewest_loads(self) -> int:
+        """The pools that load on the host where the fewest do; 0 without hosts."""
+        return min(self.loads.values(), default=0) if len(self.loads) == self._hosts else 0
 
     def computing(self, devices: Iterable[str]) -> list[str]:
         """The devices of a pool that it computes on: the GPUs where it has some, else the RAM."""
