@@ -24,6 +24,7 @@ from workers.engine.speculation.acceptance import AcceptanceRates
 from workers.engine.speculation.costs import DecodeCosts
 from workers.engine.speculation.draft import DraftState
 from workers.engine.speculation.drafting import Balance, can_gain, plan_drafts
+from workers.engine.speculation.forced import ForcedTokens
 from workers.engine.tasks import EngineTask
 
 #: Decodes after which a part of the drafts' failures is forgotten.
@@ -40,6 +41,7 @@ class Speculator:
         self._drafts = options.drafts if can_truncate else 0
         self._batch, self._meter = options.batch, meter
         self._rates, self._costs, self._balance = AcceptanceRates(), DecodeCosts(), Balance()
+        self._forced = ForcedTokens(model)
         #: The draft tokens of the next decode by sequence, and how many tokens it has without them.
         self._planned: dict[int, list[int]] = {}
         self._tokens = 0
@@ -166,8 +168,10 @@ class Speculator:
         if task.images or task.request.logprobs is not None:
             return None
         if task.draft is None:
-            task.draft = DraftState(task.tokens, len(task.prompt), self._rates)
-        task.draft.follow()
+            prompt = len(task.prompt)
+            jump = None if task.sampler is None else self._forced.of(task.tokens, prompt, task.sampler)
+            task.draft = DraftState(task.tokens, prompt, self._rates, jump)
+        task.draft.follow(task.sampler)
         return task.draft
 
     def _more(self, texts: int, added: int) -> float:
