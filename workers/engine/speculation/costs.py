@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from statistics import median
 
 #: Measurements that are kept of each number of tokens.
 _KEPT = 9
@@ -45,7 +44,7 @@ class DecodeCosts:
             insort(self._sizes, tokens)
             measured = self._measured[tokens] = deque(maxlen=_KEPT)
         measured.append(seconds)
-        self._costs[tokens] = median(measured)
+        self._costs[tokens] = sorted(measured)[len(measured) // 2]
         self._last[tokens] = self._decodes
 
     def known(self, tokens: int) -> float | None:

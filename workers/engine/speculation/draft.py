@@ -62,7 +62,5 @@ class DraftState:
 
     def verified(self, drafted: int, accepted: int) -> None:
         """Record how many of the taken tokens were accepted."""
-        self.drafted += drafted
-        self.accepted += accepted
         if drafted > self._forced:
             self._rates.drafted(self._expected, max(0, accepted - self._forced))

@@ -2,7 +2,7 @@
 Jump-ahead: predicts the tokens that a grammar forces, such as the keys of a JSON document.
 
 The forced text is tokenised together with the last token of the text, as the tokenizer of the model splits it. The
-model may split it otherwise, or join its end with what follows; then the prediction is wrong, and found anew from there.
+model may split it otherwise, or join its end with what follows; then the prediction is wrong, and made anew.
 So a prediction is never more than that: whether it was right is measured, for its last token apart from the others.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from time import perf_counter
+from time import thread_time
 from typing import Final
 
 from workers.engine.bindings.llama import LlamaModel
@@ -18,9 +18,10 @@ from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.forced_text import ForcedText
 from workers.engine.sampling.sampler import TokenSampler
 
-#: Seconds for one forced text, after which a text gets no others: copying a very large grammar takes milliseconds.
-_MAX_SECONDS = 0.002
-#: Forced text is tokenised with at most so many tokens before it: the bytes of a character may have tokens of their own.
+#: CPU seconds of one look at a grammar, on average, above which a text gets no others, and looks before that is judged:
+#: copying a very large grammar takes milliseconds.
+_MAX_SECONDS, _JUDGED_AFTER = 0.002, 4
+#: Forced text is tokenised with at most so many tokens before it: a character may have several.
 _BEFORE = 4
 #: Bytes of a written text in which the habit of spaces is looked up.
 _HABIT = 512
@@ -69,7 +70,7 @@ class ForcedRates:
 class JumpAhead:
     """The forced tokens of one text."""
 
-    __slots__ = ("_at", "_is_off", "_places", "_rates", "_seen", "_source", "_start", "_tokens", "_wanted")
+    __slots__ = ("_at", "_looks", "_places", "_rates", "_seconds", "_seen", "_source", "_start", "_tokens", "_wanted")
 
     def __init__(self, tokens: Sequence[int], prompt: int, source: ForcedTokens, rates: ForcedRates) -> None:
         """`tokens` is the text's own list, to which its new tokens are added; it begins after `prompt` of them."""
@@ -79,7 +80,8 @@ class JumpAhead:
         self._wanted: Sequence[int] = ()
         self._places: Sequence[Place] = ()
         self._at = 0
-        self._is_off = False
+        #: How often it was looked for forced text, and the CPU seconds of that.
+        self._looks, self._seconds = 0, 0.0
 
     def follow(self, sampler: TokenSampler) -> None:
         """Add the tokens that were written since the last call, and find what is forced after them."""
@@ -90,13 +92,15 @@ class JumpAhead:
                 self._rates.record(self._places[self._at], is_hit)
                 self._at = self._at + 1 if is_hit else len(self._wanted)
         self._seen = len(tokens)
-        if self._is_off or sampler.grammar is None or self._at < len(self._wanted):
+        is_slow = self._looks >= _JUDGED_AFTER and self._seconds > self._looks * _MAX_SECONDS
+        is_known = self._at < len(self._wanted) or (self._looks > 0 and not was_written)
+        if is_known or is_slow or sampler.grammar is None:
             return
-        if was_written or not self._wanted:
-            began = perf_counter()
-            self._wanted, self._places = self._source.after(sampler, tokens[self._start :])
-            self._at = 0
-            self._is_off = perf_counter() - began > _MAX_SECONDS and len(self._wanted) > 0
+        began = thread_time()
+        self._wanted, self._places = self._source.after(sampler, tokens[self._start :])
+        self._at = 0
+        self._looks += 1
+        self._seconds += thread_time() - began
 
     def predict(self, most: int) -> list[int]:
         """Return at most `most` tokens that are forced next."""

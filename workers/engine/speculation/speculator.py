@@ -73,9 +73,9 @@ class Speculator:
             return found
         self._costs.prompt_token = 1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0
         texts, value = len(tasks), base / len(tasks)
-        if not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
-            return found
         reaches = [[] if draft is None else draft.reach(_most(task)) for task, draft in zip(tasks, drafts, strict=True)]
+        if not any(reaches) or not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
+            return found
         counts = plan_drafts(reaches, self._tokens, value, lambda added: self._more(texts, added), room)
         for task, count, reach in zip(tasks, counts, reaches, strict=True):
             if count and task.draft is not None and task.work is not None:
@@ -120,7 +120,7 @@ class Speculator:
         self._costs.record(texts + added, seconds)
         base = self._costs.known(texts) if added else None
         if base is not None:  # a single decode may have waited for a core
-            self._value, self._cost = base / texts, min(seconds, self._costs.latest(texts + added)) - base
+            self._value, self._cost = base / texts, self._costs.latest(texts + added) - base
 
     def rounds(self, last: Sequence[Chunk], slots: Slots, logits: Logits) -> Iterator[tuple[list[EngineTask], Logits]]:
         """
@@ -139,6 +139,8 @@ class Speculator:
             if (draft := planned.get(chunk.work.sequence)) is not None:
                 drafted.append((task, draft, at))
                 slots.drafted(task, len(draft))
+                if task.draft is not None:
+                    task.draft.drafted += len(draft)
             at += 1 + len(draft or ())
         yield tasks, logits[rows]
         place = accepted = 0
@@ -147,6 +149,8 @@ class Speculator:
             for task, draft, at in drafted:
                 if place < len(draft) and task.work is not None and task.tokens[-1] == draft[place]:
                     slots.accept(task)
+                    if task.draft is not None:
+                        task.draft.accepted += 1
                     left.append((task, draft, at))
                     continue
                 accepted += place
