@@ -71,7 +71,8 @@ class Speculator:
         base = self._costs.known(len(tasks)) if any(drafts) else None
         if base is None or not self._balance.may_draft(base):
             return found
-        self._costs.prompt_token = 1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0
+        rate = self._meter.prefill_rate * self._costs.pace
+        self._costs.prompt_token = 1 / rate if rate else 0.0
         texts, value = len(tasks), base / len(tasks)
         reaches = [[] if draft is None else draft.reach(_most(task)) for task, draft in zip(tasks, drafts, strict=True)]
         if not any(reaches) or not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
@@ -106,7 +107,7 @@ class Speculator:
 
     def decoded(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """Learn from a successful decode, before its tokens are chosen."""
-        self._balance.decoded(seconds)
+        self._balance.decoded(seconds / self._costs.pace)
         self._decodes += 1
         if not self._decodes % _FORGETTING:
             self._rates.forget_drafts()
@@ -117,7 +118,7 @@ class Speculator:
         self._seconds = seconds
         if not all(chunk.work.decoding for chunk in chunks):  # the last token of a prompt costs as others, once
             return
-        self._costs.record(texts + added, seconds)
+        self._costs.record(texts + added, seconds, has_drafts=added > 0)
         base = self._costs.known(texts) if added else None
         if base is not None:  # a single decode may have waited for a core
             self._value, self._cost = base / texts, self._costs.latest(texts + added) - base
