@@ -20,7 +20,7 @@ _LEAST = 0.1
 class DraftState:
     """The predictions of one text."""
 
-    __slots__ = ("_expected", "_forced", "_jump", "_lookup", "_rates", "accepted", "drafted")
+    __slots__ = ("_forced", "_jump", "_length", "_lookup", "_rates", "accepted", "drafted")
 
     def __init__(
         self, tokens: Sequence[int], prompt: int, engine: AcceptanceRates, jump: JumpAhead | None = None
@@ -29,8 +29,8 @@ class DraftState:
         self._lookup, self._rates, self._jump = PromptLookup(tokens, prompt), AcceptanceRates(engine), jump
         #: Draft tokens that were computed, and accepted.
         self.drafted = self.accepted = 0
-        #: Of the last draft: its tokens that are forced, and how many of the others `reach` expected to be accepted.
-        self._forced, self._expected = 0, 0.0
+        #: Of the last draft: its tokens that are forced, and the length of the match of the lookup behind the others.
+        self._forced = self._length = 0
 
     def follow(self, sampler: TokenSampler | None) -> None:
         """Add the tokens that were written since the last call. `sampler` is that of the text."""
@@ -42,7 +42,7 @@ class DraftState:
         """Return the probabilities that the next one, two, … tokens are accepted; empty without a prediction."""
         forced = [] if self._jump is None else self._jump.reach(most)
         self._forced = len(forced)
-        length = self._lookup.length
+        self._length = length = self._lookup.length
         if not length or (forced and not self._agrees()):
             return forced
         least = _LEAST / forced[-1] if forced else _LEAST
@@ -53,14 +53,13 @@ class DraftState:
         """Whether the lookup predicts the forced tokens, too."""
         return self._jump is not None and self._lookup.predict(self._forced) == self._jump.predict(self._forced)
 
-    def take(self, count: int, reach: Sequence[float]) -> list[int]:
-        """Return `count` predicted tokens, which will be computed; `reach` as it was returned."""
-        self._expected = sum(reach[self._forced : count])
+    def take(self, count: int) -> list[int]:
+        """Return `count` predicted tokens, which will be computed; at most as many as `reach` returned last."""
         if self._jump is not None and count <= self._forced:
             return self._jump.predict(count)
         return self._lookup.predict(count)
 
     def verified(self, drafted: int, accepted: int) -> None:
         """Record how many of the taken tokens were accepted."""
-        if drafted > self._forced:
-            self._rates.drafted(self._expected, max(0, accepted - self._forced))
+        if drafted > self._forced <= accepted:
+            self._rates.drafted(self._length + self._forced, drafted - self._forced, accepted - self._forced)

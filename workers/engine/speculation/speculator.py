@@ -29,6 +29,8 @@ from workers.engine.tasks import EngineTask
 
 #: Decodes after which a part of the drafts' failures is forgotten.
 _FORGETTING = 64
+#: With more texts than these, it is asked first whether any draft could gain: their predictions take longer to judge.
+_MANY = 4
 #: A piece of a decode, as `Context.decode` takes it.
 Piece = tuple[int, int, Sequence[int], int]
 
@@ -74,13 +76,15 @@ class Speculator:
         rate = self._meter.prefill_rate * self._costs.pace
         self._costs.prompt_token = 1 / rate if rate else 0.0
         texts, value = len(tasks), base / len(tasks)
+        if texts > _MANY and not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
+            return found
         reaches = [[] if draft is None else draft.reach(_most(task)) for task, draft in zip(tasks, drafts, strict=True)]
-        if not any(reaches) or not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
+        if not any(reaches):
             return found
         counts = plan_drafts(reaches, self._tokens, value, lambda added: self._more(texts, added), room)
-        for task, count, reach in zip(tasks, counts, reaches, strict=True):
+        for task, count in zip(tasks, counts, strict=True):
             if count and task.draft is not None and task.work is not None:
-                found[task.work.sequence] = task.draft.take(count, reach)
+                found[task.work.sequence] = task.draft.take(count)
         return found
 
     def drop(self) -> None:
@@ -143,7 +147,7 @@ class Speculator:
                 if task.draft is not None:
                     task.draft.drafted += len(draft)
             at += 1 + len(draft or ())
-        yield tasks, logits[rows]
+        yield tasks, _rows(logits, rows)
         place = accepted = 0
         while drafted:
             left = []
@@ -161,7 +165,7 @@ class Speculator:
                     slots.roll_back(task)
             drafted, place = left, place + 1
             if drafted:
-                yield [task for task, *_ in drafted], logits[[at + place for *_, at in drafted]]
+                yield [task for task, *_ in drafted], _rows(logits, [at + place for *_, at in drafted])
         self._count(planned, accepted)
 
     def _count(self, planned: Mapping[int, Sequence[int]], accepted: int) -> None:
@@ -190,3 +194,9 @@ class Speculator:
 def _most(task: EngineTask) -> int:
     """Return how many draft tokens a text can use: one more token is chosen after them."""
     return min(MAX_DRAFTS, task.request.max_tokens - task.written - 1)
+
+
+def _rows(logits: Logits, rows: list[int]) -> Logits:
+    """Return these rows, which ascend. Those of a large vocabulary are only copied where others are between them."""
+    first, after = rows[0], rows[-1] + 1
+    return logits[first:after] if after - first == len(rows) else logits[rows]

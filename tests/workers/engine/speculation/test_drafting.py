@@ -66,12 +66,21 @@ def test_rates_follow_the_text_and_begin_at_those_of_the_engine() -> None:
     assert copying.reach(40, 8, 0.1) == sorted(copying.reach(40, 8, 0.1), reverse=True)
 
 
-def test_rejected_drafts_lower_what_is_expected_of_later_ones() -> None:
-    rates = AcceptanceRates(AcceptanceRates())
-    before = rates.reach(40, 1, 0)[0]
-    for _ in range(20):
-        rates.drafted(5.0, 1)
-    assert rates.reach(40, 1, 0)[0] < 0.5 * before
+def test_drafts_that_fail_lower_what_is_expected_of_later_ones() -> None:
+    """Below the rates, which the predictions that were not computed give."""
+    engine = AcceptanceRates()
+    rates = AcceptanceRates(engine)
+    for _ in range(100):
+        rates.record(40, is_hit=True)
+    before = sum(rates.reach(40, 16, 0))
+    for _ in range(6):
+        rates.drafted(40, 16, 4)
+    assert sum(rates.reach(40, 16, 0)) < 0.6 * before
+    assert sum(AcceptanceRates(engine).reach(40, 16, 0)) < 0.8 * before
+    for _ in range(100):
+        rates.forget_drafts()
+        rates.drafted(40, 16, 16)
+    assert sum(rates.reach(40, 16, 0)) > 0.95 * before
 
 
 def costs_of(measured: dict[int, float]) -> DecodeCosts:

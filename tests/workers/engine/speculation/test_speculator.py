@@ -39,7 +39,7 @@ class EagerSpeculator(Speculator):
             reach = [] if draft is None else draft.reach(task.request.max_tokens - task.written - 1)
             count = min(len(reach), 7, room)
             if count > 0 and draft is not None and task.work is not None:
-                found[task.work.sequence] = draft.take(count, reach)
+                found[task.work.sequence] = draft.take(count)
                 room -= count
         return found
 
