@@ -2,8 +2,8 @@
 Acceptance rates: how often a predicted token was the one that the model chose, by the length of the match behind it.
 
 The rates of a text begin at those of the engine, and are its own after a few predictions. Old outcomes count less.
-Drafts are computed where the rates are high, some of them by chance, so they fail more often than the rates say. This is
-corrected by the failures of earlier drafts beyond the expected ones, for each of their tokens.
+Drafts are computed where the rates are high, some of them by chance, so they fail more often than the rates say. What
+failed of earlier drafts beyond that, for each of their tokens, corrects it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AcceptanceRates:
         self._prior = prior
         self._decay = _ENGINE_DECAY if prior is None else _TEXT_DECAY
         self._hits, self._trials = [0.0] * len(_FIRST), [0.0] * len(_FIRST)
-        #: Draft tokens that were computed up to the first that failed, and the failures beyond those that were expected.
+        #: Draft tokens up to the first that failed, and the failures beyond the expected ones.
         self._computed = self._failures = 0.0
 
     def record(self, length: int, is_hit: bool) -> None:
