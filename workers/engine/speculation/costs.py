@@ -3,7 +3,7 @@ Decode costs: the seconds of a decode by the number of tokens in it, as measured
 
 More tokens in a decode are almost free where reading the weights takes most of the time, and cost nearly as much as
 decodes of their own on a slow CPU. So costs are measured for each number of tokens. Those that were not measured, or
-long ago, are assumed to be low: then they are tried, and known.
+long ago, are assumed to be those of prompt tokens: then they are tried, and known.
 A cost is the median of the last measurements, because some are several times as long when another program has a core.
 Other programs also slow all decodes for a while. So what is kept are the seconds at the usual pace: a measurement is
 divided by how much longer than usual the last decodes without drafts took. Only ratios of costs decide.
@@ -23,7 +23,7 @@ _MIN_MEASURED = 4
 _FORGOTTEN_AFTER = 1024
 #: A cost is relied on after so many measurements; before, it is in part the assumed one.
 _RELIABLE = 3
-#: A further token is assumed to cost at most this part of one of a small decode.
+#: A further token is assumed to cost what one of a prompt does; before a prompt, this part of one of a small decode.
 _ASSUMED = 0.5
 
 
@@ -69,7 +69,7 @@ class DecodeCosts:
         """Return the seconds that `added` more tokens are expected to add to a decode of `tokens`, which is known."""
         base, size = self._costs[tokens], tokens + added
         token = base / tokens
-        marginal = min(self.prompt_token or token, _ASSUMED * token)
+        marginal = min(self.prompt_token or _ASSUMED * token, token)
         cost = self._costs.get(size)
         if cost is None:
             return max(0.0, self._nearby(size, tokens, marginal) - base)

@@ -24,9 +24,8 @@ ORDER: dict[str, Any] = {
     "properties": {
         "customer_identification": {"enum": ["Ana", "Ben"]},
         "größe_und_höhe": {"type": "integer", "minimum": 0, "maximum": 99},
-        "express_delivery": {"type": "boolean"},
     },
-    "required": ["customer_identification", "größe_und_höhe", "express_delivery"],
+    "required": ["customer_identification", "größe_und_höhe"],
     "additionalProperties": False,
 }
 WEATHER = Tool(
@@ -51,7 +50,7 @@ def test_forced_tokens_need_no_decode_of_their_own(pair: Pair) -> None:
     found, decodes, without = pair.same(ask())
     assert json.loads(found.text)["größe_und_höhe"] >= 0
     assert decodes < 0.75 * without
-    assert found.tokens_accepted >= without - decodes > 12
+    assert found.tokens_accepted >= without - decodes > 8
 
 
 def test_the_arguments_of_a_tool_call_are_reached_sooner(pair: Pair) -> None:
@@ -65,10 +64,10 @@ def test_the_arguments_of_a_tool_call_are_reached_sooner(pair: Pair) -> None:
 def test_a_model_that_splits_forced_text_otherwise_keeps_its_tokens(pair: Pair) -> None:
     """The token with which the tokenizer continues is unwanted, so every draft of it is cut, and made anew."""
     model = pair.eager._loop.model
-    usual = [model.tokenize(text, add_special=False, parse_special=False)[0] for text in ("customer", "express")]
-    sampling = Sampling(temperature=0, logit_bias=dict.fromkeys(usual, -100.0))
+    (usual, *_) = model.tokenize("identification", add_special=False, parse_special=False)
+    sampling = Sampling(temperature=0, logit_bias={usual: -100.0})
     found, decodes, without = pair.same(ask(sampling=sampling))
-    assert found.tokens_drafted > found.tokens_accepted > 8
+    assert found.tokens_drafted > found.tokens_accepted > 5
     assert decodes < without
 
 
