@@ -133,6 +133,32 @@ def test_one_slow_decode_does_not_change_a_cost() -> None:
     assert costs.known(1) == 0.01
 
 
+def test_a_machine_that_slows_down_for_a_while_changes_no_cost() -> None:
+    """What decides are ratios: a decode with drafts that was measured meanwhile is not dearer."""
+    costs = costs_of({1: 0.01, 8: 0.03})
+    for _ in range(20):
+        costs.record(1, 0.05)
+    for _ in range(9):
+        costs.record(8, 0.15, has_drafts=True)
+    assert costs.known(1) == 0.01
+    assert abs(costs.more(1, 7) - 0.02) < 1e-9
+    assert costs.pace == 5
+
+
+def test_gains_are_no_credit_for_losses() -> None:
+    """A text that copies does not pay for one that seems to."""
+    balance = Balance()
+    for _ in range(500):
+        balance.decoded(0.01)
+        balance.drafted(8, 0.01, 0.02)
+    drafts = 0
+    while balance.may_draft(0.01):
+        balance.decoded(0.03)
+        balance.drafted(0, 0.01, 0.02)
+        drafts += 1
+    assert drafts < 12
+
+
 def test_lost_time_is_bounded_whatever_is_drafted() -> None:
     """Drafts that are never accepted, taken whenever they may be."""
     balance, lost, total = Balance(), 0.0, 0.0
