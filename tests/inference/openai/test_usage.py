@@ -23,9 +23,7 @@ def test_predictions_are_counted_over_all_texts_as_accepted_and_rejected() -> No
 
 def test_a_response_needs_no_thinking_to_count_its_tokens() -> None:
     """Responses have no field for predictions."""
-    chat = answers.document(
-        ChatRequest.model_validate(HELLO), generated(tokens_drafted=5, tokens_accepted=3), RUN, 0
-    )
+    chat = answers.document(ChatRequest.model_validate(HELLO), generated(tokens_drafted=5, tokens_accepted=3), RUN, 0)
     asked = ResponsesRequest.model_validate({"model": "m", "input": "Hello."})
     made = responses.answered(asked, RUN, chat)
     assert made["usage"]["output_tokens_details"] == {"reasoning_tokens": 0}

@@ -56,7 +56,6 @@ class Pair:
         """Generate with both; the texts must be equal. Returns that with drafts, and the decodes of each."""
         found: list[tuple[Generated, int]] = []
         for engine in (self.eager, self.plain):
-            engine._loop.slots.evict_all()  # what earlier tests computed side by side was rounded otherwise
             before = engine.metrics().decodes
             generated = engine.generate(request).result(60)
             found.append((generated, engine.metrics().decodes - before))

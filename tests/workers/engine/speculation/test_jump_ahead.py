@@ -29,11 +29,11 @@ ORDER: dict[str, Any] = {
     "additionalProperties": False,
 }
 WEATHER = Tool(
-    "find_weather",
+    "weather",
     "The weather of a city.",
     {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "properties": {"city": {"enum": ["Rome", "Oslo"]}},
         "required": ["city"],
         "additionalProperties": False,
     },
@@ -57,7 +57,7 @@ def test_the_arguments_of_a_tool_call_are_reached_sooner(pair: Pair) -> None:
     found, decodes, without = pair.same(
         ask("The weather in Rome?", 80, schema=None, tools=(WEATHER,), tool_choice="required")
     )
-    assert found.tool_calls[0].name == "find_weather"
+    assert found.tool_calls[0].name == "weather"
     assert decodes < 0.75 * without
 
 
@@ -66,8 +66,8 @@ def test_a_model_that_splits_forced_text_otherwise_keeps_its_tokens(pair: Pair) 
     model = pair.eager._loop.model
     (usual, *_) = model.tokenize("identification", add_special=False, parse_special=False)
     sampling = Sampling(temperature=0, logit_bias={usual: -100.0})
-    found, decodes, without = pair.same(ask(sampling=sampling))
-    assert found.tokens_drafted > found.tokens_accepted > 5
+    found, decodes, without = pair.same(ask(tokens=24, schema=None, grammar=to_gbnf(ORDER), sampling=sampling))
+    assert found.tokens_drafted > found.tokens_accepted > 2
     assert decodes < without
 
 
@@ -77,7 +77,7 @@ def test_a_model_that_splits_forced_text_otherwise_keeps_its_tokens(pair: Pair) 
         ({"stop": ("dentif",)}, FinishReason.STOP),
         ({"tokens": 3}, FinishReason.LENGTH),
         ({"tokens": 7, "sampling": Sampling(temperature=0, repeat_penalty=1.3)}, FinishReason.LENGTH),
-        ({"tokens": 24, "sampling": Sampling(temperature=1.2, top_k=40, seed=11)}, FinishReason.LENGTH),
+        ({"tokens": 14, "sampling": Sampling(temperature=1.2, top_k=40, seed=11)}, FinishReason.LENGTH),
     ],
     ids=["stop text", "length", "penalty", "temperature"],
 )
