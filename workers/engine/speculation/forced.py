@@ -27,7 +27,7 @@ _BEFORE = 4
 _HABIT = 512
 
 
-class Place(IntEnum):
+class ForcedPlace(IntEnum):
     """A place in a forced text; acceptance differs between them."""
 
     #: Certain, and not the last token.
@@ -54,14 +54,14 @@ class ForcedRates:
         self._prior = prior
         self._hits, self._trials = [0.0] * len(_FIRST), [0.0] * len(_FIRST)
 
-    def record(self, place: Place, is_hit: bool) -> None:
+    def record(self, place: ForcedPlace, is_hit: bool) -> None:
         """Record the outcome of a prediction whose earlier tokens were right."""
         self._hits[place] = self._hits[place] * _DECAY + is_hit
         self._trials[place] = self._trials[place] * _DECAY + 1
         if self._prior is not None:
             self._prior.record(place, is_hit)
 
-    def rate(self, place: Place) -> float:
+    def rate(self, place: ForcedPlace) -> float:
         """The probability that the next token is the predicted one."""
         prior = _FIRST[place] if self._prior is None else self._prior.rate(place)
         return (self._hits[place] + _PRIOR_WEIGHT * prior) / (self._trials[place] + _PRIOR_WEIGHT)
@@ -78,7 +78,7 @@ class JumpAhead:
         self._source, self._rates = source, ForcedRates(rates)
         #: The predicted tokens with their places, and how many of them were written.
         self._wanted: Sequence[int] = ()
-        self._places: Sequence[Place] = ()
+        self._places: Sequence[ForcedPlace] = ()
         self._at = 0
         #: How often it was looked for forced text, and the CPU seconds of that.
         self._looks, self._seconds = 0, 0.0
@@ -128,7 +128,7 @@ class ForcedTokens:
         """Return the forced tokens of a text, as `JumpAhead`; None for one that has no grammar."""
         return JumpAhead(tokens, prompt, self, self.rates) if sampler.may_have_grammar else None
 
-    def after(self, sampler: TokenSampler, written: Sequence[int]) -> tuple[list[int], list[Place]]:
+    def after(self, sampler: TokenSampler, written: Sequence[int]) -> tuple[list[int], list[ForcedPlace]]:
         """Return the forced tokens after those that are written, and the place of each."""
         if self._text is None:
             self._text = ForcedText(self._model, sampler.byte_index)
@@ -138,11 +138,11 @@ class ForcedTokens:
         if not forced:
             return [], []
         tokens = self._tokenised(written, forced, sampler.byte_index)
-        places, end = [Place.INNER] * len(tokens), 0
+        places, end = [ForcedPlace.INNER] * len(tokens), 0
         for at, token in enumerate(tokens):
             end += len(self._model.piece(token))
-            places[at] = Place.INNER if end <= certain else Place.GUESSED
-        places[-1:] = [Place.LAST] * bool(places)
+            places[at] = ForcedPlace.INNER if end <= certain else ForcedPlace.GUESSED
+        places[-1:] = [ForcedPlace.LAST] * bool(places)
         return tokens, places
 
     def _tokenised(self, written: Sequence[int], forced: bytes, index: FirstByteIndex) -> list[int]:

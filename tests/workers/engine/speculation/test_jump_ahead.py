@@ -16,7 +16,7 @@ from workers.engine.bindings import native
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.forced_text import MAX_FORCED, ForcedText
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache
-from workers.engine.speculation.forced import ForcedRates, Place
+from workers.engine.speculation.forced import ForcedPlace, ForcedRates
 
 #: Keys that the prompts do not contain.
 ORDER: dict[str, Any] = {
@@ -155,9 +155,9 @@ def test_forced_text_is_bounded_and_may_end_inside_a_character(pair: Pair) -> No
 def test_the_acceptance_of_forced_tokens_is_learned_by_their_place() -> None:
     engine = ForcedRates()
     text = ForcedRates(engine)
-    before = [text.rate(place) for place in Place]
+    before = [text.rate(place) for place in ForcedPlace]
     for _ in range(30):
-        text.record(Place.LAST, is_hit=False)
-    assert text.rate(Place.LAST) < 0.2
-    assert [text.rate(place) for place in (Place.INNER, Place.GUESSED)] == before[:2]
-    assert ForcedRates(engine).rate(Place.LAST) < 0.3
+        text.record(ForcedPlace.LAST, is_hit=False)
+    assert text.rate(ForcedPlace.LAST) < 0.2
+    assert [text.rate(place) for place in (ForcedPlace.INNER, ForcedPlace.GUESSED)] == before[:2]
+    assert ForcedRates(engine).rate(ForcedPlace.LAST) < 0.3
