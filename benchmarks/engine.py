@@ -197,7 +197,7 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
     add("embeddings", "Llama, one by one", "embed_llama", requests=max(1, asked.texts // 4))
     for temperature, name in ((0.0, "overhead greedy"), (0.8, "overhead top-k 40")):
         add(name, "32 slots", "overhead", streams=32, context=16384, temperature=temperature)
-    for workload in ("repetition", "copying", "dialogue"):
+    for workload in ("repetition", "copying", "extraction", "dialogue"):
         for streams in (1, 4):
             spec = {"workload": workload, "streams": streams, "tokens": 128, "turns": 5, "temperature": 0.0}
             add("speculation", f"{workload}, {streams} streams", "speculation", **spec)

@@ -3,6 +3,7 @@ Runs of the engine's benchmark with and without speculation: two engines in one 
 
 Copying: a text to repeat, code to write out again, a list to write as JSON by a schema, a paragraph to edit.
 Repetition: records and a list that stood twice before, to be continued without a chat template.
+Extraction: orders as JSON by a schema whose keys the model does not know from its prompt.
 Dialogue: stories and explanations, whose words stand nowhere before.
 Ratios are of the time for each written token, without speculation to with it; medians over the turns. Prompts are
 computed before, and reused.
@@ -57,6 +58,27 @@ _RECORDS = {
         "additionalProperties": False,
     },
 }
+#: Its keys stand in no prompt.
+_ORDER = {
+    "type": "object",
+    "properties": {
+        "customer_name": {"type": "string", "maxLength": 24},
+        "delivery_address": {
+            "type": "object",
+            "properties": {
+                "street_and_number": {"type": "string", "maxLength": 24},
+                "postal_code": {"type": "string", "maxLength": 8},
+            },
+            "required": ["street_and_number", "postal_code"],
+            "additionalProperties": False,
+        },
+        "total_amount": {"type": "integer", "minimum": 0, "maximum": 9999},
+        "payment_method": {"enum": ["credit_card", "bank_transfer", "cash_on_delivery"]},
+        "is_express_delivery": {"type": "boolean"},
+    },
+    "required": ["customer_name", "delivery_address", "total_amount", "payment_method", "is_express_delivery"],
+    "additionalProperties": False,
+}
 #: Name, prompt and schema of each text.
 WORKLOADS: dict[str, list[tuple[str, str, dict[str, Any] | None]]] = {
     "copying": [
@@ -68,6 +90,10 @@ WORKLOADS: dict[str, list[tuple[str, str, dict[str, Any] | None]]] = {
     "repetition": [
         ("records", f"Records:\n{_LINES}\n\nRecords:\n{_LINES}\n\nRecords:\n", None),
         ("paragraph", f"Text: {_PARAGRAPH}\n\nText: {_PARAGRAPH}\n\nText:", None),
+    ],
+    "extraction": [
+        ("order", "Order of Ana Lopez, Calle Sol 5, 08001. She pays 420 by card, and it is urgent.", _ORDER),
+        ("letter", "Ben Okafor lives at 12 Marina Road, 101001, wants it next week, and sends 75 by bank.", _ORDER),
     ],
     "dialogue": [
         ("story", "Tell me a story about a boy who finds a lamp.", None),

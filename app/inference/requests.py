@@ -265,6 +265,9 @@ class Generated:
     reasoning: str = ""
     #: Generated tokens of the thinking, tags included.
     reasoning_tokens: int = 0
+    #: Predicted tokens that were computed in advance, and those of them that became part of the text.
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0
 
 
 class LongText(StrEnum):

@@ -212,6 +212,8 @@ class EngineTask:
                 seed=self.seed,
                 reasoning=self.stream.reasoning,
                 reasoning_tokens=self.reasoning_tokens,
+                tokens_drafted=0 if self.draft is None else self.draft.drafted,
+                tokens_accepted=0 if self.draft is None else self.draft.accepted,
             )
         )
 

@@ -55,13 +55,18 @@ def usage(generated: Generated) -> dict[str, Any]:
     """The token counts; those of the prompt count once, whatever the number of texts."""
     texts = (generated, *generated.alternatives)
     tokens_out = sum(text.tokens_out for text in texts)
-    thought = sum(text.reasoning_tokens for text in texts)
+    details = {}
+    if thought := sum(text.reasoning_tokens for text in texts):
+        details["reasoning_tokens"] = thought
+    if drafted := sum(text.tokens_drafted for text in texts):
+        accepted = sum(text.tokens_accepted for text in texts)
+        details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
     return {
         "prompt_tokens": generated.tokens_in,
         "completion_tokens": tokens_out,
         "total_tokens": generated.tokens_in + tokens_out,
         "prompt_tokens_details": {"cached_tokens": generated.tokens_cached},
-        **({"completion_tokens_details": {"reasoning_tokens": thought}} if thought else {}),
+        **({"completion_tokens_details": details} if details else {}),
     }
 
 

@@ -94,7 +94,8 @@ class StreamedAnswer:
         if self._finish is None:
             raise StepFailure(FailureReason.ENGINE_ERROR, "the server's stream ended too early", text=self.text)
         now = perf_counter()
-        details = self._usage.get("prompt_tokens_details")
+        details, written = self._usage.get("prompt_tokens_details"), self._usage.get("completion_tokens_details")
+        accepted = _count(written, "accepted_prediction_tokens", 0)
         found = Generated(
             text=self.text,
             finish=_FINISH_REASONS.get(self._finish, FinishReason.STOP),
@@ -105,7 +106,9 @@ class StreamedAnswer:
             time_total=timedelta(seconds=now - self._submitted),
             seed=request.sampling.seed,
             reasoning="".join(self._thought),
-            reasoning_tokens=_count(self._usage.get("completion_tokens_details"), "reasoning_tokens", 0),
+            reasoning_tokens=_count(written, "reasoning_tokens", 0),
+            tokens_drafted=accepted + _count(written, "rejected_prediction_tokens", 0),
+            tokens_accepted=accepted,
         )
         cut_is_kept = request.keeps_cut and found.finish is FinishReason.LENGTH
         if request.schema is not None and not cut_is_kept:

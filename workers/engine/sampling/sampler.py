@@ -120,7 +120,7 @@ class TokenSampler:
 
         `grammar` is a grammar clone that this sampler owns and frees; `lazy` may activate one later.
         """
-        self._model, self._sampling, self._grammar, self._byte_index = model, sampling, grammar, byte_index
+        self._model, self._sampling, self._grammar, self.byte_index = model, sampling, grammar, byte_index
         if grammar is not None:
             byte_index.prepare()
         self._lazy = lazy
@@ -155,6 +155,16 @@ class TokenSampler:
             if sampler:
                 native.free_sampler(sampler)
         self._chain = self._grammar = None
+
+    @property
+    def grammar(self) -> Any:
+        """The grammar in its present state, to be read only; None while the text is free."""
+        return self._grammar
+
+    @property
+    def may_have_grammar(self) -> bool:
+        """Whether there is a grammar, or may be one later."""
+        return self._grammar is not None or self._lazy is not None
 
     def adjust(self, row: LogitRow) -> None:
         """Write biases and penalties into the logits."""
@@ -197,7 +207,7 @@ class TokenSampler:
     def _choose_constrained(self, token: int, row: LogitRow, candidates: TokenCandidates) -> int:
         """Return the unconstrained choice if the grammar allows it, else one that it allows."""
         started_at = perf_counter()
-        if token in self._byte_index.forbidden or not candidates.allows(self._grammar, token):
+        if token in self.byte_index.forbidden or not candidates.allows(self._grammar, token):
             self.grammar_masks += 1
             token = self._choose_masked(token, row, candidates)
         if token not in self._model.end_tokens:
@@ -220,13 +230,11 @@ class TokenSampler:
 
     def _choose_masked(self, rejected: int, row: LogitRow, candidates: TokenCandidates) -> int:
         row[self._model.forbidden_tokens] = -np.inf  # inside a string the grammar would allow their texts
-        best_logit = float(
-            row[rejected] if self.is_greedy and rejected not in self._byte_index.forbidden else row.max()
-        )
+        best_logit = float(row[rejected] if self.is_greedy and rejected not in self.byte_index.forbidden else row.max())
         if not self._mask(candidates, row, *constraint.near_best(row, best_logit)):
-            candidates.fill(row, self._byte_index.byte_tokens)
+            candidates.fill(row, self.byte_index.byte_tokens)
             candidates.apply(self._grammar)
-            for ids, bound in self._byte_index.starting_with(candidates.allowed_ids(), row):
+            for ids, bound in self.byte_index.starting_with(candidates.allowed_ids(), row):
                 if self._mask(candidates, row, ids, bound):
                     break
         best, logit = candidates.best()

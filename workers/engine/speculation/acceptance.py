@@ -2,8 +2,8 @@
 Acceptance rates: how often a predicted token was the one that the model chose, by the length of the match behind it.
 
 The rates of a text begin at those of the engine, and are its own after a few predictions. Old outcomes count less.
-Drafts are computed where the rates are high, some of them by chance, so less of them is accepted than the rates say.
-This is corrected by what was accepted of earlier drafts.
+Drafts are computed where the rates are high, some of them by chance, so they fail more often than the rates say. What
+failed of earlier drafts beyond that, for each of their tokens, corrects it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ _FIRST: Final = (0.1, 0.15, 0.2, 0.4, 0.6, 0.7, 0.8)
 _PRIOR_WEIGHT = 4.0
 #: An outcome counts by this factor less with each later one of its group.
 _TEXT_DECAY, _ENGINE_DECAY = 0.97, 0.998
-#: So many expected tokens count as accepted before any draft was, and the decay of earlier drafts with each later one.
+#: So many tokens count as drafted before any was, and the decay of earlier drafts with each later one.
 _TRUSTED, _DRAFT_DECAY = 8.0, 0.95
 
 
 class AcceptanceRates:
     """The acceptance rates of one text, or of an engine."""
 
-    __slots__ = ("_accepted", "_decay", "_expected", "_hits", "_prior", "_trials")
+    __slots__ = ("_computed", "_decay", "_failures", "_hits", "_prior", "_trials")
 
     def __init__(self, prior: AcceptanceRates | None = None) -> None:
         """`prior` are the rates of the engine, which get each outcome too."""
         self._prior = prior
         self._decay = _ENGINE_DECAY if prior is None else _TEXT_DECAY
         self._hits, self._trials = [0.0] * len(_FIRST), [0.0] * len(_FIRST)
-        self._expected = self._accepted = 0.0
+        #: Draft tokens up to the first that failed, and the failures beyond the expected ones.
+        self._computed = self._failures = 0.0
 
     def record(self, length: int, is_hit: bool) -> None:
         """Record the outcome of a prediction behind a match of `length` tokens."""
@@ -51,23 +52,28 @@ class AcceptanceRates:
         prior = _FIRST[group] if self._prior is None else self._prior._rate(group)
         return (self._hits[group] + _PRIOR_WEIGHT * prior) / (self._trials[group] + _PRIOR_WEIGHT)
 
-    def drafted(self, expected: float, accepted: int) -> None:
-        """Record a draft that was computed: the accepted tokens, and how many `reach` expected, its sum."""
-        self._expected = self._expected * _DRAFT_DECAY + expected
-        self._accepted = self._accepted * _DRAFT_DECAY + accepted
+    def drafted(self, length: int, drafted: int, accepted: int) -> None:
+        """Record a draft that was computed behind a match of `length` tokens, and how many of it were accepted."""
+        computed = min(accepted + 1, drafted)
+        expected = sum(1 - self.rate(length + place) for place in range(computed))
+        self._drafted(computed, (accepted < drafted) - expected)
+
+    def _drafted(self, computed: int, failures: float) -> None:
+        self._computed = self._computed * _DRAFT_DECAY + computed
+        self._failures = self._failures * _DRAFT_DECAY + failures
         if self._prior is not None:
-            self._prior.drafted(expected, accepted)
+            self._prior._drafted(computed, failures)
 
     @property
-    def correction(self) -> float:
-        """How many tokens are accepted for each that is expected."""
-        prior = 1.0 if self._prior is None else self._prior.correction
-        return (self._accepted + _TRUSTED * prior) / (self._expected + _TRUSTED)
+    def excess(self) -> float:
+        """How much less likely a draft token is accepted than its rate says."""
+        prior = 0.0 if self._prior is None else self._prior.excess
+        return max(0.0, (self._failures + _TRUSTED * prior) / (self._computed + _TRUSTED))
 
     def forget_drafts(self) -> None:
         """Forget a part of the drafts, when there was none for long."""
-        self._expected *= _DRAFT_DECAY
-        self._accepted *= _DRAFT_DECAY
+        self._computed *= _DRAFT_DECAY
+        self._failures *= _DRAFT_DECAY
 
     def reach(self, length: int, most: int, least: float) -> list[float]:
         """
@@ -76,9 +82,12 @@ class AcceptanceRates:
         Ends after `most` of them, or before the first that is below `least`.
         """
         found: list[float] = []
-        probability = min(1.0, self.correction)
-        for place in range(most):
-            probability *= self.rate(length + place)
+        probability, excess, known, rate = 1.0, self.excess, -1, 0.0
+        for place in range(length, length + most):
+            group = bisect_right(_LENGTHS, place)
+            if group != known:
+                known, rate = group, self._rate(group) - excess
+            probability *= rate
             if probability < least:
                 break
             found.append(probability)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 #: Numbers of tokens in a decode that are tried; few, so that the cost of each gets known.
 SIZES = (2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 144)
 #: Expected gains must be so many times the expected costs.
-_MARGIN = 1.2
+_MARGIN = 1.25
 #: The part of the recent time that drafts may lose, the lost decodes that are forgiven, and how fast time is forgotten.
 MAX_LOSS, _FORGIVEN, _DECAY = 0.01, 4.0, 0.999
 
@@ -63,7 +63,8 @@ class Balance:
 
     def drafted(self, accepted: int, value: float, cost: float) -> None:
         """Count a decode with drafts: the accepted tokens, what each was worth, and the seconds that drafts added."""
-        self._gained += accepted * value - cost
+        # A text that gains does not pay for one that loses.
+        self._gained = min(self._gained + accepted * value - cost, MAX_LOSS * self._time)
 
     def may_draft(self, decode: float) -> bool:
         """Whether the losses are within their bound; `decode` are the seconds of a decode."""

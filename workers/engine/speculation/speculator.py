@@ -24,10 +24,13 @@ from workers.engine.speculation.acceptance import AcceptanceRates
 from workers.engine.speculation.costs import DecodeCosts
 from workers.engine.speculation.draft import DraftState
 from workers.engine.speculation.drafting import Balance, can_gain, plan_drafts
+from workers.engine.speculation.forced import ForcedTokens
 from workers.engine.tasks import EngineTask
 
 #: Decodes after which a part of the drafts' failures is forgotten.
 _FORGETTING = 64
+#: With more texts than these, it is asked first whether any draft could gain: their predictions take longer to judge.
+_MANY = 4
 #: A piece of a decode, as `Context.decode` takes it.
 Piece = tuple[int, int, Sequence[int], int]
 
@@ -40,6 +43,7 @@ class Speculator:
         self._drafts = options.drafts if can_truncate else 0
         self._batch, self._meter = options.batch, meter
         self._rates, self._costs, self._balance = AcceptanceRates(), DecodeCosts(), Balance()
+        self._forced = ForcedTokens(model)
         #: The draft tokens of the next decode by sequence, and how many tokens it has without them.
         self._planned: dict[int, list[int]] = {}
         self._tokens = 0
@@ -69,15 +73,18 @@ class Speculator:
         base = self._costs.known(len(tasks)) if any(drafts) else None
         if base is None or not self._balance.may_draft(base):
             return found
-        self._costs.prompt_token = 1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0
+        rate = self._meter.prefill_rate * self._costs.pace
+        self._costs.prompt_token = 1 / rate if rate else 0.0
         texts, value = len(tasks), base / len(tasks)
-        if not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
+        if texts > _MANY and not can_gain(self._tokens, value, lambda added: self._more(texts, added), room):
             return found
         reaches = [[] if draft is None else draft.reach(_most(task)) for task, draft in zip(tasks, drafts, strict=True)]
+        if not any(reaches):
+            return found
         counts = plan_drafts(reaches, self._tokens, value, lambda added: self._more(texts, added), room)
-        for task, count, reach in zip(tasks, counts, reaches, strict=True):
+        for task, count in zip(tasks, counts, strict=True):
             if count and task.draft is not None and task.work is not None:
-                found[task.work.sequence] = task.draft.take(count, reach)
+                found[task.work.sequence] = task.draft.take(count)
         return found
 
     def drop(self) -> None:
@@ -104,7 +111,7 @@ class Speculator:
 
     def decoded(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """Learn from a successful decode, before its tokens are chosen."""
-        self._balance.decoded(seconds)
+        self._balance.decoded(seconds / self._costs.pace)
         self._decodes += 1
         if not self._decodes % _FORGETTING:
             self._rates.forget_drafts()
@@ -115,10 +122,10 @@ class Speculator:
         self._seconds = seconds
         if not all(chunk.work.decoding for chunk in chunks):  # the last token of a prompt costs as others, once
             return
-        self._costs.record(texts + added, seconds)
+        self._costs.record(texts + added, seconds, has_drafts=added > 0)
         base = self._costs.known(texts) if added else None
         if base is not None:  # a single decode may have waited for a core
-            self._value, self._cost = base / texts, min(seconds, self._costs.latest(texts + added)) - base
+            self._value, self._cost = base / texts, self._costs.latest(texts + added) - base
 
     def rounds(self, last: Sequence[Chunk], slots: Slots, logits: Logits) -> Iterator[tuple[list[EngineTask], Logits]]:
         """
@@ -137,14 +144,18 @@ class Speculator:
             if (draft := planned.get(chunk.work.sequence)) is not None:
                 drafted.append((task, draft, at))
                 slots.drafted(task, len(draft))
+                if task.draft is not None:
+                    task.draft.drafted += len(draft)
             at += 1 + len(draft or ())
-        yield tasks, logits[rows]
+        yield tasks, _rows(logits, rows)
         place = accepted = 0
         while drafted:
             left = []
             for task, draft, at in drafted:
                 if place < len(draft) and task.work is not None and task.tokens[-1] == draft[place]:
                     slots.accept(task)
+                    if task.draft is not None:
+                        task.draft.accepted += 1
                     left.append((task, draft, at))
                     continue
                 accepted += place
@@ -154,7 +165,7 @@ class Speculator:
                     slots.roll_back(task)
             drafted, place = left, place + 1
             if drafted:
-                yield [task for task, *_ in drafted], logits[[at + place for *_, at in drafted]]
+                yield [task for task, *_ in drafted], _rows(logits, [at + place for *_, at in drafted])
         self._count(planned, accepted)
 
     def _count(self, planned: Mapping[int, Sequence[int]], accepted: int) -> None:
@@ -166,8 +177,10 @@ class Speculator:
         if task.images or task.request.logprobs is not None:
             return None
         if task.draft is None:
-            task.draft = DraftState(task.tokens, len(task.prompt), self._rates)
-        task.draft.follow()
+            prompt = len(task.prompt)
+            jump = None if task.sampler is None else self._forced.of(task.tokens, prompt, task.sampler)
+            task.draft = DraftState(task.tokens, prompt, self._rates, jump)
+        task.draft.follow(task.sampler)
         return task.draft
 
     def _more(self, texts: int, added: int) -> float:
@@ -181,3 +194,9 @@ class Speculator:
 def _most(task: EngineTask) -> int:
     """Return how many draft tokens a text can use: one more token is chosen after them."""
     return min(MAX_DRAFTS, task.request.max_tokens - task.written - 1)
+
+
+def _rows(logits: Logits, rows: list[int]) -> Logits:
+    """Return these rows, which ascend. Those of a large vocabulary are only copied where others are between them."""
+    first, after = rows[0], rows[-1] + 1
+    return logits[first:after] if after - first == len(rows) else logits[rows]

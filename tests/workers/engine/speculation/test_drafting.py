@@ -66,12 +66,21 @@ def test_rates_follow_the_text_and_begin_at_those_of_the_engine() -> None:
     assert copying.reach(40, 8, 0.1) == sorted(copying.reach(40, 8, 0.1), reverse=True)
 
 
-def test_rejected_drafts_lower_what_is_expected_of_later_ones() -> None:
-    rates = AcceptanceRates(AcceptanceRates())
-    before = rates.reach(40, 1, 0)[0]
-    for _ in range(20):
-        rates.drafted(5.0, 1)
-    assert rates.reach(40, 1, 0)[0] < 0.5 * before
+def test_drafts_that_fail_lower_what_is_expected_of_later_ones() -> None:
+    """Below the rates, which the predictions that were not computed give."""
+    engine = AcceptanceRates()
+    rates = AcceptanceRates(engine)
+    for _ in range(100):
+        rates.record(40, is_hit=True)
+    before = sum(rates.reach(40, 16, 0))
+    for _ in range(6):
+        rates.drafted(40, 16, 4)
+    assert sum(rates.reach(40, 16, 0)) < 0.6 * before
+    assert sum(AcceptanceRates(engine).reach(40, 16, 0)) < 0.8 * before
+    for _ in range(100):
+        rates.forget_drafts()
+        rates.drafted(40, 16, 16)
+    assert sum(rates.reach(40, 16, 0)) > 0.95 * before
 
 
 def costs_of(measured: dict[int, float]) -> DecodeCosts:
@@ -122,6 +131,32 @@ def test_one_slow_decode_does_not_change_a_cost() -> None:
     costs = costs_of({1: 0.01})
     costs.record(1, 5.0)
     assert costs.known(1) == 0.01
+
+
+def test_a_machine_that_slows_down_for_a_while_changes_no_cost() -> None:
+    """What decides are ratios: a decode with drafts that was measured meanwhile is not dearer."""
+    costs = costs_of({1: 0.01, 8: 0.03})
+    for _ in range(20):
+        costs.record(1, 0.05)
+    for _ in range(9):
+        costs.record(8, 0.15, has_drafts=True)
+    assert costs.known(1) == 0.01
+    assert abs(costs.more(1, 7) - 0.02) < 1e-9
+    assert costs.pace == 5
+
+
+def test_gains_are_no_credit_for_losses() -> None:
+    """A text that copies does not pay for one that seems to."""
+    balance = Balance()
+    for _ in range(500):
+        balance.decoded(0.01)
+        balance.drafted(8, 0.01, 0.02)
+    drafts = 0
+    while balance.may_draft(0.01):
+        balance.decoded(0.03)
+        balance.drafted(0, 0.01, 0.02)
+        drafts += 1
+    assert drafts < 12
 
 
 def test_lost_time_is_bounded_whatever_is_drafted() -> None:
