@@ -241,7 +241,7 @@ def pull(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """
-    Installs the model's file and those of its adapters, projector and draft model on this host, and verifies their size, hash and header.
+    Installs the model's file and those of its companions on this host, and verifies their size, hash and header.
 
     Files that are already installed are not downloaded, unless `again` is set. `token` is sent only to the hub.
 
