@@ -39,13 +39,10 @@ def load_draft(model: LlamaModel, options: EngineOptions, draft: DraftFile) -> L
         message = f"it is the draft model of {model.path.name}, whose state cannot be truncated, because {why}"
         raise ModelUnsupported(draft.path, f"{message}; accepted is an entry without engine.draft")
     found = LlamaModel(draft.path, draft_options(options))
-    try:
-        if (problem := _problem(model, found)) is not None:
-            raise ModelUnsupported(draft.path, f"it cannot be the draft model of {model.path.name}: {problem}")
-    except BaseException:
-        found.close()
-        raise
-    return found
+    if (problem := _problem(model, found)) is None:
+        return found
+    found.close()
+    raise ModelUnsupported(draft.path, f"it cannot be the draft model of {model.path.name}: {problem}")
 
 
 def open_drafts(model: LlamaModel, options: EngineOptions, draft: DraftFile) -> ModelDrafts:

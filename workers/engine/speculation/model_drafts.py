@@ -5,7 +5,7 @@ Each text that runs has a slot of its own in the draft model's context. A slot k
 parked, and the next one continues after the tokens that the two have in common. Nothing else has to be told of a text:
 what differs is removed before the next draft.
 A text's tokens are computed when drafts are expected to gain more than that costs, a part in each step.
-Only the engine's thread uses it. A fault of the draft model fails no text; after several there are no more drafts of it.
+Only the engine's thread uses it. A fault of the draft model fails no text; after several there are no more drafts.
 """
 
 from __future__ import annotations
@@ -135,7 +135,6 @@ class ModelDrafts:
 
         `running` are all tasks with a slot.
         """
-        self._seconds = 0.0
         self.release(running, balance)
         self.costs.rest()
         if self._context is None or step.room <= 0 or not balance.may_draft(step.base):
@@ -153,10 +152,14 @@ class ModelDrafts:
             self._compute_part(behind, wanted.gain / len(wanted.chosen), step)
             texts = [text for text in texts if text.missing <= _BEHIND]
             wanted = self._wanted(texts, step, ready=0)
-        return self._predict([texts[place] for place in wanted.chosen], wanted.depth)
+        found = self._predict([texts[place] for place in wanted.chosen], wanted.depth)
+        if not found and self._seconds:
+            balance.drafted(0, 0.0, self._seconds)
+        return found
 
     def release(self, running: Collection[EngineTask], balance: Balance) -> None:
         """Give back the slots of texts that no longer run. What they did not gain back is lost."""
+        self._seconds = 0.0
         now = {task.id for task in running}
         for number in [number for number in self._texts if number not in now]:
             if (debt := self._texts.pop(number).debt) > 0:
@@ -211,7 +214,7 @@ class ModelDrafts:
         return len(task.tokens) + self._most <= self._limit
 
     def _compute_part(self, texts: Sequence[_Text], gain: float, step: Step) -> None:
-        """Compute a part of the missing tokens of the first text that is worth it. The step takes at most twice as long."""
+        """Compute a part of the missing tokens of the first text that is worth it, within the time of a step."""
         assert self._context is not None
         token = self.costs.prompt_token or self.costs.ratio * (step.prompt_token or step.value)
         for text in texts:
