@@ -2,8 +2,8 @@
 Plans for a draft model: which texts it drafts for, and how many tokens. Pure functions and values.
 
 A drafted token is worth what a token costs without drafts. It costs its part of a decode of the draft model, and what
-it adds to the decode of the model. Both are measured; before, a decode of the draft model is assumed to take as much less
-time as its weights are smaller.
+it adds to the decode of the model. Both are measured; before, the time of a decode of the draft model is assumed to
+follow from the size of its weights.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_a_child_process_returns_the_same(model_path: Path) -> None:
 
 
 def test_the_memory_of_a_draft_model_is_that_of_its_load(model_path: Path, gemma_path: Path) -> None:
-    """The estimates count the weights, the cache and the buffers of both models; Gemma has another vocabulary here."""
+    """The estimates count the weights, the cache and the buffers of both models."""
     options = EngineOptions(
         slots=3,
         context=3000,

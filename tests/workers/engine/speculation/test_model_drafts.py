@@ -46,7 +46,7 @@ def drafting(monkeypatch: pytest.MonkeyPatch, make: MakeEngine, model_path: Path
     return lambda **more: make(**options | {"draft": DraftFile(path=model_path, most=6)} | more)
 
 
-def ask(prompt: str = PROMPT, tokens: int = 32, **more: Any) -> GenerateRequest:
+def ask(prompt: str = PROMPT, tokens: int = 28, **more: Any) -> GenerateRequest:
     return GenerateRequest(prompt=prompt, max_tokens=tokens, **{"sampling": GREEDY} | more)
 
 
@@ -70,7 +70,7 @@ def test_the_same_text_as_without(drafting: MakeEngine) -> None:
     requests = [
         ask(),
         ask(sampling=Sampling(temperature=1.0, top_k=40, seed=5)),
-        ask(PROMPT + ", there lived a young girl. She", 17),
+        ask(PROMPT + ", there lived a", 17),
     ]
     for request in requests:
         texts = [each.generate(request).result(60) for each in (engine, plain)]
@@ -82,7 +82,7 @@ def test_the_same_text_as_without(drafting: MakeEngine) -> None:
 
 
 def test_texts_together_that_come_and_go(drafting: MakeEngine, model_path: Path) -> None:
-    """Three slots, a text that is cancelled, one that is parked, and a context that is rebuilt in between."""
+    """A text that is cancelled, one that is parked, and a context that is rebuilt in between."""
     engine = drafting(slots=2, context=2048, park_progress=1)
     started = threading.Event()
     endless = ask("A list of numbers: 1, 2,", 800, sampling=Sampling(temperature=0, ignore_end=True))
@@ -97,11 +97,7 @@ def test_texts_together_that_come_and_go(drafting: MakeEngine, model_path: Path)
     texts[PROMPT] = batch.result(60).text
     assert engine.metrics().parked
 
-    def rebuild(_: bool) -> bool:
-        engine._loop._recover("a test")
-        return False
-
-    engine._loop.submit_job(rebuild)
+    engine._loop.context.decode = lambda _: -3  # type: ignore[method-assign] # until the context is rebuilt
     texts["Red, green and"] = engine.generate(ask("Red, green and", 24)).result(60).text
     assert engine.metrics().rebuilt == 1
     assert drafts_of(engine).accepted > 20
