@@ -223,6 +223,9 @@ class Speculator:
 
     def _count(self, planned: Mapping[int, Sequence[int]], accepted: int) -> None:
         self._balance.drafted(accepted, self._value, self._cost)
+        if self.model_drafts is not None:
+            self._meter.tokens_drafted_by_model = self.model_drafts.drafted
+            self._meter.tokens_accepted_by_model = self.model_drafts.accepted
         self._meter.verified(sum(map(len, planned.values())), accepted, self._seconds)
 
     def _draft(self, task: EngineTask) -> DraftState | None:
