@@ -353,12 +353,8 @@ class ModelDraftHistories(Histories):
             assert len({text.slot.number for text in drafts._texts.values()}) == len(drafts._texts)
 
 
-class ModelDraftStreamHistories(ModelDraftHistories):
-    streams = True
-
-
 PLAIN = (Histories, StreamHistories, ReproducibleHistories)
-DRAFTS = (DraftHistories, DraftStreamHistories, ModelDraftHistories, ModelDraftStreamHistories)
+DRAFTS = (DraftHistories, DraftStreamHistories, ModelDraftHistories)
 for machine in (*PLAIN, StoredHistories, StoredStreamHistories, *DRAFTS):
     machine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 
@@ -370,7 +366,6 @@ TestStoredStreamHistories = StoredStreamHistories.TestCase
 TestDraftHistories = DraftHistories.TestCase
 TestDraftStreamHistories = DraftStreamHistories.TestCase
 TestModelDraftHistories = ModelDraftHistories.TestCase
-TestModelDraftStreamHistories = ModelDraftStreamHistories.TestCase
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,7 @@ def drafting(monkeypatch: pytest.MonkeyPatch, make: MakeEngine, model_path: Path
     return lambda **more: make(**options | {"draft": DraftFile(path=model_path, most=6)} | more)
 
 
-def ask(prompt: str = PROMPT, tokens: int = 28, **more: Any) -> GenerateRequest:
+def ask(prompt: str = PROMPT, tokens: int = 20, **more: Any) -> GenerateRequest:
     return GenerateRequest(prompt=prompt, max_tokens=tokens, **{"sampling": GREEDY} | more)
 
 
@@ -78,7 +78,7 @@ def test_the_same_text_as_without(drafting: MakeEngine) -> None:
         require_in_step(engine)
     drafts = drafts_of(engine)
     figures = engine.metrics()
-    assert 30 < drafts.accepted < drafts.drafted == figures.tokens_drafted
+    assert 20 < drafts.accepted < drafts.drafted == figures.tokens_drafted
 
 
 def test_texts_together_that_come_and_go(drafting: MakeEngine, model_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_texts_together_that_come_and_go(drafting: MakeEngine, model_path: Path)
     started = threading.Event()
     endless = ask("A list of numbers: 1, 2,", 800, sampling=Sampling(temperature=0, ignore_end=True))
     cancelled = engine.generate(endless, lambda _: started.set())
-    batch = engine.generate(ask(PROMPT, 40, priority=PriorityClass.BATCH))
+    batch = engine.generate(ask(PROMPT, 32, priority=PriorityClass.BATCH))
     assert started.wait(60)
     urgent = engine.generate(ask("The capital of France is", 24, priority=PriorityClass.INTERACTIVE))
     texts = {"The capital of France is": urgent.result(60).text}
