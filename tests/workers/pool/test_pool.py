@@ -53,7 +53,8 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
     found = pool.options_of(
         model(
-            engine=given | {"loras": [lora], "draft": {"source": {"path": str(less)}, "most": 3}}, kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
+            engine=given | {"loras": [lora], "draft": {"source": {"path": str(less)}, "most": 3}},
+            kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
             prompt={"stop": ["x"], "tools": "hermes"},
             mmproj={"source": {"path": str(eyes)}, "image_tokens": 256},
         ),
@@ -62,7 +63,8 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     expected = EngineOptions(
         slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
         loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"},
-        projector=eyes, image_tokens=256, draft=DraftFile(path=less, most=3), store_folder=tmp_path / "kv" / model().slug, **given,
+        projector=eyes, image_tokens=256, draft=DraftFile(path=less, most=3),
+        store_folder=tmp_path / "kv" / model().slug, **given,
     )  # fmt: skip
     assert found == expected
     assert found.rope == Rope(scaling="yarn", freq_scale=0.5)
