@@ -7,6 +7,8 @@ Extraction: orders as JSON by a schema whose keys the model does not know from i
 Dialogue: stories and explanations, whose words stand nowhere before.
 Ratios are of the time for each written token, without speculation to with it; medians over the turns. Prompts are
 computed before, and reused.
+With a `draft`, the path of a draft model, the engine with speculation has one; `assumed_ratio` is what a decode of it
+is assumed to cost before it was measured, as a part of one of the model.
 CPU ratios, with one thread, do not depend on other programs.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
@@ -108,18 +111,23 @@ def run_speculation(spec: dict[str, Any]) -> dict[str, float]:
     from app.inference.requests import ChatMessage, GenerateRequest, Sampling
     from benchmarks.engine_runs import model_path
     from workers.engine.engine import LlamaEngine
-    from workers.engine.options import EngineOptions
+    from workers.engine.options import DraftFile, EngineOptions
 
-    streams = spec["streams"]
+    streams, ratio = spec["streams"], spec.get("assumed_ratio")
+    draft = DraftFile(path=Path(spec["draft"])) if spec.get("draft") else None
     engines = {
         choice: LlamaEngine(
             model_path(),
             EngineOptions(
-                slots=streams, context=streams * 1024, threads=spec["threads"], vectors=False, speculation=choice
+                slots=streams, context=streams * 1024, threads=spec["threads"], vectors=False, speculation=choice,
+                draft=draft if choice == "auto" else None,
             ),
         )
         for choice in ("auto", "off")
-    }
+    }  # fmt: skip
+    drafts = engines["auto"]._loop.speculator.model_drafts
+    if drafts is not None and ratio is not None:
+        drafts.costs.ratio = ratio
     is_raw = spec["workload"] == "repetition"
     sampling = Sampling(temperature=spec["temperature"], seed=7)
 
@@ -139,6 +147,7 @@ def run_speculation(spec: dict[str, Any]) -> dict[str, float]:
 
     texts = WORKLOADS[spec["workload"]]
     groups = [[text] for text in texts] if streams == 1 else [[texts[n % len(texts)] for n in range(2 * streams)]]
+    began = engines["auto"].metrics().tokens_drafted
     for choice in engines:  # prompts are computed once, and costs learned
         for group in groups:
             timed(choice, group)
@@ -168,5 +177,7 @@ def run_speculation(spec: dict[str, Any]) -> dict[str, float]:
         "cpu_ratio": statistics.median(cpu),
         "drafted_percent": 100 * drafted / (after.tokens_out - before.tokens_out),
         "accepted_percent": 100 * (after.tokens_accepted - before.tokens_accepted) / max(1, drafted),
+        "drafted_at_first": before.tokens_drafted - began,
+        "drafted_by_model": 0 if drafts is None else drafts.drafted,
         "equal_texts_percent": 100 * same / count,
     }

@@ -38,7 +38,7 @@ class AddressedFile:
 
 def of(model: Model, data_dir: Path) -> list[AddressedFile]:
     """
-    Return all files of a model: its parts, its adapters and its projector.
+    Return all files of a model: its parts, its adapters, its projector and its draft model.
 
     Raises ModelFileMissing when a path depends on a package that is not installed, and ModelFileUnusable when the
     catalogue names no SHA-256 of a file.
@@ -67,7 +67,4 @@ def _with_own_source(model: Model) -> Iterator[Model]:
     if isinstance(model.source, ServerSource):
         return
     yield model
-    for adapter in model.engine.loras:
-        yield files.adapter_model(model, adapter)
-    if (projector := files.projector_model(model)) is not None:
-        yield projector
+    yield from files.companions(model)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.catalog.engine_options import ConflictingOptions, EngineEntry, Rope, SourcedAdapter
+from app.catalog.engine_options import ConflictingOptions, EngineEntry, Rope, SourcedAdapter, SourcedDraft
 from app.catalog.model import KvTypes, Model, ProjectorEntry, PromptProfile
 from app.catalog.pool_options import PoolOptions, ReserveOptions, SimulatedOptions
 from app.catalog.profiles.family import RecommendedSampling
@@ -327,7 +327,8 @@ def _class_of(loc: Sequence[int | str]) -> type[BaseModel]:
     owner: type[BaseModel] = Model
     inner: Mapping[str, type[BaseModel]] = {
         "kv": KvTypes, "prompt": PromptProfile, "chunks": PackageFile, "engine": EngineEntry, "rope": Rope,
-        "loras": SourcedAdapter, "pools": PoolOptions, "reserve": ReserveOptions, "simulated": SimulatedOptions,
+        "loras": SourcedAdapter, "draft": SourcedDraft, "pools": PoolOptions, "reserve": ReserveOptions,
+        "simulated": SimulatedOptions,
         "sampling": RecommendedSampling, "mmproj": ProjectorEntry, "remote": RemoteEntry, "rating": Rating,
         "fallback": FallbackOptions,
     }  # fmt: skip

@@ -89,6 +89,19 @@ class SourcedAdapter(Adapter):
     source: ModelSource = Field(description="a table with exactly one of the keys path, package, convert, url, hf")
 
 
+class DraftOptions(CatalogTable):
+    """The use of a draft model: a smaller model with the same vocabulary, which predicts tokens."""
+
+    #: The most tokens that it predicts for a text in one step.
+    most: StrictInt = Field(default=8, ge=1, le=MAX_DRAFTS, description=f"a whole number from 1 to {MAX_DRAFTS}")
+
+
+class SourcedDraft(DraftOptions):
+    """The draft model of a catalogue entry, with the source of its file."""
+
+    source: ModelSource = Field(description="a table with exactly one of the keys path, package, convert, url, hf")
+
+
 class Tuning(CatalogTable):
     """The options that a catalogue entry and an engine have in common."""
 
@@ -181,6 +194,7 @@ class EngineEntry(Tuning):
     """The table `[models.engine]` of a catalogue entry."""
 
     loras: tuple[SourcedAdapter, ...] = Field(default=(), description="a list of tables with name, scale and source")
+    draft: SourcedDraft | None = Field(default=None, description="a table with source and most")
 
 
 class ConflictingOptions(ValueError):
@@ -195,11 +209,21 @@ class ConflictingOptions(ValueError):
 
 
 def require_compatible(
-    engine: Tuning, *, slots: int, kv_v: KvType, flash_attention: bool | None, adapters: Iterable[Adapter]
+    engine: Tuning,
+    *,
+    slots: int,
+    kv_v: KvType,
+    flash_attention: bool | None,
+    adapters: Iterable[Adapter],
+    draft: DraftOptions | None,
 ) -> None:
     """Raises ConflictingOptions when the options conflict with each other."""
     names = [adapter.name for adapter in adapters]
     found = list(_conflicts_of(engine, slots, kv_v, flash_attention, names))
+    if draft is not None and not engine.drafts:
+        why = "reproducible is on" if engine.reproducible else "speculation is off"
+        accepted = "reproducible = false" if engine.reproducible else "speculation = 'auto'"
+        found.append(("engine.draft", f"the draft model would not be used, because {why}", accepted))
     if found:
         raise ConflictingOptions(found)
 

@@ -27,6 +27,7 @@ from app.catalog.source import (
     ConvertedSource,
     FileSource,
     HubSource,
+    ModelSource,
     PackageFile,
     PackageSource,
     ServerSource,
@@ -122,14 +123,13 @@ def locate(model: Model, data_dir: Path) -> Path:
     """
     Returns the file that llama.cpp loads; of a split model this is the first part.
 
-    All parts, the files of all adapters and that of the projector must exist. Contents are not read.
+    All parts, and the files of its adapters, projector and draft model must exist. Contents are not read.
 
     Raises ModelFileMissing with the command that installs the file, and ModelFileDamaged when the size of a file is not
     that of the catalogue.
     """
-    for adapter in model.engine.loras:
-        locate_adapter(model, adapter, data_dir)
-    locate_projector(model, data_dir)
+    for other in companions(model):
+        locate(other, data_dir)
     paths = file_paths(model, data_dir)
     missing = [path for path in paths if not _exists(model, path)]
     if missing:
@@ -156,16 +156,14 @@ def _exists(model: Model, path: Path) -> bool:
 
 def check(model: Model, data_dir: Path) -> Path:
     """
-    Returns the same file as `locate`, after its header and those of its adapters were validated.
+    Returns the same file as `locate`, after its header and those of its companions were validated.
 
     A file that has not changed since the last check is not read again.
 
     Raises what `locate` raises, and ModelFileUnusable with the reason for a file that cannot be served.
     """
     path = locate(model, data_dir)
-    adapters = [locate_adapter(model, adapter, data_dir) for adapter in model.engine.loras]
-    projector = locate_projector(model, data_dir)
-    for first in (path, *adapters, *([] if projector is None else [projector])):
+    for first in (path, *(locate(other, data_dir) for other in companions(model))):
         try:
             _check_header(first, file_version(first))
         except ModelFileDamaged as error:
@@ -217,9 +215,18 @@ def locate_projector(model: Model, data_dir: Path) -> Path | None:
 
 def projector_model(model: Model) -> Model | None:
     """Returns the model with its projector's source: projectors are installed and located like models."""
-    if model.mmproj is None:
-        return None
-    return model.model_copy(update={"source": model.mmproj.source, "engine": EngineEntry(), "mmproj": None})
+    return None if model.mmproj is None else _companion(model, model.mmproj.source)
+
+
+def locate_draft(model: Model, data_dir: Path) -> Path | None:
+    """Returns the file of the model's draft model, or None when it has none. Raises what `locate` raises."""
+    return None if (draft := model.engine.draft) is None else locate(_companion(model, draft.source), data_dir)
+
+
+def companions(model: Model) -> list[Model]:
+    """Returns the model with the source of each further file: of its adapters, its projector and its draft model."""
+    given = (*model.engine.loras, model.mmproj, model.engine.draft)
+    return [_companion(model, one.source) for one in given if one is not None]
 
 
 def pull(
@@ -234,17 +241,14 @@ def pull(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """
-    Installs the model's file and those of its adapters on this host, and verifies their size, hash and header.
+    Installs the model's file and those of its companions on this host, and verifies their size, hash and header.
 
     Files that are already installed are not downloaded, unless `again` is set. `token` is sent only to the hub.
 
     Raises DownloadFailed, ModelFileMissing for a file that cannot be downloaded, and ModelFileDamaged for an installed
     file that is broken.
     """
-    others = [adapter_model(model, adapter) for adapter in model.engine.loras]
-    if (projector := projector_model(model)) is not None:
-        others.append(projector)
-    for other in others:
+    for other in companions(model):
         pull(other, data_dir, report, token=token, hub=hub, again=again, free_space=free_space, sleep=sleep)
     source = model.source
     paths = file_paths(model, data_dir)
@@ -324,7 +328,11 @@ def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_spa
 
 def adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
     """Returns the model with the adapter's source: adapters are installed and located like models."""
-    return model.model_copy(update={"source": adapter.source, "engine": EngineEntry(), "mmproj": None})
+    return _companion(model, adapter.source)
+
+
+def _companion(model: Model, source: ModelSource) -> Model:
+    return model.model_copy(update={"source": source, "engine": EngineEntry(), "mmproj": None})
 
 
 def can_pull(model: Model) -> bool:

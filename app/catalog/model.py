@@ -164,6 +164,7 @@ class Model(CatalogTable):
             kv_v=self.kv.v,
             flash_attention=FLASH_ATTENTION[self.flash_attention],
             adapters=self.engine.loras,
+            draft=self.engine.draft,
         )
         return self
 

@@ -18,7 +18,7 @@ from app.catalog.engine_options import UNQUANTISED_KV
 from app.catalog.metadata import Header, Tensor
 from app.footprint import caches
 from app.footprint.caches import CacheCells, Layer
-from app.footprint.configuration import LoadConfiguration
+from app.footprint.configuration import LoadConfiguration, draft_context
 from app.footprint.footprint import HOST, MIB, Footprint, FootprintSource, Share, closed_form_margin
 
 #: Bytes of RAM that a tokenizer uses for each token of its vocabulary: with merges (BPE), and otherwise.
@@ -65,12 +65,14 @@ def closed_form(
     process: ProcessMemory = DEFAULT_PROCESS,
     adapters: Sequence[Header] = (),
     projector: Header | None = None,
+    draft: Header | None = None,
 ) -> Footprint:
     """
     Computes the footprint from the header, for this number of GPUs.
 
     `free` are the free bytes of each GPU: without a `tensor_split`, llama.cpp splits in proportion to them.
-    `adapters` are LoRA files; `projector` is the file for images or audio (mmproj).
+    `adapters` are LoRA files; `projector` is the file for images or audio (mmproj), `draft`
+    that of the draft model, which is loaded in addition, on the same devices.
     The margin is larger for an architecture that was not compared with llama.cpp's own figures, and with a projector.
     """
     placement = _Placement(header, configuration, gpus, free)
@@ -88,12 +90,16 @@ def closed_form(
                 cache=placement.cache(place),
                 compute=compute,
                 output=placement.output() if place == HOST else 0,
-                process=process_bytes(header, configuration, place, gpus=gpus, process=process),
+                process=process_bytes(header, configuration, place, gpus=gpus, process=process)
+                + (0 if draft is None else draft_process_bytes(draft, configuration, place, gpus=gpus)),
                 parked=configuration.parked if place == HOST and placement.has_cache else 0,
             )
         )
+    if draft is not None:
+        second = _Placement(draft, draft_context(configuration), gpus, free)
+        shares = [_with_draft(share, second) for share in shares]
     verified = (
-        header.architecture in _VERIFIED
+        all(one.architecture in _VERIFIED for one in (header, draft) if one is not None)
         and projector is None
         and (gpus < 2 or configuration.split_mode not in {"row", "tensor"})
     )
@@ -104,6 +110,25 @@ def closed_form(
     # llama.cpp reads a projector into memory of the process; only the model's file is mapped.
     copied = projector.tensor_bytes if projector is not None and not gpus else 0
     return Footprint(FootprintSource.CLOSED_FORM, tuple(shares), margins, tuple(notes), copied=copied)
+
+
+def _with_draft(share: Share, placement: _Placement) -> Share:
+    """Returns the share with the weights, the cache and the buffers of the draft model."""
+    return replace(
+        share,
+        weights=share.weights + placement.weights(share.place),
+        cache=share.cache + placement.cache(share.place),
+        compute=share.compute + placement.compute(share.place),
+        output=share.output + (placement.output() if share.place == HOST else 0),
+    )
+
+
+def draft_process_bytes(draft: Header, configuration: LoadConfiguration, place: int, *, gpus: int) -> int:
+    """Returns the memory that the draft model adds to the process and that llama.cpp does not report."""
+    own = draft_context(configuration)
+    if place != HOST:
+        return working_memory(draft, own, place, gpus=gpus)
+    return process_bytes(draft, own, place, gpus=gpus, process=ProcessMemory(base=0))
 
 
 def process_bytes(

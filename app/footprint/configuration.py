@@ -10,7 +10,7 @@ Nothing here opens a file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from app.catalog.engine_options import KvType, Tuning
@@ -59,6 +59,8 @@ class LoadConfiguration:
     image_tokens: int = 0
     #: The most draft tokens in a decode. Each produces logits, as the last token of each sequence does.
     drafts: int = 0
+    #: Slots of the context of the draft model; 0 means that there is none.
+    draft_slots: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Returns the configuration as plain data."""
@@ -67,6 +69,8 @@ class LoadConfiguration:
             del found["image_tokens"]
         if not self.drafts:
             del found["drafts"]
+        if not self.draft_slots:
+            del found["draft_slots"]
         return found
 
     @classmethod
@@ -80,6 +84,14 @@ class LoadConfiguration:
         return self.flash_attention is not False
 
 
+def draft_context(configuration: LoadConfiguration) -> LoadConfiguration:
+    """Returns the configuration of the draft model: as many slots, cells and devices, each slot with its own buffer."""
+    return replace(
+        configuration, sequences=configuration.draft_slots, streams=True, swa_full=True, embedding=0, pooling=None,
+        parked=0, image_tokens=0, drafts=0, draft_slots=0,
+    )  # fmt: skip
+
+
 def of_tuning(
     tuning: Tuning,
     *,
@@ -91,6 +103,7 @@ def of_tuning(
     embeddings: bool,
     gpus: int,
     image_tokens: int = 0,
+    has_draft_model: bool = False,
 ) -> LoadConfiguration:
     """Returns the configuration of an engine; `embeddings` says whether it has an embedding context."""
     return LoadConfiguration(
@@ -113,6 +126,7 @@ def of_tuning(
         parked=tuning.state_bytes,
         image_tokens=image_tokens,
         drafts=tuning.drafts,
+        draft_slots=slots if has_draft_model else 0,
     )
 
 
@@ -128,4 +142,5 @@ def of_model(model: Model, *, gpus: int) -> LoadConfiguration:
         embeddings=model.serves_embeddings,
         gpus=gpus,
         image_tokens=(model.mmproj.image_tokens or 0) if model.mmproj is not None else 0,
+        has_draft_model=model.engine.draft is not None,
     )

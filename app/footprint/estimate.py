@@ -75,10 +75,11 @@ def identify(
     *,
     adapters: Sequence[Header] = (),
     projector: Header | None = None,
+    draft: Header | None = None,
 ) -> Identity:
     """Returns the identity of a load on these GPUs of this host, with the installed build of llama.cpp."""
     build, processor = llama_build.build(), devices_of_host.processor()
-    return Identity(header, configuration, tuple(devices), build, processor, tuple(adapters), projector)
+    return Identity(header, configuration, tuple(devices), build, processor, tuple(adapters), projector, draft)
 
 
 def estimate(
@@ -145,9 +146,8 @@ def dry_run(
             "llama.cpp allocates the states of recurrent layers and its records of cells even in a dry run: "
             f"{allocated / footprint.MIB:,.0f} MiB"
         )
-    question = json.dumps(
-        {"path": str(header.path), "configuration": configuration.as_json(), "gpus": len(identity.devices)}
-    )
+    asked = {"path": str(header.path), "configuration": configuration.as_json(), "gpus": len(identity.devices)}
+    question = json.dumps(asked | ({"draft": str(identity.draft.path)} if identity.draft else {}))
     try:
         child = _run(question, environment)
     except subprocess.TimeoutExpired:
@@ -174,6 +174,7 @@ def _closed_form(identity: Identity, process: ProcessMemory) -> Footprint:
         process=process,
         adapters=identity.adapters,
         projector=identity.projector,
+        draft=identity.draft,
     )
 
 
@@ -203,20 +204,23 @@ def _footprint(identity: Identity, process: ProcessMemory, answer: Mapping[str, 
     closed = _closed_form(identity, process)
     plain = _closed_form(replace(identity, adapters=(), projector=None), process)
     shares, copied = [], 0
+    output = answer["contexts"][0]["output"] + answer.get("draft", {}).get("output", 0)
     for theirs, bare in zip(closed.shares, plain.shares, strict=True):
         gpu = None if theirs.place == HOST else theirs.place
         first, *others = ([b for b in context["buffers"] if b["gpu"] == gpu] for context in answer["contexts"])
-        every = [*first, *(buffer for context in others for buffer in context)]
-        weights = sum(buffer["model"] for buffer in first)
+        drafting = [buffer for buffer in answer.get("draft", {}).get("buffers", ()) if buffer["gpu"] == gpu]
+        every = [*first, *(buffer for context in others for buffer in context), *drafting]
+        loaded = [*first, *drafting]  # the other contexts are of the same model
+        weights = sum(buffer["model"] for buffer in loaded)
         if theirs.place == HOST:
-            copied = sum(buffer["model"] for buffer in first if not buffer["name"].endswith(("CPU", "_Host")))
+            copied = sum(buffer["model"] for buffer in loaded if not buffer["name"].endswith(("CPU", "_Host")))
         shares.append(
             Share(
                 theirs.place,
                 weights=weights + theirs.weights - bare.weights,
                 cache=sum(buffer["context"] for buffer in every),
                 compute=sum(buffer["compute"] for buffer in every) + theirs.compute - bare.compute,
-                output=max(theirs.output, answer["contexts"][0]["output"]) if theirs.place == HOST else 0,
+                output=max(theirs.output, output) if theirs.place == HOST else 0,
                 process=theirs.process,
                 parked=theirs.parked,
             )

@@ -86,6 +86,7 @@ class Identity:
     processor: str = ""
     adapters: tuple[Header, ...] = ()
     projector: Header | None = None
+    draft: Header | None = None
 
     @property
     def family(self) -> str:
@@ -99,7 +100,8 @@ class Identity:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the identity as plain data."""
-        return {
+        # Without a draft model there is no such key, so that earlier measurements stay valid.
+        return ({"draft": self.draft.digest} if self.draft else {}) | {
             "model": self.header.digest,
             "name": self.header.name,
             "adapters": [adapter.digest for adapter in self.adapters],

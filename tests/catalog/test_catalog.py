@@ -236,6 +236,30 @@ source = { path = "style.gguf" }
             "each name once",
         ),
         (
+            engine('speculation = "auto"\ndraft = { most = 4 }'),
+            "models[0].engine.draft.source",
+            "is missing",
+            "exactly one",
+        ),
+        (
+            engine('speculation = "auto"\ndraft = { source = { path = "/a.gguf" }, most = 17 }'),
+            "models[0].engine.draft.most",
+            "17 is not accepted",
+            "from 1 to 16",
+        ),
+        (
+            engine('draft = { source = { path = "/a.gguf" } }'),
+            "models[0].engine.draft",
+            "speculation is off",
+            "speculation = 'auto'",
+        ),
+        (
+            engine('speculation = "auto"\nreproducible = true\ndraft = { source = { path = "/a.gguf" } }'),
+            "models[0].engine.draft",
+            "reproducible is on",
+            "reproducible = false",
+        ),
+        (
             entry(slots="64") + "[models.engine]\nbatch = 32\n",
             "models[0].engine.batch",
             "fewer than the 64 slots",

@@ -124,6 +124,20 @@ def test_the_adapters_of_a_model_are_pulled_with_it(web: Web, content: bytes, da
         files.locate(model, data_dir)
 
 
+def test_the_draft_model_is_pulled_with_its_model(web: Web, content: bytes, data_dir: Path, journal: Journal) -> None:
+    web.offers[PATH], web.offers["/files/less.gguf"] = Offer(content), Offer(content)
+    draft = {"source": {"url": f"{web.url}/files/less.gguf", "sha256": sha256(content)}}
+    entry = {"name": "small:1m", "use_cases": ["chat"], "engine": {"speculation": "auto", "draft": draft}}
+    model = Model.model_validate(entry | {"source": {"url": web.url + PATH}})
+    fetch(model, data_dir, journal)
+    less = files.locate_draft(model, data_dir)
+    assert less is not None
+    assert (less.name, less.read_bytes()) == ("less.gguf", content)
+    less.unlink()
+    with pytest.raises(ModelFileMissing, match=r"less\.gguf; run `arriero models pull small:1m`"):
+        files.locate(model, data_dir)
+
+
 def test_an_installed_file_is_downloaded_again_only_on_request(
     web: Web, content: bytes, data_dir: Path, journal: Journal
 ) -> None:

@@ -283,8 +283,10 @@ def _identities(model: Model, settings: Settings) -> Callable[[list[MeasuredDevi
     adapters = [header.read(files.locate_adapter(model, lora, settings.data_dir)) for lora in model.engine.loras]
     found = files.locate_projector(model, settings.data_dir)
     projector = None if found is None else header.read(found)
+    found = files.locate_draft(model, settings.data_dir)
+    draft = None if found is None else header.read(found)
     return lambda gpus: estimate.identify(
-        read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters, projector=projector
+        read, configuration.of_model(model, gpus=len(gpus)), gpus, adapters=adapters, projector=projector, draft=draft
     )
 
 

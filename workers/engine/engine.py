@@ -50,6 +50,7 @@ from workers.engine.metrics import EngineMetrics
 from workers.engine.options import EngineOptions, Rope
 from workers.engine.sampling import sampler
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache, ToGbnf
+from workers.engine.speculation import draft_model
 from workers.engine.tasks import EngineTask, LlamaTicket
 from workers.engine.vision.encoder import ImageEncoder
 from workers.engine.vision.image_steps import ImageSteps
@@ -93,6 +94,10 @@ class LlamaEngine:
             undo.callback(lambda: None if self._store is None else self._store.close())
             self._loop = EngineLoop(self.model, self.options, self._store)
             undo.callback(self._loop.context.close)
+            if self.options.draft is not None:
+                drafts = draft_model.open_drafts(self.model, self.options, self.options.draft)
+                undo.callback(drafts.close)
+                self._loop.speculator.model_drafts = drafts
             self._images: ImageEncoder | None = None
             if self.options.projector is not None:
                 projector = Projector(self.options.projector, self.model, self.options)
@@ -406,10 +411,8 @@ class LlamaEngine:
 
     def _ensure_embeddings(self) -> EmbeddingContext:
         if self._embeddings is None:
-            self._embeddings = EmbeddingContext(self.model, self.options)
+            self._embeddings = EmbeddingContext(self.model, self._loop.options)
             use_loras(self._embeddings.pointer, list(self._loras.values()))
-            if self._loop.most_threads is not None:
-                self._embeddings.threads.limit(self._loop.most_threads)
         return self._embeddings
 
 

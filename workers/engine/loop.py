@@ -55,7 +55,7 @@ class EngineLoop:
         #: What computes images; None when the model has no projector.
         self.images: ImageSteps | None = None
         self._sampler = BatchSampler(model)
-        self._speculator = Speculator(model, options, self.meter)
+        self.speculator = Speculator(model, options, self.meter)
         #: Prepared by the thread that first requests a grammar, not by this one: a large vocabulary needs 0.5 s.
         self.byte_index = FirstByteIndex(model)
         self._waiting = WaitingTasks(options)
@@ -70,8 +70,6 @@ class EngineLoop:
         self._busy = False
         self._paused = 0
         self._adapters: Sequence[tuple[Any, float]] = ()
-        #: The most CPU threads for decoding; None is the value of the options.
-        self.most_threads: int | None = None
         #: Why the engine gave up; None while it has not.
         self.fatal_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{model.path.stem}", daemon=True)
@@ -143,8 +141,9 @@ class EngineLoop:
 
     def use_threads(self, count: int) -> None:
         """Decode with at most `count` CPU threads from now on."""
-        self.most_threads = count
+        self.options = self.options.model_copy(update={"most_threads": count})
         self.context.threads.limit(count)
+        self.speculator.limit_threads(count)
 
     def use_loras(self, adapters: Sequence[tuple[Any, float]]) -> None:
         """Apply these adapters, with their scales, from now on. Prefixes computed with others are dropped."""
@@ -318,7 +317,7 @@ class EngineLoop:
 
     def _decode_part(self, chunks: list[batch.Chunk]) -> bool:
         """Decode the chunks together, and sample. Returns whether all went well."""
-        self._speculator.plan(chunks, self.slots.running)
+        self.speculator.plan(chunks, self.slots.running)
         ready = perf_counter()
         code = self._decode(chunks)
         if code == 1 and self.slots.index.kept:
@@ -326,16 +325,16 @@ class EngineLoop:
             _LOG.error("engine_cells_missing", used=self.slots.cells.used, cells=self.slots.cells.capacity)
             self.slots.evict_all()
             code = self._decode(chunks)
-        if code in (-1, 1) and len(chunks) + self._speculator.drafted > 1:
+        if code in (-1, 1) and len(chunks) + self.speculator.drafted > 1:
             self._decode_separately(chunks)
             return False
         if code:
             self._decode_failed(chunks, code)
             return False
         last = [chunk for chunk in chunks if chunk.is_last]
-        logits = self.context.logits(len(last) + self._speculator.drafted) if last else None
+        logits = self.context.logits(len(last) + self.speculator.drafted) if last else None
         done = perf_counter()
-        self._speculator.decoded(chunks, done - ready)
+        self.speculator.decoded(chunks, done - ready)
         self._record_decode(chunks, done - ready)
         if logits is not None:
             self._sample(last, logits)
@@ -343,7 +342,7 @@ class EngineLoop:
         return True
 
     def _decode(self, chunks: list[batch.Chunk]) -> int:
-        return self.context.decode(self._speculator.pieces(chunks, self.slots.running))
+        return self.context.decode(self.speculator.pieces(chunks, self.slots.running))
 
     def _record_decode(self, chunks: list[batch.Chunk], seconds: float) -> None:
         """Record a successful decode."""
@@ -358,7 +357,7 @@ class EngineLoop:
 
     def _sample(self, last: list[batch.Chunk], logits: Logits) -> None:
         """Sample the next token of each text whose last known token was decoded."""
-        for tasks, rows in self._speculator.rounds(last, self.slots, logits):
+        for tasks, rows in self.speculator.rounds(last, self.slots, logits):
             for task, token in self._sampler.sample(tasks, rows):
                 if isinstance(token, StepFailure):
                     self.meter.failed += 1
@@ -396,7 +395,7 @@ class EngineLoop:
 
     def _decode_separately(self, chunks: list[batch.Chunk]) -> None:
         """Decode each chunk alone, so that only the bad one fails."""
-        self._speculator.drop()
+        self.speculator.drop()
         for chunk in chunks:
             code = self._decode([chunk])
             if code:
@@ -444,8 +443,7 @@ class EngineLoop:
             self.context = Context(self.model, self.options)
             self.slots = Slots(self.context, self.options, self.meter, self._idle.store)
             self.context.use_loras(self._adapters)
-            if self.most_threads is not None:
-                self.context.threads.limit(self.most_threads)
+            self.speculator.rebuild()
         except (ArrieroError, OSError, MemoryError):
             _LOG.exception("engine_context_lost")
             self._give_up(f"{reason}; no new context could be created")
@@ -491,6 +489,7 @@ class EngineLoop:
         self._busy = False
         self._idle.close(self.slots if self.fatal_reason is None else None)
         self.context.close()
+        self.speculator.close()
 
     @property
     def end_failure(self) -> StepFailure | None:

@@ -39,6 +39,9 @@ class EngineMetrics:
     #: Draft tokens that were computed, and those of them that were the model's own choice.
     tokens_drafted: int = 0
     tokens_accepted: int = 0
+    #: Those of them that a draft model predicted; the others were looked up.
+    tokens_drafted_by_model: int = 0
+    tokens_accepted_by_model: int = 0
     #: Requests that reused a prefix.
     prefix_hits: int = 0
     prefixes_evicted: int = 0
@@ -105,6 +108,8 @@ class Meter:
     tokens_out: int
     tokens_drafted: int
     tokens_accepted: int
+    tokens_drafted_by_model: int
+    tokens_accepted_by_model: int
     prefix_hits: int
     prefixes_evicted: int
     parked: int

@@ -13,7 +13,16 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from app.catalog.engine_options import Adapter, KvLayout, KvType, Rope, SlotCount, Tuning, require_compatible
+from app.catalog.engine_options import (
+    Adapter,
+    DraftOptions,
+    KvLayout,
+    KvType,
+    Rope,
+    SlotCount,
+    Tuning,
+    require_compatible,
+)
 from app.catalog.model import PromptProfile
 
 #: ggml's type numbers of the KV types for which llama.cpp computes attention.
@@ -34,6 +43,12 @@ class Lora(Adapter):
     path: Path
 
 
+class DraftFile(DraftOptions):
+    """The draft model, with the path of its file."""
+
+    path: Path
+
+
 class EngineOptions(Tuning):
     """The options of one engine: one model with one context."""
 
@@ -49,6 +64,8 @@ class EngineOptions(Tuning):
     #: Whether embeddings and scores can be requested. Their context needs additional memory.
     vectors: bool = True
     loras: tuple[Lora, ...] = ()
+    #: A smaller model that predicts tokens; None means that they are only looked up.
+    draft: DraftFile | None = None
     #: The file that encodes images for the model (mmproj); None means that it reads text only.
     projector: Path | None = None
     #: Most cells of an image, for projectors that follow its size; None means as many as the projector's file says.
@@ -68,6 +85,7 @@ class EngineOptions(Tuning):
             kv_v=self.kv_type_v,
             flash_attention=self.flash_attention,
             adapters=self.loras,
+            draft=self.draft,
         )
         return self
 
@@ -92,4 +110,4 @@ class EngineOptions(Tuning):
         return self.sequences + self.drafts
 
 
-__all__ = ["KV_BYTES", "KV_TYPES", "EngineOptions", "KvLayout", "Lora", "Rope"]
+__all__ = ["KV_BYTES", "KV_TYPES", "DraftFile", "EngineOptions", "KvLayout", "Lora", "Rope"]

@@ -44,6 +44,8 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "written_tokens": ("tokens_out", "Tokens that were generated."),
     "drafted_tokens": ("tokens_drafted", "Tokens that were predicted and computed in advance."),
     "accepted_tokens": ("tokens_accepted", "Predicted tokens that the model chose, too."),
+    "drafted_by_model_tokens": ("tokens_drafted_by_model", "Those of them that a draft model predicted."),
+    "accepted_by_model_tokens": ("tokens_accepted_by_model", "Those of a draft model that the model chose, too."),
     "contexts_rebuilt": ("rebuilt", "Contexts that were rebuilt after a failure."),
 }
 #: The same for the store of prefixes that left the cache.

@@ -78,6 +78,7 @@ class Measuring:
             self._gpus,
             adapters=[header.read(lora.path) for lora in options.loras],
             projector=None if options.projector is None else header.read(options.projector),
+            draft=None if options.draft is None else header.read(options.draft.path),
         )
         self._database = database
         self._before = _memory()
@@ -98,7 +99,9 @@ class Measuring:
             with self._database.work() as work:
                 base = sum(self._before) + _SERVING
                 measurements.record_process_memory(work, self._host, self._identity.build, CPU, base)
-        exact = closed_form.closed_form(self._identity.header, self._configuration, gpus=len(self._gpus))
+        exact = closed_form.closed_form(
+            self._identity.header, self._configuration, gpus=len(self._gpus), draft=self._identity.draft
+        )
         for share in exact.shares:  # an impossible load is refused before the dry run of llama.cpp
             self._require(share.place, share.weights + share.cache)
         self._estimate = estimate.estimate(self._identity, self._database, self._host)
@@ -199,7 +202,11 @@ class Measuring:
         return full.cache - plain.cache + full.output - plain.output
 
     def _working(self, place: int) -> int:
-        return closed_form.working_memory(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+        own = closed_form.working_memory(self._identity.header, self._configuration, place, gpus=len(self._gpus))
+        if (draft := self._identity.draft) is None:
+            return own
+        drafting = configuration.draft_context(self._configuration)
+        return own + closed_form.working_memory(draft, drafting, place, gpus=len(self._gpus))
 
     def _used(self, gpu: MeasuredDevice) -> int | None:
         """Return the bytes that this process uses on a GPU; None where the driver does not report them."""
@@ -222,6 +229,7 @@ def configuration_of(options: EngineOptions, *, gpus: int) -> LoadConfiguration:
         embeddings=options.vectors,
         gpus=gpus,
         image_tokens=options.image_tokens or 0,
+        has_draft_model=options.draft is not None,
     )
 
 

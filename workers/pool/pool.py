@@ -45,7 +45,7 @@ from app.scheduler.planner.cluster import CPU
 from workers.application import Application
 from workers.engine import Engine
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import EngineOptions, Lora
+from workers.engine.options import DraftFile, EngineOptions, Lora
 from workers.engine.remote.engine import RemoteEngine
 from workers.engine.remote.options import RemoteOptions
 from workers.engine.simulated import SimulatedEngine
@@ -120,9 +120,9 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
     """
     Return the options of the model's engine, from its entry in the catalogue and its share of the host.
 
-    Raises ModelFileMissing when an adapter or the projector is not on this host.
+    Raises ModelFileMissing when an adapter, the projector or the draft model is not on this host.
     """
-    entry = model.engine
+    entry, draft = model.engine, files.locate_draft(model, settings.data_dir)
     given = {key: getattr(entry, key) for key in type(entry).model_fields} | {
         "slots": model.slots,
         "context": model.cells,
@@ -140,6 +140,7 @@ def options_of(model: Model, settings: Settings, *, gpus: bool, threads: int) ->
             Lora(name=lora.name, scale=lora.scale, path=files.locate_adapter(model, lora, settings.data_dir))
             for lora in entry.loras
         ],
+        "draft": None if draft is None or entry.draft is None else DraftFile(path=draft, most=entry.draft.most),
     }
     if not gpus:
         given["gpu_layers"] = 0

@@ -181,12 +181,14 @@ def estimate_model(
     found = files.locate_projector(model, settings.data_dir)
     if projector is None and found is not None:
         projector = header.read(found)
+    draft = files.locate_draft(model, settings.data_dir)
     identity = estimate.identify(
         read,
         configuration.of_model(model, gpus=len(devices)),
         devices,
         adapters=[*own, *adapters],
         projector=projector,
+        draft=None if draft is None else header.read(draft),
     )
     real = all(device.kind is HardwareKind.GPU for device in devices)
     pinned = environment_of(settings) | pinning.environment(devices)

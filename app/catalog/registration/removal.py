@@ -44,11 +44,8 @@ def remove_files(model: Model, others: Iterable[Model], data_dir: Path) -> tuple
 
 
 def _paths(model: Model, data_dir: Path) -> tuple[Path, ...]:
-    adapters = [model.model_copy(update={"source": adapter.source}) for adapter in model.engine.loras]
     found: list[Path] = []
-    if model.mmproj is not None:
-        adapters.append(model.model_copy(update={"source": model.mmproj.source}))
-    for one in (model, *adapters):
+    for one in (model, *files.companions(model)):
         try:
             found += files.file_paths(one, data_dir)
         except ModelFileMissing:  # its package is not installed

@@ -25,6 +25,10 @@ from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import loop as loop_module
 from workers.engine.kv_store.store import PrefixStore, StoreLimits
 from workers.engine.options import EngineOptions, KvLayout
+from workers.engine.speculation import model_drafts, model_planning
+from workers.engine.speculation.draft_model import draft_options
+from workers.engine.speculation.model_drafts import ModelDrafts
+from workers.engine.speculation.model_planning import DraftCosts, DraftPlan, Step
 from workers.engine.speculation.speculator import Speculator
 from workers.engine.tasks import EngineTask
 
@@ -52,10 +56,14 @@ class FakeModel:
     end_tokens = frozenset({END})
     recurrent = False
     window = 0
+    n_context_trained = 0
     forbidden_tokens: ClassVar[Any] = np.array([], np.intp)
 
     def piece(self, token: int) -> bytes:
         return bytes([0x30 + token])
+
+    def close(self) -> None:
+        pass
 
 
 class FakeContext:
@@ -305,8 +313,53 @@ class DraftStreamHistories(Histories):
     streams = True
 
 
+class FakeDraftContext(FakeContext):
+    """The cache of a draft model whose tokens are often those of the model, and often not."""
+
+    def logits(self, rows: int) -> Any:
+        logits = super().logits(rows)
+        for row, token in enumerate(self.rows):
+            logits[row, (token * 7 + 3) % VOCABULARY] += 2.0 * (token % 3 == 0)
+        return logits
+
+
+def some(rates: Sequence[float], missing: int, most: int, step: Step, costs: DraftCosts) -> DraftPlan:
+    """A plan that changes with the tokens that are missing, and leaves texts out."""
+    count = min(len(rates), step.room, missing % 4)
+    return DraftPlan(tuple(range(count)), min(1 + missing % 6, step.room // count), 1.0) if count else DraftPlan()
+
+
+class ModelDraftHistories(Histories):
+    """Drafts of a draft model, beside looked-up ones."""
+
+    drafts = True
+
+    @initialize()
+    def begin(self) -> None:
+        super().begin()
+        options = draft_options(self.loop.options)
+        drafts = ModelDrafts(FakeModel(), options, 6, 0.1)  # type: ignore[arg-type] # it has what they read of a model
+        speculator = self.loop.speculator
+        speculator.model_drafts = drafts
+        for owner, name, value in (
+            (speculator._costs, "known", 1.0),
+            (speculator._costs, "more", 0.0),
+            (speculator._balance, "may_draft", True),
+        ):
+            setattr(owner, name, lambda *_, value=value: value)
+
+    @invariant()
+    def the_draft_model_is_in_step(self) -> None:
+        drafts = getattr(getattr(self, "loop", None), "speculator", None) and self.loop.speculator.model_drafts
+        if drafts and drafts.is_on:
+            for slot in drafts._slots:
+                assert drafts._context.text(slot.number) == slot.tokens
+            assert len({text.slot.number for text in drafts._texts.values()}) == len(drafts._texts)
+
+
 PLAIN = (Histories, StreamHistories, ReproducibleHistories)
-for machine in (*PLAIN, StoredHistories, StoredStreamHistories, DraftHistories, DraftStreamHistories):
+DRAFTS = (DraftHistories, DraftStreamHistories, ModelDraftHistories)
+for machine in (*PLAIN, StoredHistories, StoredStreamHistories, *DRAFTS):
     machine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 
 TestHistories = Histories.TestCase
@@ -316,9 +369,13 @@ TestStoredHistories = StoredHistories.TestCase
 TestStoredStreamHistories = StoredStreamHistories.TestCase
 TestDraftHistories = DraftHistories.TestCase
 TestDraftStreamHistories = DraftStreamHistories.TestCase
+TestModelDraftHistories = ModelDraftHistories.TestCase
 
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "Context", FakeContext)
+    monkeypatch.setattr(model_drafts, "Context", FakeDraftContext)
+    monkeypatch.setattr(model_planning, "plan_model_drafts", some)
+    monkeypatch.setattr(model_planning, "is_worth_computing", lambda *_: True)
     monkeypatch.setattr(loop_module, "Speculator", Drafts)

@@ -107,7 +107,7 @@ def test_thousands_of_requests_leak_nothing(make: MakeEngine, tiny_llama: Path, 
 def test_kept_recurrent_states_do_not_change_texts(make: MakeEngine, tiny_mamba: Path) -> None:
     kept, plain = make(tiny_mamba, slots=3, context=3072), make(tiny_mamba, slots=1, context=3072, reuse=False)
     assert kept.model.recurrent
-    assert not kept._loop._speculator.is_on
+    assert not kept._loop.speculator.is_on
     talk: list[ChatMessage] = []
     cached = 0
     for turn in ("How are you today, my friend?", "And what of the weather?", "Tell me more."):

@@ -21,7 +21,7 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidSettings, ModelFileMissing
 from app.kernel.settings import Settings
 from tests.fleet.granting import LEASE, begun, device_reports, granted
-from workers.engine.options import EngineOptions, Lora
+from workers.engine.options import DraftFile, EngineOptions, Lora
 from workers.pool import pool
 from workers.pool.progress import Status
 from workers.runtime import Resources
@@ -41,6 +41,8 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     style.write_bytes(b"GGUF")
     eyes = tmp_path / "mmproj.gguf"
     eyes.write_bytes(b"GGUF")
+    less = tmp_path / "less.gguf"
+    less.write_bytes(b"GGUF")
     given = {
         "layout": "streams", "reuse": False, "batch": 64, "ubatch": 32, "step_latency": 0.5, "threads": 3,
         "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
@@ -51,7 +53,8 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
     found = pool.options_of(
         model(
-            engine=given | {"loras": [lora]}, kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
+            engine=given | {"loras": [lora], "draft": {"source": {"path": str(less)}, "most": 3}},
+            kv={"k": "q8_0", "v": "q4_0"}, flash_attention="on",
             prompt={"stop": ["x"], "tools": "hermes"},
             mmproj={"source": {"path": str(eyes)}, "image_tokens": 256},
         ),
@@ -60,7 +63,8 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     expected = EngineOptions(
         slots=2, context=1024, kv_type_k="q8_0", kv_type_v="q4_0", flash_attention=True, vectors=False,
         loras=(Lora(name="style", scale=0.5, path=style),), profile={"stop": ("x",), "tools": "hermes"},
-        projector=eyes, image_tokens=256, store_folder=tmp_path / "kv" / model().slug, most_threads=6, **given,
+        projector=eyes, image_tokens=256, draft=DraftFile(path=less, most=3),
+        store_folder=tmp_path / "kv" / model().slug, most_threads=6, **given,
     )  # fmt: skip
     assert found == expected
     assert found.rope == Rope(scaling="yarn", freq_scale=0.5)

@@ -27,7 +27,7 @@ from typing import Any
 
 import llama_cpp as api
 
-from app.footprint.configuration import LoadConfiguration
+from app.footprint.configuration import LoadConfiguration, draft_context
 from app.kernel.errors import ArrieroError
 from workers.engine import embedding
 from workers.engine.bindings import llama, load_errors, native
@@ -95,6 +95,8 @@ def dry_run(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     Return the buffers of each context, with their devices, for `{"path": …, "configuration": …, "gpus": …}`.
 
+    With the path of a `draft` model, the result has also its context.
+
     Raises DryRunFailed, and the errors of loading a model.
     """
     path, configuration = Path(request["path"]), LoadConfiguration.of_json(request["configuration"])
@@ -104,6 +106,26 @@ def dry_run(request: Mapping[str, Any]) -> dict[str, Any]:
     native.start()
     if (seen := len(native.gpus())) != request["gpus"]:
         raise DryRunFailed(f"llama.cpp sees {seen} GPUs; the request names {request['gpus']}")
+    model = _load(path, options)
+    context_params = llama.context_params(options)
+    contexts = [_measure_context(lambda: api.llama_init_from_model(model, context_params), model, path)]
+    if configuration.embedding:
+        params = embedding.context_params(options, api.llama_model_n_ctx_train(model))
+        contexts.append(_measure_context(lambda: embedding.make_context(model, params), model, path))
+    # The buffer of the outputs is of one for each sequence at first, and grows when a decode has more.
+    contexts[0]["output"] += 4 * configuration.drafts * api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+    api.llama_model_free(model)
+    if not request.get("draft"):
+        return {"contexts": contexts}
+    path, own = Path(request["draft"]), llama.context_params(options_of(draft_context(configuration)))
+    model = _load(path, options)
+    drafting = _measure_context(lambda: api.llama_init_from_model(model, own), model, path)
+    api.llama_model_free(model)
+    return {"contexts": contexts, "draft": drafting}
+
+
+def _load(path: Path, options: EngineOptions) -> Any:
+    """Load a model without its weights. Raises the errors of loading a model."""
     llama.check_file(path)
     params, split = llama.model_params(options), (ctypes.c_float * api.LLAMA_MAX_DEVICES)(*options.tensor_split)
     params.no_alloc, params.load_mode = True, api.LLAMA_LOAD_MODE_NONE
@@ -113,15 +135,7 @@ def dry_run(request: Mapping[str, Any]) -> dict[str, Any]:
         model = api.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise load_errors.load_error(path, lines.problems)
-    context_params = llama.context_params(options)
-    contexts = [_measure_context(lambda: api.llama_init_from_model(model, context_params), model, path)]
-    if configuration.embedding:
-        params = embedding.context_params(options, api.llama_model_n_ctx_train(model))
-        contexts.append(_measure_context(lambda: embedding.make_context(model, params), model, path))
-    # The buffer of the outputs is of one for each sequence at first, and grows when a decode has more.
-    contexts[0]["output"] += 4 * configuration.drafts * api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-    api.llama_model_free(model)
-    return {"contexts": contexts}
+    return model
 
 
 def options_of(configuration: LoadConfiguration) -> EngineOptions:

@@ -6,6 +6,8 @@ the texts, and the random numbers that they use, are those of decoding one token
 differs. What follows the first token that was not accepted is removed from the cache.
 Penalties, grammars, stop texts and ends apply to each token in turn, as always.
 
+Texts without a match may have drafts of a draft model. It costs decodes of its own, which the engine counts.
+
 There are no drafts for texts with images or with log-probabilities, for models whose state cannot be truncated, and
 with a sliding window whose cells are reused (`swa_full` off).
 """
@@ -25,6 +27,8 @@ from workers.engine.speculation.costs import DecodeCosts
 from workers.engine.speculation.draft import DraftState
 from workers.engine.speculation.drafting import Balance, can_gain, plan_drafts
 from workers.engine.speculation.forced import ForcedTokens
+from workers.engine.speculation.model_drafts import ModelDrafts
+from workers.engine.speculation.model_planning import Step
 from workers.engine.tasks import EngineTask
 
 #: Decodes after which a part of the drafts' failures is forgotten.
@@ -53,6 +57,8 @@ class Speculator:
         #: The seconds of the last decode; 0 if it had a prompt.
         self._seconds = 0.0
         self._decodes = 0
+        #: The drafts of a draft model; None without one.
+        self.model_drafts: ModelDrafts | None = None
 
     @property
     def is_on(self) -> bool:
@@ -65,6 +71,8 @@ class Speculator:
         tasks = [running[chunk.work.sequence] for chunk in chunks if chunk.is_text]
         room = min(self._drafts, self._batch - self._tokens)
         self._planned = self._chosen(tasks, room) if room > 0 else {}
+        if self.model_drafts is not None:
+            self._planned |= self._of_model(self.model_drafts, tasks, room, running)
 
     def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
         """Return the draft tokens of each sequence that has some, at most `room` in all."""
@@ -87,9 +95,54 @@ class Speculator:
                 found[task.work.sequence] = task.draft.take(count)
         return found
 
+    def _of_model(
+        self, drafts: ModelDrafts, tasks: Sequence[EngineTask], room: int, running: Mapping[int, EngineTask]
+    ) -> dict[int, list[int]]:
+        """Return drafts of the draft model for texts without others; none beside prompts, whose costs are not known."""
+        texts, added = len(tasks), self.drafted
+        base = self._costs.known(texts) if texts == self._tokens else None
+        if base is None or not all(task.work is not None and task.work.decoding for task in tasks):
+            drafts.release(running.values(), self._balance)
+            return {}
+        before = self._costs.more(texts, added) if added else 0.0
+        step = Step(
+            texts,
+            base,
+            room - added,
+            lambda count: self._costs.more(texts, added + count) - before,
+            1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0,
+        )
+        able = [
+            task
+            for task in tasks
+            if not task.images
+            and task.request.logprobs is None
+            and task.work is not None
+            and task.work.sequence not in self._planned
+        ]
+        return drafts.plan(able, running.values(), step, self._balance)
+
+    def limit_threads(self, most: int) -> None:
+        """Use at most so many CPU threads for the draft model from now on."""
+        if self.model_drafts is not None:
+            self.model_drafts.limit_threads(most)
+
+    def rebuild(self) -> None:
+        """Create the context of the draft model anew, after a fault of the backend."""
+        self._planned = {}
+        if self.model_drafts is not None:
+            self.model_drafts.rebuild()
+
+    def close(self) -> None:
+        """Free the draft model."""
+        if self.model_drafts is not None:
+            self.model_drafts.close()
+
     def drop(self) -> None:
         """Leave the planned drafts out."""
         self._planned = {}
+        if self.model_drafts is not None:
+            self.model_drafts.drop()
 
     @property
     def drafted(self) -> int:
@@ -126,6 +179,8 @@ class Speculator:
         base = self._costs.known(texts) if added else None
         if base is not None:  # a single decode may have waited for a core
             self._value, self._cost = base / texts, self._costs.latest(texts + added) - base
+            if self.model_drafts is not None:
+                self._cost += self.model_drafts.seconds
 
     def rounds(self, last: Sequence[Chunk], slots: Slots, logits: Logits) -> Iterator[tuple[list[EngineTask], Logits]]:
         """
@@ -159,8 +214,7 @@ class Speculator:
                     left.append((task, draft, at))
                     continue
                 accepted += place
-                if task.draft is not None:
-                    task.draft.verified(len(draft), place)
+                self._verified(task, len(draft), place, self._cost / sum(map(len, planned.values())))
                 if task.work is not None:
                     slots.roll_back(task)
             drafted, place = left, place + 1
@@ -168,8 +222,21 @@ class Speculator:
                 yield [task for task, *_ in drafted], _rows(logits, [at + place for *_, at in drafted])
         self._count(planned, accepted)
 
+    def _verified(self, task: EngineTask, drafted: int, accepted: int, cost: float) -> None:
+        """Record the outcome of a draft, of which each token added `cost` seconds."""
+        paid = None
+        if self.model_drafts is not None:
+            paid = self.model_drafts.verified(task, accepted, self._value, cost)
+        if paid is not None:
+            self._balance.drafted(0, 0.0, paid)
+        elif task.draft is not None:
+            task.draft.verified(drafted, accepted)
+
     def _count(self, planned: Mapping[int, Sequence[int]], accepted: int) -> None:
         self._balance.drafted(accepted, self._value, self._cost)
+        if self.model_drafts is not None:
+            self._meter.tokens_drafted_by_model = self.model_drafts.drafted
+            self._meter.tokens_accepted_by_model = self.model_drafts.accepted
         self._meter.verified(sum(map(len, planned.values())), accepted, self._seconds)
 
     def _draft(self, task: EngineTask) -> DraftState | None:

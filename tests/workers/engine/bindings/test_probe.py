@@ -20,7 +20,8 @@ from app.kernel.errors import ModelFileDamaged
 from benchmarks import shapes
 from workers.engine.bindings import llama, native, probe
 from workers.engine.bindings.llama import Context, LlamaModel
-from workers.engine.options import EngineOptions
+from workers.engine.options import DraftFile, EngineOptions
+from workers.engine.speculation.draft_model import draft_options
 from workers.pool.measurement import configuration_of
 
 PLAIN = LoadConfiguration(context=2048, sequences=4)
@@ -108,6 +109,39 @@ def test_a_child_process_returns_the_same(model_path: Path) -> None:
     assert (dry.shares[0].weights, dry.shares[0].cache) == (closed.shares[0].weights, closed.shares[0].cache)
     assert dry.shares[0].compute == pytest.approx(closed.shares[0].compute, rel=0.02)
     assert dry.margins[HOST] <= closed.margins[HOST]
+
+
+def test_the_memory_of_a_draft_model_is_that_of_its_load(model_path: Path, gemma_path: Path) -> None:
+    """The estimates count the weights, the cache and the buffers of both models."""
+    options = EngineOptions(
+        slots=3,
+        context=3000,
+        threads=1,
+        vectors=False,
+        mmap=False,
+        speculation="auto",
+        draft=DraftFile(path=model_path),
+    )
+    configuration = configuration_of(options, gpus=0)
+    own = draft_options(options)
+    assert own.streams
+    loaded: list[Any] = []
+    for path, of_model in ((gemma_path, options), (model_path, own)):
+        model = LlamaModel(path, of_model)
+        context = Context(model, of_model)
+        loaded += probe._buffers(context.pointer)
+        context.close()
+        model.close()
+    identity = estimate.identify(header.read(gemma_path), configuration, (), draft=header.read(model_path))
+    dry = estimate.dry_run(identity).shares[0]
+    closed = estimate.estimate(identity, None, "here", allow_dry_run=False).best.shares[0]
+    sums = [sum(buffer[part] for buffer in loaded) for part in ("model", "context", "compute")]
+    assert [dry.weights, dry.cache, dry.compute] == sums
+    assert [closed.weights, closed.cache] == sums[:2]
+    assert closed.compute == pytest.approx(sums[2], rel=0.15)
+    assert closed.output >= 4 * ((6 + 16) * 262_144 + 3 * 49_152)
+    without = estimate.identify(header.read(gemma_path), replace(configuration, draft_slots=0), ())
+    assert identity.key != without.key
 
 
 def test_a_file_that_cannot_be_loaded_has_no_dry_run(tmp_path: Path, model_path: Path) -> None:
