@@ -310,6 +310,21 @@ def test_a_model_that_is_in_no_catalogue_is_refused_by_name(scene: Scene) -> Non
     assert "not in the catalogue" in scene.refusals()["c:1"]
 
 
+def test_refusals_are_stored_together_and_keep_the_time_since_which_they_hold(scene: Scene) -> None:
+    scene.commands.mark("h", HostState.CORDONED)
+    scene.wait("d:1", "c:1", A)
+    scene.reconcile()
+    before = {row.model: row for row in views.fleet(scene.database).refusals}
+    assert before.keys() == {"d:1", "c:1", A}
+    assert before[A].needs > 0
+    assert before["c:1"].estimate_s is None
+
+    scene.wait("c:1", A)
+    scene.reconcile()
+    after = {row.model: row for row in views.fleet(scene.database).refusals}
+    assert {model: row.since for model, row in after.items()} == {"c:1": before["c:1"].since, A: before[A].since}
+
+
 def test_a_model_that_fails_on_a_host_backs_off_there(scene: Scene) -> None:
     scene.wait(A)
     scene.reconcile()
