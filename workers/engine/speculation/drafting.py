@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 #: Numbers of tokens in a decode that are tried; few, so that the cost of each gets known.
 SIZES = (2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 144)
 #: Expected gains must be so many times the expected costs.
-_MARGIN = 1.25
+MARGIN = 1.25
 #: The part of the recent time that drafts may lose, the lost decodes that are forgiven, and how fast time is forgotten.
 MAX_LOSS, _FORGIVEN, _DECAY = 0.01, 4.0, 0.999
 
@@ -22,7 +22,7 @@ MAX_LOSS, _FORGIVEN, _DECAY = 0.01, 4.0, 0.999
 def can_gain(tokens: int, value: float, more: Callable[[int], float], room: int) -> bool:
     """Return whether some number of draft tokens would gain if all were accepted; arguments as for `plan_drafts`."""
     sizes = {room, *(size - tokens for size in SIZES if 0 < size - tokens < room)}
-    return any(added * value > more(added) * _MARGIN for added in sizes)
+    return any(added * value > more(added) * MARGIN for added in sizes)
 
 
 def plan_drafts(
@@ -42,7 +42,7 @@ def plan_drafts(
         if tokens + added not in SIZES and added < len(ranked):
             continue
         cost = more(added)
-        if expected * value > cost * _MARGIN and expected * value - cost > gain:
+        if expected * value > cost * MARGIN and expected * value - cost > gain:
             best, gain = added, expected * value - cost
     counts = [0] * len(reaches)
     for _, text in ranked[:best]:

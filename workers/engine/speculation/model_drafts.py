@@ -97,6 +97,8 @@ class ModelDrafts:
         self._faults = 0
         #: Seconds of the decodes for the planned drafts.
         self._seconds = 0.0
+        #: How many times as long as usual decodes take now (`DecodeCosts.pace`); all seconds here are at the usual pace.
+        self.pace = 1.0
         #: Draft tokens that were verified, and accepted.
         self.drafted = self.accepted = 0
 
@@ -227,7 +229,7 @@ class ModelDrafts:
             began = perf_counter()
             if not self._decode([(text, part, 0)]):
                 return
-            seconds = perf_counter() - began
+            seconds = (perf_counter() - began) / self.pace
             text.debt += seconds
             found = seconds / len(part)
             known = self.costs.prompt_token
@@ -248,7 +250,7 @@ class ModelDrafts:
             assert self._context is not None
             chosen = self._context.logits(len(active)).argmax(axis=1).tolist()
             self._seconds += self.costs.record(
-                sum(len(pending[text.task.id]) for text in active), perf_counter() - began
+                sum(len(pending[text.task.id]) for text in active), (perf_counter() - began) / self.pace
             )
             going_on = []
             for text, token in zip(active, chosen, strict=True):

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workers.engine.speculation.costs import DecodeCosts
+from workers.engine.speculation.drafting import MARGIN
 
-#: Expected gains must be so many times the expected costs.
-_MARGIN = 1.2
 #: The acceptance rate of an engine that has seen none, and the outcomes as which it counts, and as a text's prior.
 _FIRST, _FIRST_WEIGHT, _PRIOR_WEIGHT = 0.6, 8.0, 4.0
 #: An outcome counts by this factor less with each later one of the text, of the engine, and with each plan without it.
@@ -136,7 +135,7 @@ def plan_model_drafts(rates: Sequence[float], missing: int, most: int, step: Ste
             expected += sum(reaches)
             cost = first + (depth - 1) * again + step.more(count * depth)
             gain = expected * step.value - cost
-            if expected * step.value > cost * _MARGIN and gain > best.gain:
+            if expected * step.value > cost * MARGIN and gain > best.gain:
                 best = DraftPlan(tuple(chosen), depth, gain)
     return best
 
@@ -150,4 +149,4 @@ def is_worth_computing(missing: int, written: int, left: int, gain: float, step:
     """
     expected = min(left, written + _FIRST_TOKENS)
     steps = expected * step.value / (step.value + gain) if gain > 0 else 0.0
-    return steps * gain > missing * prompt_token * _MARGIN
+    return steps * gain > missing * prompt_token * MARGIN

@@ -105,12 +105,14 @@ class Speculator:
             drafts.release(running.values(), self._balance)
             return {}
         before = self._costs.more(texts, added) if added else 0.0
+        drafts.pace = self._costs.pace
+        rate = self._meter.prefill_rate * self._costs.pace
         step = Step(
             texts,
             base,
             room - added,
             lambda count: self._costs.more(texts, added + count) - before,
-            1 / self._meter.prefill_rate if self._meter.prefill_rate else 0.0,
+            1 / rate if rate else 0.0,
         )
         able = [
             task
