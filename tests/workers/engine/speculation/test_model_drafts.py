@@ -43,7 +43,7 @@ def drafting(monkeypatch: pytest.MonkeyPatch, make: MakeEngine, model_path: Path
     monkeypatch.setattr(Speculator, "_chosen", lambda *_: {})
     monkeypatch.setattr("workers.engine.speculation.drafting.Balance.may_draft", lambda *_: True)
     options = {"slots": 1, "context": 1024, "speculation": "auto", "vectors": False}
-    return lambda **more: make(**options | {"draft": DraftFile(path=model_path, most=6)} | more)
+    return lambda *path, **more: make(*path, **options | {"draft": DraftFile(path=model_path, most=6)} | more)
 
 
 def ask(prompt: str = PROMPT, tokens: int = 20, **more: Any) -> GenerateRequest:
@@ -123,6 +123,26 @@ def test_another_vocabulary_is_refused(drafting: MakeEngine, gemma_path: Path, m
     why = rf"{gemma_path.name}.* cannot be the draft model of {model_path.name}: its tokenizer is of the type llama"
     with pytest.raises(ModelUnsupported, match=why):
         drafting(draft=DraftFile(path=gemma_path))
+
+
+@pytest.mark.parametrize(
+    ("main", "draft", "why"),
+    [
+        ("model_path", "tiny_bert", "it computes vectors and writes no text"),
+        ("model_path", "tiny_mamba", "it is recurrent"),
+        ("tiny_llama", "model_path", "its weights have .* bytes, more than the"),
+        ("tiny_mamba", "tiny_llama", "whose state cannot be truncated, because it is recurrent"),
+    ],
+)
+def test_a_model_that_cannot_draft_is_refused(
+    request: pytest.FixtureRequest, drafting: MakeEngine, main: str, draft: str, why: str
+) -> None:
+    found = request.getfixturevalue(draft)
+    path = found() if callable(found) else found
+    with pytest.raises(ModelUnsupported, match=why) as caught:
+        drafting(request.getfixturevalue(main), draft=DraftFile(path=path))
+    assert path.name in str(caught.value)
+    assert "accepted is" in str(caught.value)
 
 
 def step(base: float = 1.0, more: float = 0.05) -> Step:
