@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import PoolingType
 
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import ModelUnsupported
@@ -138,7 +139,7 @@ def test_a_model_that_cannot_draft_is_refused(
     request: pytest.FixtureRequest, drafting: MakeEngine, main: str, draft: str, why: str
 ) -> None:
     found = request.getfixturevalue(draft)
-    path = found("mean") if callable(found) else found
+    path = found(PoolingType.MEAN) if callable(found) else found
     with pytest.raises(ModelUnsupported, match=why) as caught:
         drafting(request.getfixturevalue(main), draft=DraftFile(path=path))
     assert path.name in str(caught.value)
