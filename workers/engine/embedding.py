@@ -30,11 +30,12 @@ from workers.engine.bindings.llama import (
     decode_threads,
     flash_attention,
     thread_counts,
-    timed_decode,
 )
+from workers.engine.bindings.timing import timed_decode
 from workers.engine.bindings.token_batch import Batch
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
+from workers.engine.threads import DecodeKind
 
 #: Most texts in one decode.
 _MAX_TEXTS = 64
@@ -167,7 +168,7 @@ class EmbeddingContext:
             api.llama_memory_clear(self._memory, False)
         encodes = api.llama_model_has_encoder(self._model.pointer) and not self._model.has_decoder
         compute = api.llama_encode if encodes else native.decode
-        code = timed_decode(self.pointer, self.threads, at, lambda: compute(self.pointer, batch))
+        code = timed_decode(self, DecodeKind.PROMPTS, at, lambda: compute(self.pointer, batch))
         if code:
             raise StepFailure(FailureReason.ENGINE_ERROR, f"the texts cannot be computed: llama.cpp returned {code}")
         found = []

@@ -22,6 +22,7 @@ from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 from workers.engine.prefix import Match, PrefixIndex
 from workers.engine.tasks import EngineTask
+from workers.engine.threads import kind_of
 from workers.engine.vision import image_spans
 
 #: Fewest tokens of a prefix under computation for which a task waits instead of computing them itself.
@@ -66,7 +67,7 @@ class Slots:
             "cells": self._context.n_context,
             "cells_used": self.cells.used,
             "prefixes_kept": len(self.index.kept),
-            "threads": self._context.threads.chosen(self._options.slots),
+            "threads": self._context.threads.chosen(kind_of(self._options.slots, 1)),
         }
 
     def match(self, task: EngineTask) -> Match:

@@ -13,9 +13,10 @@ that bounds what they cost, and at once when decodes take longer than before.
 from __future__ import annotations
 
 from bisect import bisect_left
+from enum import IntEnum
 from statistics import median
 
-#: Decodes of fewer tokens than this are of texts, others mostly of prompts.
+#: A decode in which one sequence has so many tokens is of a prompt, others are of texts: drafts are fewer.
 PROMPT_TOKENS = 32
 #: Pairs of a trial. A trial ends when one decode is this many times as slow as the other of its pair.
 _PAIRS, _HOPELESS = 5, 1.8
@@ -28,8 +29,16 @@ _LOSS, _HALVINGS, _REST = 0.04, 3, 1.0
 _SLOW_DECODES, _SLOW, _SLOW_REST = 3, 1.4, 2.0
 #: The weight of a new decode in what is usual.
 _BLEND = 1 / 16
-#: Decodes of prompts are compared when their sizes differ by at most this part.
-_SIMILAR = 0.1
+#: Decodes of so many tokens are compared when their sizes differ by at most this part; smaller ones must be equal.
+_LARGE, _SIMILAR = 32, 0.1
+
+
+class DecodeKind(IntEnum):
+    """Decodes of one text, of several, and of prompts. Each has its own number of threads."""
+
+    ONE_TEXT = 0
+    TEXTS = 1
+    PROMPTS = 2
 
 
 def candidates(most: int) -> list[int]:
@@ -47,13 +56,9 @@ class ThreadChoice:
     def __init__(self, most: int) -> None:
         """`most` is the largest number that may be chosen, at least 1. It is chosen first."""
         self._numbers = candidates(most)
-        self._at = len(self._numbers) - 1
+        #: The number of threads that is best, as far as is known. May be read from any thread.
+        self.chosen = most
         self.limit(most)
-
-    @property
-    def chosen(self) -> int:
-        """The number of threads that is best, as far as is known."""
-        return self._numbers[self._at]
 
     @property
     def is_settled(self) -> bool:
@@ -62,22 +67,30 @@ class ThreadChoice:
 
     def limit(self, most: int) -> None:
         """Change the largest number. It is chosen if the largest was chosen before, or a larger one than it."""
-        chosen, was_most = self.chosen, self._at == len(self._numbers) - 1
+        keeps = self.chosen != self._numbers[-1] and self.chosen < most
         self._numbers = candidates(most)
-        self._at = len(self._numbers) - 1 if was_most or chosen >= most else bisect_left(self._numbers, chosen)
+        self.chosen = self._numbers[bisect_left(self._numbers, self.chosen)] if keeps else most
         #: Seconds of all decodes so far; trials are due by this clock.
         self._busy = self._next_at = self._slow_at = 0.0
         self._down = True
         self._failures = {True: 0, False: 0}
+        self._was_tried = False
         self._forget()
 
+    def suggest(self, number: int) -> None:
+        """Begin with this number, which is best for decodes of another kind, unless another one was tried before."""
+        if not self._was_tried and number in self._numbers and number != self.chosen:
+            self.chosen = number
+            self._forget()
+            self._next_at = self._busy
+
     def _forget(self) -> None:
-        #: The place of the number that is tried, the first half of a pair, the ratios of the pairs, seconds lost.
+        #: The number that is tried, the first half of a pair, the ratios of the pairs, seconds lost.
         self._trial: int | None = None
         self._first: tuple[int, float] | None = None
         self._ratios: list[float] = []
         self._lost = 0.0
-        #: Seconds of a token with the chosen number, by tokens; decodes in a row that were slower.
+        #: Seconds of a token with the chosen number, by size of the decode; decodes in a row that were slower.
         self._usual: dict[int, float] = {}
         self._slow = 0
 
@@ -87,16 +100,17 @@ class ThreadChoice:
             self._begin()
         if self._trial is None or self._first is None or not _is_similar(tokens, self._first[0]):
             return self.chosen
-        return self._numbers[self._trial]
+        return self._trial
 
     def _begin(self) -> None:
         """Begin a trial of the next smaller or larger number, in turn."""
         if len(self._numbers) == 1:
             self._next_at = float("inf")
             return
-        if not 0 <= self._at + (-1 if self._down else 1) < len(self._numbers):
+        at = self._numbers.index(self.chosen)
+        if at == (0 if self._down else len(self._numbers) - 1):
             self._down = not self._down
-        self._trial = self._at + (-1 if self._down else 1)
+        self._trial = self._numbers[at - 1 if self._down else at + 1]
         self._first, self._ratios, self._lost = None, [], 0.0
 
     def record(self, tokens: int, count: int, seconds: float) -> None:
@@ -108,7 +122,7 @@ class ThreadChoice:
             return
         first = self._first
         self._first = None
-        if self._trial is None or count != self._numbers[self._trial] or first is None or first[1] <= 0:
+        if count != self._trial or first is None or first[1] <= 0:
             return
         usual = first[1] * tokens / first[0]
         self._ratios.append(seconds / usual)
@@ -120,8 +134,9 @@ class ThreadChoice:
         ratio = max(self._ratios) if len(self._ratios) < _PAIRS else median(self._ratios)
         down, trial, lost = self._down, self._trial, self._lost
         assert trial is not None, "only a trial ends"
+        self._was_tried = True
         if ratio <= (_EQUAL if down else _FASTER):
-            self._at = trial
+            self.chosen = trial
             self._failures = {True: 0, False: 0}
             self._forget()
             self._next_at = self._busy  # perhaps the next number is better still
@@ -131,20 +146,21 @@ class ThreadChoice:
         self._trial, self._slow = None, 0
         self._down = not down
         self._next_at = self._busy + max(_REST, lost / loss)
+        self._slow_at = max(self._slow_at, self._busy + lost / _LOSS)
 
     def _watch(self, tokens: int, seconds: float) -> None:
         """Begin a trial of fewer threads when decodes take longer than usual."""
-        kind = tokens if tokens < PROMPT_TOKENS else PROMPT_TOKENS
+        size = tokens if tokens < _LARGE else _LARGE * tokens.bit_length()
         each = seconds / tokens
-        usual = self._usual.get(kind)
+        usual = self._usual.get(size)
         self._slow = self._slow + 1 if usual is not None and each > usual * _SLOW else 0
         if self._slow >= _SLOW_DECODES and self._trial is None and self._busy >= self._slow_at:
             self._slow, self._down = 0, True
             self._next_at, self._slow_at = self._busy, self._busy + _SLOW_REST
-            del self._usual[kind]
+            del self._usual[size]
             return
         if not self._slow:
-            self._usual[kind] = each if usual is None else usual + (each - usual) * _BLEND
+            self._usual[size] = each if usual is None else usual + (each - usual) * _BLEND
 
 
 class DecodeThreads:
@@ -159,16 +175,21 @@ class DecodeThreads:
         self._most, self._given = most, (texts, texts, prompts)
         self._choices = [ThreadChoice(most) if is_measured and number is None else None for number in self._given]
 
-    def count(self, tokens: int) -> int:
+    def count(self, kind: DecodeKind, tokens: int) -> int:
         """Return the number of threads for the next decode, of so many tokens."""
-        kind = _kind(tokens)
         choice = self._choices[kind]
         return (self._given[kind] or self._most) if choice is None else choice.count(tokens)
 
-    def record(self, tokens: int, count: int, seconds: float) -> None:
+    def record(self, kind: DecodeKind, tokens: int, count: int, seconds: float) -> None:
         """Record a successful decode of `tokens` with `count` threads."""
-        if (choice := self._choices[_kind(tokens)]) is not None:
-            choice.record(tokens, count, seconds)
+        if (choice := self._choices[kind]) is None:
+            return
+        before = choice.chosen
+        choice.record(tokens, count, seconds)
+        if choice.chosen != before and kind is not DecodeKind.PROMPTS:
+            for other in self._choices[: DecodeKind.PROMPTS]:
+                if other is not None:
+                    other.suggest(choice.chosen)
 
     def limit(self, most: int) -> None:
         """Change the largest number of threads."""
@@ -177,23 +198,23 @@ class DecodeThreads:
             if choice is not None:
                 choice.limit(most)
 
-    def is_settled(self, tokens: int) -> bool:
-        """Whether no trial runs, or is due, for decodes of so many tokens."""
-        choice = self._choices[_kind(tokens)]
+    def is_settled(self, kind: DecodeKind) -> bool:
+        """Whether no trial runs, or is due, for decodes of the kind."""
+        choice = self._choices[kind]
         return choice is None or choice.is_settled
 
-    def chosen(self, tokens: int) -> int:
-        """Return the number that is best for decodes of so many tokens, as far as is known."""
-        choice = self._choices[_kind(tokens)]
-        return self.count(tokens) if choice is None else choice.chosen
+    def chosen(self, kind: DecodeKind) -> int:
+        """Return the number that is best for decodes of the kind, as far as is known. Safe from any thread."""
+        choice = self._choices[kind]
+        return (self._given[kind] or self._most) if choice is None else choice.chosen
 
 
-def _kind(tokens: int) -> int:
-    """Return 0 for a decode of one token, 1 for one of some, and 2 for one of a prompt."""
-    return 0 if tokens == 1 else 1 if tokens < PROMPT_TOKENS else 2
+def kind_of(tokens: int, longest: int) -> DecodeKind:
+    """Return the kind of a decode of so many tokens, of which one sequence has `longest`."""
+    if longest >= PROMPT_TOKENS:
+        return DecodeKind.PROMPTS
+    return DecodeKind.ONE_TEXT if tokens == 1 else DecodeKind.TEXTS
 
 
 def _is_similar(tokens: int, other: int) -> bool:
-    return tokens == other or (
-        min(tokens, other) >= PROMPT_TOKENS and abs(tokens - other) <= _SIMILAR * max(tokens, other)
-    )
+    return tokens == other or (min(tokens, other) >= _LARGE and abs(tokens - other) <= _SIMILAR * max(tokens, other))

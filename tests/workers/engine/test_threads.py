@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from workers.engine.bindings.first_decodes import choose_threads
 from workers.engine.bindings.llama import Context, LlamaModel
 from workers.engine.options import EngineOptions
-from workers.engine.threads import PROMPT_TOKENS, DecodeThreads, ThreadChoice, candidates
+from workers.engine.threads import DecodeKind, DecodeThreads, ThreadChoice, candidates, kind_of
 
 #: Seconds of a token by threads.
 Machine = Callable[[int], float]
@@ -127,38 +128,87 @@ def test_the_limit_is_kept_and_a_larger_one_is_used() -> None:
     assert choice.chosen == 1, "it was chosen by measurement"
 
 
+def test_a_slow_first_prompt_does_not_hide_what_is_usual_for_others() -> None:
+    choice = ThreadChoice(2)
+    choice.count(512)
+    choice.record(512, 2, 1.0)
+    choice.record(512, choice.count(512), 9.0)  # one thread is hopeless
+    for _ in range(50):  # parts of 40 tokens take twice as long for each token; that is no reason for a trial
+        for tokens in (512, 40):
+            assert choice.count(tokens) == 2
+            choice.record(tokens, 2, tokens * (0.002 if tokens == 512 else 0.004))
+
+
+def test_a_number_that_was_chosen_for_other_decodes_is_where_a_kind_begins() -> None:
+    threads = DecodeThreads(8, texts=None, prompts=None, is_measured=True)
+    for _ in range(400):
+        count = threads.count(DecodeKind.ONE_TEXT, 1)
+        threads.record(DecodeKind.ONE_TEXT, 1, count, busy(count))
+    assert [threads.chosen(kind) for kind in DecodeKind] == [1, 1, 8]
+
+
+def test_a_kind_whose_trial_runs_takes_what_was_chosen_for_others() -> None:
+    threads = DecodeThreads(2, texts=None, prompts=None, is_measured=True)
+    threads.record(DecodeKind.TEXTS, 8, threads.count(DecodeKind.TEXTS, 8), 0.1)  # the first half of a pair
+    for _ in range(60):
+        count = threads.count(DecodeKind.ONE_TEXT, 1)
+        threads.record(DecodeKind.ONE_TEXT, 1, count, busy(count))
+    assert threads.chosen(DecodeKind.TEXTS) == 1
+    for _ in range(600):
+        count = threads.count(DecodeKind.TEXTS, 8)
+        threads.record(DecodeKind.TEXTS, 8, count, 8 * quiet(count))
+    assert threads.chosen(DecodeKind.TEXTS) == 2, "its own decodes decide then"
+
+
+def test_the_kind_follows_the_longest_part() -> None:
+    assert kind_of(1, 1) is DecodeKind.ONE_TEXT
+    assert kind_of(64, 1) is DecodeKind.TEXTS
+    assert kind_of(17, 17) is DecodeKind.TEXTS, "a text with drafts"
+    assert kind_of(40, 33) is DecodeKind.PROMPTS
+
+
 def test_given_numbers_never_change() -> None:
     threads = DecodeThreads(8, texts=3, prompts=5, is_measured=True)
     threads.limit(1)
-    assert [threads.count(tokens) for tokens in (1, 8, PROMPT_TOKENS)] == [3, 3, 5]
-    assert threads.is_settled(8)
+    assert [threads.count(kind, 40) for kind in DecodeKind] == [3, 3, 5]
+    assert threads.is_settled(DecodeKind.TEXTS)
 
 
 def test_without_measurement_the_limit_is_used() -> None:
     threads = DecodeThreads(8, texts=None, prompts=None, is_measured=False)
     for _ in range(100):
-        assert threads.count(8) == 8
-        threads.record(8, 8, 1.0)
+        assert threads.count(DecodeKind.TEXTS, 8) == 8
+        threads.record(DecodeKind.TEXTS, 8, 8, 1.0)
     threads.limit(2)
-    assert [threads.count(tokens) for tokens in (1, 8, PROMPT_TOKENS)] == [2, 2, 2]
+    assert [threads.count(kind, 8) for kind in DecodeKind] == [2, 2, 2]
 
 
 def test_texts_and_prompts_are_judged_apart() -> None:
     threads = DecodeThreads(2, texts=None, prompts=None, is_measured=True)
     for _ in range(400):
-        for tokens in (1, 8, 256):
-            count = threads.count(tokens)
-            threads.record(tokens, count, (quiet if tokens > PROMPT_TOKENS else busy)(count) * tokens)
-    assert [threads.chosen(tokens) for tokens in (1, 8, 256)] == [1, 1, 2]
+        for kind, tokens in zip(DecodeKind, (1, 8, 256), strict=True):
+            count = threads.count(kind, tokens)
+            threads.record(kind, tokens, count, (quiet if kind is DecodeKind.PROMPTS else busy)(count) * tokens)
+    assert [threads.chosen(kind) for kind in DecodeKind] == [1, 1, 2]
 
 
 def test_a_context_chooses_before_its_first_request_and_is_empty_then(model: LlamaModel) -> None:
     context = Context(model, EngineOptions(slots=4, context=4096, most_threads=2))
     try:
-        context.choose_threads(4)
-        assert context.threads.chosen(4) in {1, 2}
+        choose_threads(context, 4, most_seconds=60)
+        assert context.threads.is_settled(DecodeKind.TEXTS), "a trial ended"
+        assert not context.threads.is_settled(DecodeKind.ONE_TEXT), "one text is measured while serving"
         assert [context.positions(sequence) for sequence in range(4)] == [(-1, -1)] * 4
-        assert context.threads.count(1) == 2, "one text is measured while serving"
+    finally:
+        context.close()
+
+
+def test_no_time_is_spent_where_a_decode_takes_longer(model: LlamaModel) -> None:
+    context = Context(model, EngineOptions(slots=4, context=4096, most_threads=2))
+    try:
+        choose_threads(context, 4, most_seconds=0)
+        assert not context.threads.is_settled(DecodeKind.TEXTS)
+        assert context.positions(0) == (-1, -1)
     finally:
         context.close()
 
@@ -166,8 +216,8 @@ def test_a_context_chooses_before_its_first_request_and_is_empty_then(model: Lla
 def test_the_reproducible_mode_keeps_its_threads(model: LlamaModel) -> None:
     context = Context(model, EngineOptions(slots=2, context=2048, reproducible=True, most_threads=2))
     try:
-        assert context.threads.is_settled(2)
+        assert context.threads.is_settled(DecodeKind.TEXTS)
         context.threads.limit(1)
-        assert context.threads.count(2) == 1
+        assert context.threads.count(DecodeKind.TEXTS, 2) == 1
     finally:
         context.close()

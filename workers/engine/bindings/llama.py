@@ -14,7 +14,6 @@ import ctypes
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import llama_cpp as api
@@ -32,10 +31,11 @@ from app.kernel.errors import (
 )
 from workers.engine.bindings import native
 from workers.engine.bindings.load_errors import load_error, reason_in
+from workers.engine.bindings.timing import timed_decode
 from workers.engine.bindings.token_batch import Batch
 from workers.engine.chat.call_forms import TAGS
 from workers.engine.options import KV_BYTES, KV_TYPES, EngineOptions
-from workers.engine.threads import DecodeThreads
+from workers.engine.threads import DecodeKind, DecodeThreads, kind_of
 
 #: Logits of a decode, one row for each output.
 Logits = npt.NDArray[np.float32]
@@ -43,8 +43,6 @@ Logits = npt.NDArray[np.float32]
 #: Pooling types by llama.cpp's number, as the file's header spells it.
 POOLING = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
 _SPLIT = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
-#: The most seconds for choosing threads before the first request; the choice goes on while serving.
-_CHOOSING_SECONDS = 0.3
 _ROPE = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 _TAGS = tuple(text.encode() for text in TAGS)
 
@@ -220,7 +218,8 @@ class Context:
 
         Returns llama.cpp's code: 0 success, 1 no free cells, 2 aborted, negative for an error.
         """
-        size = sum([len(part) for _, _, part, _ in pieces])
+        sizes = [len(part) for _, _, part, _ in pieces]
+        size = sum(sizes)
         if not 0 < size <= self.n_batch:
             raise AssertionError(f"a batch has {size} tokens; it must have from 1 to {self.n_batch}")
         batch = self._batch
@@ -232,7 +231,8 @@ class Context:
                 batch.put(at, sequence, first, part)
                 at += len(part)
                 batch.outputs[at - outputs : at] = 1
-        return timed_decode(self.pointer, self.threads, size, lambda: native.decode(self.pointer, batch.view(size)))
+        kind = kind_of(size, max(sizes))
+        return timed_decode(self, kind, size, lambda: native.decode(self.pointer, batch.view(size)))
 
     def decode_image(
         self, sequence: int, first: int, rows: npt.NDArray[np.float32], grid: npt.NDArray[np.int32] | None, causal: bool
@@ -255,23 +255,12 @@ class Context:
         self._batch.put(0, sequence, 0, [0] * size)
         batch = self._batch.image_view(size, values, positions)
         if causal:
-            return timed_decode(self.pointer, self.threads, size, lambda: native.decode(self.pointer, batch))
+            return timed_decode(self, DecodeKind.PROMPTS, size, lambda: native.decode(self.pointer, batch))
         api.llama_set_causal_attn(self.pointer, False)
         try:
-            return timed_decode(self.pointer, self.threads, size, lambda: native.decode(self.pointer, batch))
+            return timed_decode(self, DecodeKind.PROMPTS, size, lambda: native.decode(self.pointer, batch))
         finally:
             api.llama_set_causal_attn(self.pointer, True)
-
-    def choose_threads(self, texts: int) -> None:
-        """Decode a token of each of so many texts, again and again, until the number of threads for it is chosen."""
-        if self.threads.is_settled(texts):
-            return
-        self.decode([(sequence, 0, [0], 1) for sequence in range(texts)])  # the first one reads the weights
-        end, at = perf_counter() + _CHOOSING_SECONDS, 1
-        while not self.threads.is_settled(texts) and perf_counter() < end and at < self.n_sequence // texts:
-            self.decode([(sequence, at, [0], 1) for sequence in range(texts)])
-            at += 1
-        self.clear()
 
     def logits(self, rows: int) -> Logits:
         """Return the logits of the last decode, one row for each output in batch order. The array is writable."""
@@ -350,17 +339,6 @@ class Context:
     def _drop_failed(self, sequence: int) -> bool:
         self.drop(sequence)
         return False
-
-
-def timed_decode(context: Any, threads: DecodeThreads, tokens: int, decode: Callable[[], int]) -> int:
-    """Decode with the chosen number of threads, and record the time. Returns llama.cpp's code."""
-    count = threads.count(tokens)
-    api.llama_set_n_threads(context, count, count)
-    began = perf_counter()
-    code = int(decode())
-    if code == 0:
-        threads.record(tokens, count, perf_counter() - began)
-    return code
 
 
 def check_file(path: Path) -> None:
