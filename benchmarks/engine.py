@@ -183,7 +183,7 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
     add(name, "bound, the prefix is free", "limit", streams=32, context=32 * 1024, free_prefix=True, **shared)
     add("mixed", "engine", "mixed_engine", streams=8, context=8 * 2048)
     add("mixed", "server", "mixed_server", streams=8, context=8 * 2048, layout="streams")
-    for name, kind, load in DIALOGUES:
+    for name, kind, load in (one for one in DIALOGUES if one[1] in asked.dialogues):
         spec = {"kind": kind, "seed": asked.seed, "requests": asked.requests, "rate": load * asked.rate}
         for peer in ("engine", "server"):
             layout = {"layout": "streams"} if peer == "server" else {}
@@ -352,6 +352,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--streams", type=numbers, default=[1, 2, 4, 8, 16, 32], help="of the distinct prompts")
     parser.add_argument("--requests", type=int, default=48, help="of a dialogue")
     parser.add_argument("--seed", type=int, default=1, help="of the dialogues")
+    kinds = list(dict.fromkeys(kind for _, kind, _ in DIALOGUES))
+    parser.add_argument("--dialogues", nargs="+", choices=kinds, default=kinds, help="which of them are measured")
     parser.add_argument("--rate", type=float, default=0.43, help="capacity for dialogues, requests/s: that of `closed`")
     parser.add_argument("--texts", type=int, default=1000, help="to embed; Llama gets a quarter of them")
     parser.add_argument("--workloads", type=names, default=list(WORKLOADS), metavar="NAME,…")
