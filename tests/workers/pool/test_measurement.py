@@ -182,7 +182,7 @@ def test_the_identity_contains_everything_that_changes_a_footprint(path: Path, t
         "context": 2048, "sequences": 3, "streams": True, "batch": 256, "ubatch": 256, "kv_type_k": "q8_0",
         "kv_type_v": "q8_0", "flash_attention": True, "swa_full": False, "gpu_layers": 1, "split_mode": "row",
         "tensor_split": (1.0,), "main_gpu": 1, "mmap": False, "embedding": 64, "pooling": "cls", "parked": 1,
-        "image_tokens": 64, "drafts": 16,
+        "image_tokens": 64, "drafts": 16, "draft_slots": 2,
     }  # fmt: skip
     assert others.keys() == {field.name for field in fields(LoadConfiguration)}, (
         "every field of a configuration is covered"
@@ -194,6 +194,7 @@ def test_the_identity_contains_everything_that_changes_a_footprint(path: Path, t
         estimate.identify(read, first.configuration, [replace(gpus[0], model="NVIDIA L4")]),
         estimate.identify(read, first.configuration, gpus[:1], adapters=[read]),
         estimate.identify(read, first.configuration, gpus[:1], projector=read),
+        estimate.identify(read, first.configuration, gpus[:1], draft=read),
         replace(first, header=replace(read, digest="of another header")),
         replace(first, build="another"),
         replace(first, processor="another"),

@@ -21,6 +21,7 @@ from app.kernel.database import Database
 from app.kernel.errors import InvalidSettings, ModelFileMissing
 from app.kernel.settings import Settings
 from tests.fleet.granting import LEASE, begun, device_reports, granted
+from workers.engine.bindings.llama import thread_counts
 from workers.engine.options import DraftFile, EngineOptions, Lora
 from workers.pool import pool
 from workers.pool.progress import Status
@@ -89,8 +90,13 @@ def test_the_limit_and_the_key_of_state_files_reach_the_engine(tmp_path: Path) -
 
 def test_the_threads_of_the_entry_replace_the_share_of_the_host(tmp_path: Path) -> None:
     host = loaded(tmp_path)
-    assert pool.options_of(model(), host, gpus=False, threads=5).threads == 5
-    assert pool.options_of(model(engine={"threads": 2}), host, gpus=False, threads=5).threads == 2
+    measured, fixed = (
+        pool.options_of(model(engine=entry), host, gpus=False, threads=5) for entry in ({}, {"threads": 2})
+    )
+    assert (measured.threads, measured.most_threads) == (None, 5)
+    assert fixed.threads == 2
+    assert thread_counts(measured) == (5, 5)
+    assert thread_counts(fixed) == (2, 2)
 
 
 def test_without_gpus_no_layer_is_offloaded(tmp_path: Path) -> None:
