@@ -97,7 +97,7 @@ class ModelDrafts:
         self._faults = 0
         #: Seconds of the decodes for the planned drafts.
         self._seconds = 0.0
-        #: How many times as long as usual decodes take now (`DecodeCosts.pace`). All seconds are those at the usual pace.
+        #: How many times as long as usual decodes take now (`DecodeCosts.pace`). Seconds are those at the usual pace.
         self.pace = 1.0
         #: Draft tokens that were verified, and accepted.
         self.drafted = self.accepted = 0
