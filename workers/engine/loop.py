@@ -317,8 +317,8 @@ class EngineLoop:
 
     def _decode_part(self, chunks: list[batch.Chunk]) -> bool:
         """Decode the chunks together, and sample. Returns whether all went well."""
+        began = perf_counter()
         self.speculator.plan(chunks, self.slots.running)
-        ready = perf_counter()
         code = self._decode(chunks)
         if code == 1 and self.slots.index.kept:
             # By the accounting there are free cells. Kept prefixes are evicted before any request fails.
@@ -334,8 +334,8 @@ class EngineLoop:
         last = [chunk for chunk in chunks if chunk.is_last]
         logits = self.context.logits(len(last) + self.speculator.drafted) if last else None
         done = perf_counter()
-        self.speculator.decoded(chunks, done - ready)
-        self._record_decode(chunks, done - ready)
+        self.speculator.decoded(chunks, done - began)
+        self._record_decode(chunks, done - began)
         if logits is not None:
             self._sample(last, logits)
         self.meter.sampling_seconds += perf_counter() - done
@@ -427,8 +427,7 @@ class EngineLoop:
         tasks = list(self.slots.running.values())
         self.slots.discard(tasks)
         for task in tasks:
-            task.faults += 1
-            task.computed = 0
+            task.faults, task.computed = task.faults + 1, 0
             if task.faults > _MAX_RESTARTS:
                 self._record_grammar(task)
                 self.meter.failed += 1
@@ -439,8 +438,10 @@ class EngineLoop:
             self._give_up(reason)
             return
         try:
+            threads = self.context.threads
             self.context.close()
             self.context = Context(self.model, self.options)
+            self.context.threads = threads  # chosen by measurement, and limited
             self.slots = Slots(self.context, self.options, self.meter, self._idle.store)
             self.context.use_loras(self._adapters)
             self.speculator.rebuild()

@@ -47,7 +47,7 @@ class EngineMetrics:
     prefixes_evicted: int = 0
     parked: int = 0
     resumed: int = 0
-    #: Decodes and their duration.
+    #: Decodes and their duration, with the planning of their drafts and the decodes of a draft model.
     decodes: int = 0
     decode_seconds: float = 0.0
     #: Time outside decodes: sampling, and all other work of the loop. Grammar time is part of sampling.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.inference.requests import GenerateRequest, Sampling
+from app.inference.requests import EmbedRequest, GenerateRequest, Sampling
 from app.kernel.errors import FailureReason, MemoryNotEnough, StepFailure
 from workers.engine import loop as loop_module
 from workers.engine.bindings.llama import Context
@@ -70,6 +71,25 @@ def test_texts_continue_after_a_fault_of_the_backend(make: MakeEngine, faulty: F
     assert [ticket.result(60).text[:10] for ticket in tickets] == [text[:10] for text in expected]
     assert engine.metrics().rebuilt == 1
     assert engine.generate(ask("One day")).result(60).text
+
+
+def test_threads_that_were_chosen_and_their_limit_outlive_a_fault(
+    make: MakeEngine, faulty: Faulty, tiny_llama: Path
+) -> None:
+    """A limit reaches the context of embeddings too."""
+    engine = make(tiny_llama, slots=1, context=2048, threads=None, most_threads=3)
+    engine.embed(EmbedRequest(["The moon"]), timeout=60)
+    embeddings, threads = engine._embeddings, engine._loop.context.threads
+    assert embeddings is not None
+    while threads.chosen(1) > 1 or not threads.is_settled(1):
+        count = threads.count(1)
+        threads.record(1, count, 100.0 * count)
+    engine.use_threads(2)
+    faulty.codes = [0, 0, 0, -3]
+    assert engine.generate(ask("One day")).result(60).tokens_out == 20
+    assert engine.metrics().rebuilt == 1
+    assert engine._loop.context.threads is threads
+    assert (threads.chosen(1), threads.chosen(100), embeddings.threads.chosen(100)) == (1, 2, 2)
 
 
 def test_an_engine_with_repeated_faults_gives_up_and_counts_as_stalled(make: MakeEngine, faulty: Faulty) -> None:

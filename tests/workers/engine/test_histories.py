@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import FailureReason, StepFailure
 from workers.engine import loop as loop_module
+from workers.engine.bindings.llama import decode_threads
 from workers.engine.kv_store.store import PrefixStore, StoreLimits
 from workers.engine.options import EngineOptions, KvLayout
 from workers.engine.speculation import model_drafts, model_planning
@@ -80,6 +81,7 @@ class FakeContext:
         self.n_sequence = options.context // options.slots if options.streams else options.context
         self.n_batch = options.batch
         self.computes_apart = not options.streams
+        self.threads = decode_threads(options)
         self.cells: dict[int, list[int]] = {sequence: [] for sequence in range(options.sequences)}
         self.contents: dict[int, int] = {}
         self.numbers = 0

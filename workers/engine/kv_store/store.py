@@ -34,7 +34,8 @@ _LOG = structlog.get_logger(__name__)
 _MIN_WAIT = 0.1
 #: Seconds that a closing store waits for a thread that is in a call of the system.
 _CLOSE_SECONDS = 1.0
-#: Seconds for which no file is written after one could not be: the disk is full, or the folder is gone.
+#: Seconds for which no file is written after one could not be: the disk is full, the folder is gone, or a state that is
+#: larger than the memory found no room.
 _PAUSE = 60.0
 #: Seconds that a request waits for a file while the speed of prompts is not known.
 _FIRST_WAIT = 1.0
@@ -191,7 +192,7 @@ class PrefixStore:
         now, passes = perf_counter(), bytes_ > self._limits.memory
         if (
             not self.rates.is_worth(len(tokens), bytes_, prefill_rate, from_file=passes)
-            or (passes and not self.writes_files)
+            or (passes and not self._may_pass(bytes_))
             or (is_busy and not self._allowance.permits(bytes_ / self.rates.save, now))
             or not self._make_room(bytes_)
         ):
@@ -223,7 +224,7 @@ class PrefixStore:
         self.poll()
         lost = sum(entry.size for entry in self._entries.values() if entry.memory and entry.file is None)
         if size > self._limits.memory:
-            return self.writes_files and lost + size <= self._total
+            return self._may_pass(size) and lost + size <= self._total
         return lost + size <= self._memory_limit
 
     def write_all(self) -> None:
@@ -301,9 +302,14 @@ class PrefixStore:
         return entry
 
     def _remove(self, entry: StoredPrefix, *, with_file: bool = False) -> None:
-        self._entries.pop(entry.id, None)
+        """Remove the entry. The shorter prefixes whose files it has not replaced yet are there again."""
+        was_there = self._entries.pop(entry.id, None) is not None
         self._index.remove(entry.id)
         entry.data = None
+        replaces, entry.replaces = entry.replaces, []
+        if was_there:
+            for file in replaces:
+                self._add(file.header.tokens, file.header.last, file.header.state_bytes, file=file)
         if with_file and entry.file is not None:
             self._remove_file(entry.file)
 
@@ -321,6 +327,7 @@ class PrefixStore:
             return
         for other in _prefixes(self._index, self._entries, entry):
             entry.replaces += other.replaces + ([] if other.file is None else [other.file])
+            other.replaces = []
             self._remove(other)
 
     def _usable(self, id_: int, length: int) -> int:
@@ -341,6 +348,10 @@ class PrefixStore:
     @property
     def _memory_limit(self) -> int:
         return min(self._limits.memory, self._total)
+
+    def _may_pass(self, size: int) -> bool:
+        """Whether a state of this size, which is larger than the memory, can be written to a file."""
+        return self.writes_files and self._folder is not None and size < self._folder.limit
 
     def _let_pass(self, entry: StoredPrefix) -> None:
         """Free the copy of a state that is larger than the memory, and has its file."""
@@ -415,10 +426,11 @@ class PrefixStore:
             self._count("write_seconds", seconds)
             if isinstance(outcome, BaseException):
                 entry.is_unwritten = True
-                if entry.size > self._limits.memory:
+                if passed := entry.size > self._limits.memory:
                     self._remove(entry)
                 if not isinstance(outcome, Stopped):
-                    self._writes_from = perf_counter() + _PAUSE * (not isinstance(outcome, NoRoom))
+                    if passed or not isinstance(outcome, NoRoom):  # one that passed would be copied again at once
+                        self._writes_from = perf_counter() + _PAUSE
                     self._count("failed")
                     _LOG.warning("kv_file_not_written", reason=f"{type(outcome).__name__}: {outcome}")
                 return

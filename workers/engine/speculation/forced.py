@@ -23,8 +23,8 @@ from workers.engine.sampling.sampler import TokenSampler
 _MAX_SECONDS, _JUDGED_AFTER = 0.002, 4
 #: Forced text is tokenised with at most so many tokens before it: a character may have several.
 _BEFORE = 4
-#: Bytes of a written text in which the habit of spaces is looked up.
-_HABIT = 512
+#: Newest tokens of a written text in which the habit of spaces is looked up; few, as their text is joined each time.
+_HABIT = 64
 
 
 class ForcedPlace(IntEnum):

@@ -97,7 +97,7 @@ class ModelDrafts:
         self._faults = 0
         #: Seconds of the decodes for the planned drafts.
         self._seconds = 0.0
-        #: How many times as long as usual decodes take now. All seconds here are those at the usual pace.
+        #: How many times as long as usual decodes take now (`DecodeCosts.pace`). Seconds are those at the usual pace.
         self.pace = 1.0
         #: Draft tokens that were verified, and accepted.
         self.drafted = self.accepted = 0
@@ -122,10 +122,12 @@ class ModelDrafts:
         """Create the context anew, after a fault of the backend. Without one there are no more drafts."""
         if self._context is None:
             return
+        threads = self._context.threads
         self._end()
         self._forget()
         try:
             self._context = Context(self._model, self._options)
+            self._context.threads = threads
         except (ArrieroError, OSError, MemoryError):
             _LOG.exception("draft_context_lost", model=self._model.path.name)
 
@@ -152,6 +154,8 @@ class ModelDrafts:
         behind = [texts[place] for place in wanted.chosen if texts[place].missing > _BEHIND]
         if behind:
             self._compute_part(behind, wanted.gain / len(wanted.chosen), step)
+            if not self.is_on:
+                return {}
             texts = [text for text in texts if text.missing <= _BEHIND]
             wanted = self._wanted(texts, step, ready=0)
         found = self._predict([texts[place] for place in wanted.chosen], wanted.depth)
@@ -237,8 +241,17 @@ class ModelDrafts:
             return
 
     def _predict(self, texts: Sequence[_Text], depth: int) -> dict[int, list[int]]:
-        """Return the next tokens of the texts, by greedy choice, at most `depth` for each."""
-        active = [text for text in texts if self._truncate(text)]
+        """
+        Return the next tokens of the texts, by greedy choice, at most `depth` for each.
+
+        Texts whose missing tokens do not fit a batch of the draft model have none.
+        """
+        assert self._context is not None
+        active, room = [], self._context.n_batch
+        for text in texts:  # those of the best rates first
+            if self._truncate(text) and text.missing <= room:
+                active.append(text)
+                room -= text.missing
         pending = {text.task.id: text.task.tokens[text.common :] for text in active}
         for _ in range(depth):
             active = [text for text in active if len(text.draft) < text.left]

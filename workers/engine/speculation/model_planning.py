@@ -68,8 +68,12 @@ class DraftCosts:
         self.prompt_token = 0.0
 
     def record(self, tokens: int, seconds: float) -> float:
-        """Record a decode. Returns its usual seconds: a single one may have waited for a core."""
-        self._measured.record(tokens, seconds)
+        """
+        Record a decode, by its seconds at the usual pace of the model's decodes.
+
+        Returns the usual seconds if they are fewer: a single decode may have waited for a core.
+        """
+        self._measured.record(tokens, seconds, has_drafts=True)  # a pace of its own would hide lasting changes
         self._unused = 0
         return min(seconds, self._measured.latest(tokens))
 

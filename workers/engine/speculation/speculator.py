@@ -15,6 +15,7 @@ with a sliding window whose cells are reused (`swa_full` off).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from time import perf_counter
 
 from app.catalog.engine_options import MAX_DRAFTS
 from workers.engine.batch import Chunk
@@ -54,7 +55,9 @@ class Speculator:
         #: Of the last decode, if it had drafts and no prompt: the worth of an accepted token, and the seconds that the
         #: drafts added.
         self._value = self._cost = 0.0
-        #: The seconds of the last decode; 0 if it had a prompt.
+        #: The seconds of the planning of the next decode, with the decodes of the draft model.
+        self._planning = 0.0
+        #: The seconds of the last decode with its planning; 0 if it had a prompt.
         self._seconds = 0.0
         self._decodes = 0
         #: The drafts of a draft model; None without one.
@@ -67,12 +70,14 @@ class Speculator:
 
     def plan(self, chunks: Sequence[Chunk], running: Mapping[int, EngineTask]) -> None:
         """Choose the draft tokens of the next decode."""
+        began = perf_counter()
         self._tokens = sum(chunk.count for chunk in chunks)
         tasks = [running[chunk.work.sequence] for chunk in chunks if chunk.is_text]
         room = min(self._drafts, self._batch - self._tokens)
         self._planned = self._chosen(tasks, room) if room > 0 else {}
         if self.model_drafts is not None:
             self._planned |= self._of_model(self.model_drafts, tasks, room, running)
+        self._planning = perf_counter() - began
 
     def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
         """Return the draft tokens of each sequence that has some, at most `room` in all."""
@@ -165,7 +170,8 @@ class Speculator:
         return found
 
     def decoded(self, chunks: Sequence[Chunk], seconds: float) -> None:
-        """Learn from a successful decode, before its tokens are chosen."""
+        """Learn from a decode that succeeded, before its tokens are chosen. `seconds` are those of `plan` too."""
+        whole, seconds = seconds, seconds - self._planning
         self._balance.decoded(seconds / self._costs.pace)
         self._decodes += 1
         if not self._decodes % _FORGETTING:
@@ -174,7 +180,7 @@ class Speculator:
         self._value = self._cost = self._seconds = 0.0
         if not self._drafts or self._tokens != texts:  # a prompt in it has no logits, and other costs
             return
-        self._seconds = seconds
+        self._seconds = whole
         if not all(chunk.work.decoding for chunk in chunks):  # the last token of a prompt costs as others, once
             return
         self._costs.record(texts + added, seconds, has_drafts=added > 0)

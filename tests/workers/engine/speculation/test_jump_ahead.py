@@ -16,7 +16,8 @@ from workers.engine.bindings import native
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.forced_text import MAX_FORCED, ForcedText
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache
-from workers.engine.speculation.forced import ForcedPlace, ForcedRates
+from workers.engine.speculation.forced import ForcedPlace, ForcedRates, ForcedTokens
+from workers.engine.tasks import EngineTask, new_sampler
 
 #: Keys that the prompts do not contain.
 ORDER: dict[str, Any] = {
@@ -145,6 +146,20 @@ def test_a_space_that_may_be_left_out_is_predicted_and_known_to_be_uncertain(pai
     source = r'root ::= "\"a\":" " "? "\"" [a-z]'
     assert forced(pair, source) == (b'"a": "', 4)
     assert forced(pair, source, has_space=False) == (b'"a":"', 4)
+
+
+@pytest.mark.parametrize(("since", "expected"), [(1, b":x"), (100, b": x")])
+def test_the_habit_of_spaces_is_that_of_the_newest_tokens(pair: Pair, since: int, expected: bytes) -> None:
+    """There was no space after the last colon, so many tokens ago; without a habit a space is predicted."""
+    model = pair.plain._loop.model
+    index = FirstByteIndex(model)
+    index.prepare()
+    grammar = GrammarCache(model, to_gbnf).for_gbnf('root ::= ":" " "? "x" [a-z]')
+    task = EngineTask(0, GenerateRequest(prompt="-"), (), (), grammar, 0, None, None)
+    sampler = new_sampler(model, task, index, 2048)
+    before, word = (model.tokenize(text, add_special=False, parse_special=False) for text in ('{"a":"b"', " llama"))
+    tokens, _ = ForcedTokens(model).after(sampler, before + word[:1] * since)
+    assert b"".join(map(model.piece, tokens)) == expected
 
 
 def test_forced_text_is_bounded_and_may_end_inside_a_character(pair: Pair) -> None:

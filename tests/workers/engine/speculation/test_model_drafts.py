@@ -7,9 +7,10 @@ SmolLM2 drafts for itself, so nearly all of its drafts are accepted. Drafts are 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -18,12 +19,16 @@ from gguf import PoolingType
 from app.inference.requests import GenerateRequest, PriorityClass, Sampling
 from app.kernel.errors import ModelUnsupported
 from tests.workers.engine.test_engine import NOISE, Gaps
+from workers.engine.batch import BatchWork
+from workers.engine.bindings.llama import Context, LlamaModel
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import DraftFile
+from workers.engine.options import DraftFile, EngineOptions
 from workers.engine.speculation import model_planning
+from workers.engine.speculation.drafting import Balance
 from workers.engine.speculation.model_drafts import ModelDrafts
 from workers.engine.speculation.model_planning import DraftCosts, DraftPlan, DraftRate, Step
 from workers.engine.speculation.speculator import Speculator
+from workers.engine.tasks import EngineTask
 
 MakeEngine = Callable[..., LlamaEngine]
 
@@ -32,8 +37,8 @@ PROMPT = "Once upon a time in a small village"
 
 
 @pytest.fixture
-def drafting(monkeypatch: pytest.MonkeyPatch, make: MakeEngine, model_path: Path) -> MakeEngine:
-    """Engines that draft with the model itself, and never look tokens up."""
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft models draft for all texts, whatever that costs."""
 
     def every(rates: Sequence[float], missing: int, most: int, step: Step, costs: DraftCosts) -> DraftPlan:
         count = min(len(rates), step.room)
@@ -41,6 +46,11 @@ def drafting(monkeypatch: pytest.MonkeyPatch, make: MakeEngine, model_path: Path
 
     monkeypatch.setattr(model_planning, "plan_model_drafts", every)
     monkeypatch.setattr(model_planning, "is_worth_computing", lambda *_: True)
+
+
+@pytest.fixture
+def drafting(monkeypatch: pytest.MonkeyPatch, make: MakeEngine, model_path: Path, eager: None) -> MakeEngine:
+    """Engines that draft with the model itself, and never look tokens up."""
     monkeypatch.setattr(Speculator, "_chosen", lambda *_: {})
     monkeypatch.setattr("workers.engine.speculation.drafting.Balance.may_draft", lambda *_: True)
     options = {"slots": 1, "context": 1024, "speculation": "auto", "vectors": False}
@@ -98,9 +108,15 @@ def test_texts_together_that_come_and_go(drafting: MakeEngine, model_path: Path)
     texts[PROMPT] = batch.result(60).text
     assert engine.metrics().parked
 
+    before = drafts_of(engine)._context
     engine._loop.context.decode = lambda _: -3  # type: ignore[method-assign] # until the context is rebuilt
     texts["Red, green and"] = engine.generate(ask("Red, green and", 24)).result(60).text
     assert engine.metrics().rebuilt == 1
+    after = drafts_of(engine)._context
+    assert before is not None
+    assert after is not None
+    assert after is not before
+    assert after.threads is before.threads, "their number was chosen by measurement"
     assert drafts_of(engine).accepted > 20
     require_in_step(engine)
     gaps = Gaps(model_path, list(texts))
@@ -118,6 +134,77 @@ def test_faults_of_the_draft_model_fail_no_text(drafting: MakeEngine, monkeypatc
     texts = [each.generate(ask()).result(60).text for each in (engine, plain)]
     assert texts[0] == texts[1]
     assert not drafts.is_on
+
+
+@pytest.fixture
+def drafts(eager: None, tiny_llama: Path) -> Iterator[ModelDrafts]:
+    """Drafts for four texts, with a small batch."""
+    options = EngineOptions(slots=4, context=128, layout="streams", batch=32, vectors=False, threads=1)
+    made = ModelDrafts(LlamaModel(tiny_llama, options), options, 4, 0.1)
+    yield made
+    made.close()
+
+
+def planned(drafts: ModelDrafts, tasks: Sequence[EngineTask]) -> dict[int, list[int]]:
+    return drafts.plan(tasks, tasks, Step(len(tasks), 1.0, 16, lambda count: 0.05 * count), Balance())
+
+
+def running(number: int, tokens: int) -> EngineTask:
+    """A text of so many tokens that runs in the sequence of this number."""
+    request = GenerateRequest(prompt="-", max_tokens=20)
+    task = EngineTask(number, request, tuple(range(100, 100 + tokens)), (), None, 0, None, None)
+    task.work = BatchWork(number, number, 1, number, 1, decoding=True)
+    return task
+
+
+def test_texts_that_miss_more_tokens_than_a_batch_draft_one_after_the_other(drafts: ModelDrafts) -> None:
+    tasks = [running(number, 12) for number in range(4)]
+    assert [sorted(planned(drafts, tasks)) for _ in range(2)] == [[0, 1], [0, 1, 2, 3]]
+
+
+def test_a_draft_model_that_ends_with_the_part_of_a_prompt_drafts_nothing(
+    drafts: ModelDrafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert drafts._context is not None
+    monkeypatch.setattr(drafts._context, "decode", lambda _: -3)
+    tasks = [running(0, 30), running(1, 3)]
+    assert planned(drafts, tasks) == {}  # a part of the long text fails, and a draft for the short one
+    assert drafts.is_on
+    assert planned(drafts, tasks) == {}
+    assert not drafts.is_on
+
+
+def test_the_time_of_the_draft_model_counts_as_time_of_decodes(
+    drafting: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where tokens that were accepted count."""
+    engine = drafting()
+    main, meter = engine._loop.context, engine._loop.meter
+    real, verified = Context.decode, meter.verified
+    # Seconds: of all decodes; since the last decode of the model; of the steps with drafts; of these as counted.
+    spent, step, drafted, counted = 0.0, 0.0, 0.0, 0.0
+
+    def decode(context: Context, pieces: Any) -> int:
+        nonlocal spent, step, drafted
+        began = perf_counter()
+        code = real(context, pieces)
+        seconds = perf_counter() - began
+        spent, step = spent + seconds, step + seconds
+        if context is main:
+            drafted += step * any(outputs > 1 for *_, outputs in pieces)
+            step = 0.0
+        return code
+
+    def record(drafts: int, accepted: int, seconds: float) -> None:
+        nonlocal counted
+        counted += seconds
+        verified(drafts, accepted, seconds)
+
+    monkeypatch.setattr(Context, "decode", decode)
+    monkeypatch.setattr(meter, "verified", record)
+    engine.generate(ask()).result(60)
+    assert engine.metrics().decode_seconds >= spent
+    assert counted >= drafted > 0
 
 
 def test_another_vocabulary_is_refused(drafting: MakeEngine, gemma_path: Path, model_path: Path) -> None:
@@ -164,6 +251,16 @@ def test_the_plan_follows_rates_and_costs() -> None:
     for _ in range(20_000):
         costs.rest()
     assert model_planning.plan_model_drafts([0.9], 1, 8, step(), costs).chosen
+
+
+def test_a_lasting_change_of_the_cost_of_a_draft_is_followed() -> None:
+    """One slow decode may have waited for a core; many of them are what it costs now."""
+    costs = DraftCosts(0.1)
+    assert [costs.record(1, 0.1) for _ in range(9)] == [0.1] * 9
+    assert costs.record(1, 0.5) == 0.1
+    for _ in range(9):
+        costs.record(1, 0.5)
+    assert costs.record(1, 0.5) == costs.seconds(1, 1, 1.0) == 0.5
 
 
 def test_a_prompt_is_computed_only_for_texts_that_will_gain() -> None:
