@@ -895,6 +895,9 @@ def test_in_a_large_cluster_a_device_without_pools_is_looked_at_where_idle_pools
     rams = [pool(f"c{n}", f"on-cpu-{n}", {f"ram-h{n}": 6}) for n in range(5)]
     assert on_five_hosts([], rams) == [{"c0": StopMode.DRAIN}] * 2
 
+    hot, gpus = pool("c9", "hot", {"ram-h0": 6}), [pool(f"p{n}", f"old-{n}", {f"g{n}": 14}) for n in range(1, 5)]
+    assert on_five_hosts(gpus, [hot]) == [{"p1": StopMode.DRAIN}] * 2, "what is in the RAM counts"
+
 
 def test_in_a_large_cluster_a_device_is_passed_by_where_the_ram_is_held_by_what_is_not_evicted() -> None:
     gpus = [pool(f"p{n}", f"old-{n}", {f"g{n}": 14}) for n in range(5)]

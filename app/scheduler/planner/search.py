@@ -144,7 +144,7 @@ class Search:
             yield from self.sets.possible(demand.configuration, layout, backed_off)
             return
         part, found = layout.parts[0], 0
-        for _, size, id_ in self._ranked(layout.type, idle=not demand.overdue, ram=layout.ram > 0):
+        for _, size, id_ in self._ranked(layout, idle=not demand.overdue):
             device = state.devices[id_]
             if size + state.free[id_] >= part and device.host not in backed_off:
                 is_allowed = self.sets.allows(demand.configuration, device, part)
@@ -182,27 +182,38 @@ class Search:
         self._most[key] = (state.revision, most)
         return most
 
-    def _ranked(self, type_: str, idle: bool, ram: bool) -> list[tuple[float, int, str]]:
+    def _ranked(self, layout: KnownLayout, idle: bool) -> list[tuple[float, int, str]]:
         """
-        Devices of a type, by the regret for each byte of the pools on them, with those bytes.
+        Devices of a layout's type, by the regret for each byte of the pools on them, with those bytes.
 
-        Devices without such pools are left out, except with `ram`: the RAM of their host may be what is missing.
-        They are ranked once in a plan: it is a guess where to look, and what is found there is checked.
+        A device without such pools is left out, unless the layout needs RAM too: then that of its host is what is
+        missing, and the pools there count. Devices are ranked once in a plan: it is a guess where to look, and what is
+        found there is checked.
         """
-        if (known := self._ranks.get((type_, idle, ram))) is None:
-            known, state, eviction = [], self._state, self.eviction
-            for device in state.schedulable.get(type_, ()):
-                regret, size = 0.0, 0
-                for pool in state.pools_on[device.id]:
-                    evictable = pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING
-                    if evictable and not (idle and pool.busy) and pool.id not in state.kept:
-                        regret += eviction.regret(pool)
-                        size += state.unpromised(pool, device.id)
-                if size or ram:
-                    known.append((regret / max(size, 1), size, device.id))
+        key = layout.type, idle, layout.ram > 0
+        if (known := self._ranks.get(key)) is None:
+            known, state = [], self._state
+            for device in state.schedulable.get(layout.type, ()):
+                regret, size = self._evictable_regret(device.id, idle)
+                if size:
+                    known.append((regret / size, size, device.id))
+                elif ram := state.ram_for(layout, device.id):
+                    regret, in_ram = self._evictable_regret(ram, idle)
+                    if in_ram:
+                        known.append((regret / in_ram, 0, device.id))
             known.sort()
-            self._ranks[type_, idle, ram] = known
+            self._ranks[key] = known
         return known
+
+    def _evictable_regret(self, device: str, idle: bool) -> tuple[float, int]:
+        """The regret for the pools on a device that some demand may evict, and their bytes; with `idle`, of those."""
+        regret, size = 0.0, 0
+        for pool in self._state.pools_on[device]:
+            evictable = pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING
+            if evictable and not (idle and pool.busy) and pool.id not in self._state.kept:
+                regret += self.eviction.regret(pool)
+                size += self._state.unpromised(pool, device)
+        return regret, size
 
     def victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> Victims | None:
         """
