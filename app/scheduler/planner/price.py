@@ -46,8 +46,8 @@ class EvictionPrice:
         """
         Whether the owner of a reserve takes the candidate and leaves its own bytes to their borrowers.
 
-        It costs only pools that are not in use, less regret than the borrowers, no reserve of another model, and the
-        owner no more time.
+        It costs only pools that are not in use, less regret than the borrowers, no reserve of another model, and no
+        more in all: what the owner waits longer, weighted, is at most the regret that is saved.
         """
         return (
             one.regret < reclaiming.regret
