@@ -30,8 +30,10 @@ from rich.table import Table
 from app.kernel import clock
 from app.kernel.priority import Priority
 from app.kernel.sections.work import PoolSettings
+from app.scheduler.planner import placement
+from app.scheduler.planner.candidate import PlacementCandidate
 from app.scheduler.planner.cluster import Cluster, Configuration
-from app.scheduler.planner.demand import WaitingSteps
+from app.scheduler.planner.demand import ModelDemand, WaitingSteps
 from app.scheduler.planner.placement import plan
 from app.scheduler.planner.plan import Plan
 from app.scheduler.planner.policy import PlacementPolicy
@@ -71,6 +73,20 @@ class Arriero:
 
     def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan:
         return plan(fleet, demand, now, self.policy)
+
+
+class ReclaimsAlways(placement.Planner):
+    """The planner, except that the owner of a reserve always takes back what it lent."""
+
+    def elsewhere(self, demand: ModelDemand, reclaiming: PlacementCandidate) -> PlacementCandidate:  # noqa: ARG002 it overrides
+        return reclaiming
+
+
+class WithoutElsewhere(Arriero):
+    """The production planner without one of its rules, which no number of the policy turns off."""
+
+    def plan(self, fleet: Cluster, demand: Sequence[WaitingSteps], now: datetime) -> Plan:
+        return ReclaimsAlways(fleet, demand, now, self.policy).plan()
 
 
 @dataclass(frozen=True)
@@ -125,13 +141,15 @@ CONTENDERS: Mapping[str, Contender] = {
 ABLATIONS: Mapping[str, Contender] = {
     "devices not shared": Contender(lambda _: Arriero(PlacementPolicy()), change=whole_devices),
     "reserves not lent": own(lend=False),
+    "reserves always taken back": Contender(lambda _: WithoutElsewhere(PlacementPolicy())),
+    "no wait before a drain": own(drain_wait_factor=0.0),
     "no look-ahead": own(look_ahead=0.0),
     "no defragmentation": own(migrate=False),
     "no replicas": own(replica_factor=math.inf),
     "pools with work left alone": own(max_preemptions=0),
     "no batching of switches": own(threshold=0.0, drain_factor=0.01, amortise=0.0),
 }
-ABLATED = ("zipf", "pipelines", "fragmented", "reserve")
+ABLATED = ("zipf", "pipelines", "fragmented", "reserve", "flood", "overload", "swamped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -16,11 +17,15 @@ from app.fleet.backoff import Backoff
 from app.fleet.host import HostState
 from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import COMING, PoolState
+from app.footprint.layout import KnownLayout
 from app.kernel.priority import Priority
 from app.scheduler.planner.cluster import (
     Account,
     Cluster,
+    Configuration,
+    Device,
     Packing,
+    Pool,
     Reserve,
     charges,
 )
@@ -345,6 +350,54 @@ def test_a_pool_with_short_steps_is_drained_only_for_steps_that_waited_for_much_
     assert stops(made(30, 60, Priority.STANDARD, Priority.STANDARD)) == {"p": StopMode.DRAIN}, "no lull is expected"
 
 
+def test_a_drain_begins_in_time_for_a_deadline() -> None:
+    """The load takes 10 s, unloading 1.5 s, the drain 9 s: of 30 s, 9.5 s are left."""
+    works = full(busy=1, serving=Priority.BATCH, work_left=seconds(9))
+    cluster = replace(works, configurations=(model("old", 14), model("new", 14, load=10)))
+
+    def made(age: float, **more: Any) -> Plan:
+        return plan(cluster, [waits("new", age=age, priority=Priority.INTERACTIVE, steps=20, **more)], NOW)
+
+    assert stops(made(9.4, deadline=NOW + seconds(20.6))) == {}
+    assert stops(made(9.6, deadline=NOW + seconds(20.4))) == {"p": StopMode.DRAIN}
+    assert stops(made(9.6)) == {}
+
+
+def test_the_estimate_of_a_refusal_counts_the_price_and_not_the_wait_before_a_drain() -> None:
+    """Else a call would be refused for a wait that is most often shorter. The text names the longer one."""
+
+    def refusal(age: float) -> Refusal:
+        works = full(busy=1, serving=Priority.BATCH, work_left=seconds(9.9))
+        return refused(plan(works, [waits("new", age=age, priority=Priority.INTERACTIVE)], NOW))
+
+    early, late = refusal(0), refusal(3)
+    assert "after a step has waited for 30 s, as a drain would take long: 0.0 s so far, about 30 s to go" in (
+        early.reason
+    )
+    assert "about 27 s to go" in late.reason
+    assert late.estimate == seconds(9.9 + 1.5 + 5), "the price is reached"
+    assert early.estimate is not None
+    assert late.estimate < early.estimate < late.estimate + seconds(3)
+
+
+def test_an_idle_pool_of_a_target_moves_while_a_drain_is_put_off() -> None:
+    works = pool("p", "old", {"g0": 14}, busy=1, serving=Priority.BATCH, work_left=seconds(9))
+    kept = pool("q", "kept", {"g1": 14})
+    models = (model("old", 14), model("kept", 14, min_pools=1), model("new", 18))
+    cluster = Cluster((*TWO, gpu("g2", 15)), (works, kept), models)
+    urgent = [waits("new", age=5, priority=Priority.INTERACTIVE, steps=20)]
+
+    moves = [one for one in plan(cluster, urgent, NOW).actions if isinstance(one, MovePool)]
+    assert [(one.pool, one.bytes) for one in moves] == [("q", {"g2": 14 * GB})]
+    put_off = refused(plan(replace(cluster, devices=TWO), urgent, NOW))
+    assert "evicting `old`" in put_off.reason
+    assert "as a drain would take long" in put_off.reason
+
+    beside = pool("r", "beside", {"g1": 5}, busy=1, serving=Priority.BATCH, work_left=seconds(9))
+    both = replace(cluster, pools=(replace(works, busy=2), kept, beside), configurations=(*models, model("beside", 5)))
+    assert "evicting `old`" in refused(plan(both, urgent, NOW)).reason, "to move a pool is put off there too"
+
+
 def test_a_drain_beyond_the_limit_is_preempted_for_a_higher_class_only() -> None:
     """The expected time of steps in flight may be wrong."""
 
@@ -434,6 +487,8 @@ def test_a_replica_relieves_the_steps_that_it_serves_while_it_is_fresh() -> None
 
     limited = demand.for_replica(POLICY)
     assert (limited.overdue, limited.due, limited.steps) == (False, False, 50)
+    late = replace(demand, until_deadline=-1.0)
+    assert late.for_replica(POLICY).until_deadline == math.inf
     assert limited.pressure == pytest.approx(4 * 10)
     young = replace(demand, pressure=7.0)
     assert young.for_replica(POLICY).pressure == 7
@@ -592,17 +647,41 @@ def test_an_idle_reserve_is_lent_and_returned_by_preemption() -> None:
 
 
 def test_the_owner_of_a_reserve_takes_idle_pools_elsewhere_when_they_cost_less_than_what_it_lent() -> None:
+    """Another pool loads on the host, so that the pressure is below their price."""
     borrower = pool("p", "other", {"g0": 14}, busy=2, serving=Priority.INTERACTIVE, work_left=seconds(30))
+    loads = pool("w", "third", {"g2": 14}, state=PoolState.STARTING, loaded=None, expected=NOW + seconds(5))
     rates = {"idle": {Priority.INTERACTIVE: 0.01}}
 
     def stopped(**more: Any) -> dict[str, StopMode]:
         elsewhere = pool("q", "idle", {"g1": 14}, **more)
-        models = (model("other", 14), model("idle", 14), OWNER)
-        cluster = Cluster(TWO, (borrower, elsewhere), models, (reserve(),), rates)
+        models = (model("other", 14), model("idle", 14), model("third", 14), OWNER)
+        cluster = Cluster((*TWO, gpu("g2")), (borrower, elsewhere, loads), models, (reserve(),), rates)
         return stops(plan(cluster, [waits("owner")], NOW))
 
     assert stopped() == {"q": StopMode.DRAIN}
     assert stopped(busy=1, serving=Priority.BATCH) == {"p": StopMode.PREEMPT}, "only idle pools"
+
+
+def test_the_owner_of_a_reserve_takes_its_bytes_back_where_others_would_serve_it_later_or_are_reserved() -> None:
+    """The borrower is idle, so that its bytes are free in seconds; others cost less regret."""
+    borrower, idle = pool("p", "other", {"g0": 14}), pool("q", "idle", {"g1": 14})
+    rates = {"other": {Priority.STANDARD: 0.5}, "idle": {Priority.STANDARD: 0.001}}
+    models = (model("other", 14), model("idle", 14))
+    third = ReservedCapacity("s", "third", {"g1": 14 * GB})
+
+    def stopped(owner: Configuration, *more: Device, reserves: Sequence[ReservedCapacity] = ()) -> Sequence[str]:
+        pools = (borrower, idle) if more else (borrower,)
+        owns = model("third", 14, reserve=Reserve(1) if reserves else None)
+        cluster = Cluster((*ONE, *more, ram(20)), pools, (*models, owns, owner), (reserve(), *reserves), rates)
+        made = plan(cluster, [waits("owner")], NOW)
+        return [action.pool for action in made.actions if isinstance(action, StopPool)]
+
+    slow = KnownLayout("slow", "cpu", (14 * GB,), "measured", seconds(5), 0.02)
+    assert stopped(OWNER, gpu("g1")) == ["q"]
+    assert stopped(replace(OWNER, layouts=(*OWNER.layouts, slow))) == ["p"], "the processor is free"
+    here = replace(OWNER, files={"box": seconds(0)}, fetch=seconds(600))
+    assert stopped(here, gpu("g1", host="far")) == ["p"], "the file is not there"
+    assert stopped(OWNER, gpu("g1"), reserves=[third]) == ["p"], "its bytes are reserved for another model"
 
 
 def reclaimed(*, drained: float = 0, within: float = 10, **more: Any) -> Plan:
@@ -795,6 +874,35 @@ def test_in_a_large_cluster_victims_are_looked_for_where_the_hosts_ram_would_suf
     large = PlacementPolicy(max_sets=4)
 
     assert stops(plan(cluster, [waits("new", age=50)], NOW, large)) == {"p1": StopMode.DRAIN}
+
+
+def on_five_hosts(gpus: Sequence[Pool], rams: Sequence[Pool], **more: Any) -> list[dict[str, StopMode]]:
+    """The victims for a model of 14 GB and 4 GB of RAM, where all device sets are looked at, and where not all are."""
+    devices = tuple(gpu(f"g{n}", host=f"h{n}") for n in range(5)) + tuple(ram(8, f"h{n}") for n in range(5))
+    pools = (*gpus, *rams)
+    models = (
+        *(model(one.configuration, 14, **more.get(one.configuration, {})) for one in pools),
+        model("new", 14, ram=4),
+    )
+    rates = {one.configuration: {Priority.STANDARD: 0.01 * int(one.id[1:])} for one in pools}
+    cluster = Cluster(devices, pools, models, rates=rates)
+    return [
+        stops(plan(cluster, [waits("new", age=50)], NOW, PlacementPolicy(max_sets=max_sets))) for max_sets in (32, 4)
+    ]
+
+
+def test_in_a_large_cluster_a_device_without_pools_is_looked_at_where_idle_pools_hold_the_ram() -> None:
+    rams = [pool(f"c{n}", f"on-cpu-{n}", {f"ram-h{n}": 6}) for n in range(5)]
+    assert on_five_hosts([], rams) == [{"c0": StopMode.DRAIN}] * 2
+
+    hot, gpus = pool("c9", "hot", {"ram-h0": 6}), [pool(f"p{n}", f"old-{n}", {f"g{n}": 14}) for n in range(1, 5)]
+    assert on_five_hosts(gpus, [hot]) == [{"p1": StopMode.DRAIN}] * 2, "what is in the RAM counts"
+
+
+def test_in_a_large_cluster_a_device_is_passed_by_where_the_ram_is_held_by_what_is_not_evicted() -> None:
+    gpus = [pool(f"p{n}", f"old-{n}", {f"g{n}": 14}) for n in range(5)]
+    pinned = pool("c0", "on-cpu-0", {"ram-h0": 6}, pinned=True)
+    assert on_five_hosts(gpus, [pinned], **{"on-cpu-0": {"pinned": True}}) == [{"p1": StopMode.DRAIN}] * 2
 
 
 def test_unmanaged_memory_is_not_used() -> None:

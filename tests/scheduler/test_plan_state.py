@@ -84,11 +84,11 @@ def test_a_selection_is_that_of_comparing_all_candidates(case: Case, threshold: 
     for _ in range(2):  # of the cluster as it is, and as the plan leaves it
         for demand in planner.demands.values():
             found = list(planner.search.candidates(demand, evict=True))
-            worth = [one for one in found if planner.is_worth(demand, one)]
+            worth = [one for one in found if planner.price.is_worth(demand, one)]
             best = min(worth, key=lambda one: one.order, default=None)
             nearest = min(found, key=lambda one: (one.regret, one.devices), default=None) if best is None else None
-            is_worth = partial(planner.is_worth, demand)
-            assert planner.selection.select(demand, is_worth, planner.most_regret(demand)) == (best, nearest)
+            is_worth = partial(planner.price.is_worth, demand)
+            assert planner.selection.select(demand, is_worth, planner.price.most_regret(demand)) == (best, nearest)
         planner.plan()
 
 

@@ -19,11 +19,12 @@ from datetime import datetime, timedelta
 
 from app.footprint.layout import KnownLayout
 from app.scheduler.planner import reasons
+from app.scheduler.planner.candidate import PlacementCandidate
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import WaitingSteps, load_seconds, model_demand, no_demand
 from app.scheduler.planner.plan import MovePool
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.search import PlacementCandidate, Search
+from app.scheduler.planner.search import Search
 from app.scheduler.planner.state import DeviceSet, PlanState
 
 

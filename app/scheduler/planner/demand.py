@@ -72,6 +72,8 @@ class ModelDemand:
     overdue: bool = False
     #: Time until a step will have waited beyond its bound.
     until_bound: float = math.inf
+    #: Time until the last moment at which a start meets the first deadline, if its victims are idle; less than 0 after.
+    until_deadline: float = math.inf
     #: Pressure by namespace, with one second added to each step's waiting time, so that new steps count too.
     namespaces: dict[str, float] = field(default_factory=dict)
     #: Waiting steps of namespaces whose allowance is used up, by namespace.
@@ -87,7 +89,7 @@ class ModelDemand:
         """
         fresh, each = policy.amortise * max(self.load, 1.0), max(self.work / self.steps, 0.1)
         relieved = self.growth / self.steps * self.configuration.slots * fresh / each * fresh / 2
-        return replace(self, pressure=min(self.pressure, relieved), due=False, overdue=False)
+        return replace(self, pressure=min(self.pressure, relieved), due=False, overdue=False, until_deadline=math.inf)
 
 
 def no_demand(configuration: Configuration) -> ModelDemand:
@@ -161,7 +163,7 @@ def _demand(
     #: By id of the object: the hash of an enumeration is slow.
     classes: dict[int, tuple[float, float, float, int]] = {}
     pressure = growth = work = longest = 0.0
-    steps, until_bound, namespaces = 0, math.inf, demand.namespaces
+    steps, until_bound, until_deadline, namespaces = 0, math.inf, math.inf, demand.namespaces
     for group in groups:
         namespace, count, priority = group.namespace, group.steps, group.priority
         if namespace in exhausted:
@@ -191,9 +193,12 @@ def _demand(
             demand.due = True
         if (left := bound - oldest) < until_bound:
             until_bound = left
-        if oldest >= bound or (group.deadline is not None and (group.deadline - now).total_seconds() <= gone):
+        if group.deadline is not None and (left := (group.deadline - now).total_seconds() - gone) < until_deadline:
+            until_deadline = left
+        if oldest >= bound:
             demand.overdue = True
         namespaces[namespace] = namespaces.get(namespace, 0.0) + more * (mean + 1.0)
     demand.pressure, demand.growth, demand.steps, demand.work = pressure, growth, steps, work
     demand.oldest, demand.until_bound = longest, max(until_bound, 0.0)
+    demand.until_deadline, demand.overdue = until_deadline, demand.overdue or until_deadline <= 0
     return demand

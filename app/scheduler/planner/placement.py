@@ -12,7 +12,6 @@ Nothing here reads a clock or a database: the caller passes `now` and applies th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -22,6 +21,7 @@ from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner import reasons
+from app.scheduler.planner.candidate import PlacementCandidate, Vacancy
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, WaitingSteps, model_demand, no_demand
 from app.scheduler.planner.plan import (
@@ -37,8 +37,9 @@ from app.scheduler.planner.plan import (
     StopPool,
 )
 from app.scheduler.planner.policy import PlacementPolicy
+from app.scheduler.planner.price import EvictionPrice
 from app.scheduler.planner.reasons import RefusalReason
-from app.scheduler.planner.search import PlacementCandidate, Search, Vacancy
+from app.scheduler.planner.search import Search
 from app.scheduler.planner.selection import CandidateSelection
 from app.scheduler.planner.state import DeviceSet, PlanState
 
@@ -66,7 +67,7 @@ class Planner:
         self.names = reasons.Names(cluster)
         self.actions: list[Action] = []
         self.refusals: dict[str, Refusal] = {}
-        self.threshold = policy.threshold
+        self.price = EvictionPrice(self.demands, self.state, self.eviction, policy)
         self.starts = 0
         self.draining = {id_ for id_, device in self.state.devices.items() if device.state is HostState.DRAINING}
 
@@ -79,7 +80,7 @@ class Planner:
             self.meet_target(configuration)
         waiting = sorted((demand for demand in self.demands.values() if demand.steps), key=self.urgency)
         without_pool = sum(not self.state.pools_of(demand.configuration.id) for demand in waiting)
-        self.threshold *= 1 + self.policy.crowding * max(without_pool - 1, 0)
+        self.price.threshold *= 1 + self.policy.crowding * max(without_pool - 1, 0)
         for demand in waiting:
             self.serve(demand)
         for demand in waiting:
@@ -239,7 +240,7 @@ class Planner:
         for _ in range(count - len(self.state.coming(configuration.id))):
             demand = self.demands.get(configuration.id) or no_demand(configuration)
             found = self.search.candidates(demand, evict=True)
-            unused = (one for one in found if not any(map(self.is_used, one.victims)))
+            unused = (one for one in found if not any(map(self.price.is_used, one.victims)))
             best = min(unused, key=lambda one: one.order, default=None)
             if best is None:
                 if not demand.steps:  # `serve` does more for waiting steps
@@ -296,29 +297,25 @@ class Planner:
         if idle_only:
             found = (one for one in self.search.candidates(demand, evict=True) if self.is_idle(one))
             return min(found, key=lambda one: one.order, default=None), None
-        best, nearest = self.selection.select(demand, partial(self.is_worth, demand), self.most_regret(demand))
-        if best is None and nearest is None and self.policy.migrate:
+        price = self.price
+        best, nearest = self.selection.select(demand, partial(price.is_worth, demand), price.most_regret(demand))
+        is_put_off = nearest is not None and price.is_put_off(demand, nearest)
+        if best is None and self.policy.migrate and (nearest is None or is_put_off):
             for candidate in self.search.candidates(demand, evict=True, moving=True):
-                if self.is_worth(demand, candidate):
+                if price.is_worth(demand, candidate):
                     if best is None or candidate.order < best.order:
                         best = candidate
+                elif is_put_off:
+                    continue
                 elif nearest is None or (candidate.regret, candidate.devices) < (nearest.regret, nearest.devices):
                     nearest = candidate
-        if best is not None and best.victims and self.reclaims(demand, best):
+        if best is not None and best.victims and price.reclaims(demand, best):
             best = self.elsewhere(demand, best)
         return best, nearest
 
-    def reclaims(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
-        """Whether its bytes are reserved for the model."""
-        return self.state.reclaims(demand.configuration, candidate.layout, candidate.devices)
-
     def elsewhere(self, demand: ModelDemand, reclaiming: PlacementCandidate) -> PlacementCandidate:
-        """The best candidate that costs only pools that are not in use, and less regret than lent bytes; else those."""
-
-        def is_cheaper(one: PlacementCandidate) -> bool:
-            unused = one.regret < reclaiming.regret and not any(map(self.is_used, one.victims))
-            return unused and not self.reclaims(demand, one)
-
+        """The best candidate that is cheaper than to take back lent bytes; else those."""
+        is_cheaper = partial(self.price.is_cheaper, demand, reclaiming=reclaiming)
         return self.selection.select(demand, is_cheaper, reclaiming.regret)[0] or reclaiming
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
@@ -328,55 +325,13 @@ class Planner:
             pool.id not in state.stopped for device in candidate.computing for pool in state.pools_on[device]
         )
 
-    def is_worth(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
-        if not candidate.victims or demand.overdue:
-            return True
-        if self.reclaims(demand, candidate):
-            return True
-        return demand.pressure >= self.price(demand, candidate) and demand.oldest >= self.drain_wait(demand, candidate)
-
-    def drain_wait(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
-        """
-        The seconds that the oldest step must have waited before the victims are drained; 0 where none is.
-
-        A drain takes as long as the steps of the victim do, and its slots are not used meanwhile. Pools with short
-        steps are often idle for a moment, and are evicted then at no such cost; pools with long ones are not, so that
-        no more than the drain limit counts.
-        """
-        drains = [
-            victim.work_left.total_seconds()
-            for victim in candidate.victims
-            if victim.busy
-            and victim.state is not PoolState.DRAINING
-            and victim.id not in self.state.stopped
-            and not self.eviction.preempts(victim, demand, reclaims=False)
-        ]
-        return self.policy.drain_wait * min(max(drains, default=0.0), self.policy.drain_limit)
-
-    def price(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
-        """The pressure, in weighted seconds, at which the victims are stopped."""
-        price = candidate.regret * self.price_of_regret(demand)
-        part = self.policy.per_load * self.state.loads[self.state.devices[candidate.devices[0]].host]
-        if part >= 1 or any(map(self.is_used, candidate.victims)):
-            return price
-        # Nobody waits for the victims: a delay is of use only to those who load there, whom another load slows down.
-        return price * part
-
-    def price_of_regret(self, demand: ModelDemand) -> float:
-        return self.threshold * (self.policy.due if demand.due else 1.0)
-
-    def most_regret(self, demand: ModelDemand) -> float:
-        """The regret from which on no victims are worth it, a little above it; see `is_worth`."""
-        price = self.price_of_regret(demand) * min(1.0, self.policy.per_load * self.state.fewest_loads)
-        return math.inf if demand.overdue or price <= 0 else demand.pressure / price * (1 + 1e-9)
-
     def start_ahead(self, demand: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
         if self.state.coming(demand.configuration.id) or demand.upcoming_in > demand.load + self.policy.unload:
             return
         best: PlacementCandidate | None = None
         for one in self.search.candidates(demand, evict=True):
-            gains = demand.upcoming * demand.load >= one.regret and not any(map(self.is_used, one.victims))
+            gains = demand.upcoming * demand.load >= one.regret and not any(map(self.price.is_used, one.victims))
             if gains and (best is None or one.order < best.order):
                 best = one
         if best is not None and self.starts < self.policy.max_starts:
@@ -401,17 +356,11 @@ class Planner:
         best: PlacementCandidate | None = None
         for one in self.search.candidates(demand, evict=True):
             host = self.state.devices[one.devices[0]].host
-            gains = gain >= one.regret and not any(map(self.is_used, one.victims)) and not self.state.loads[host]
+            gains = gain >= one.regret and not any(map(self.price.is_used, one.victims)) and not self.state.loads[host]
             if gains and (best is None or one.order < best.order):
                 best = one
         if best is not None:
             self.start(demand, best, Purpose.EXPECTED, reasons.expected(pattern, self.now, best, self.names))
-
-    def is_used(self, pool: Pool) -> bool:
-        """Whether it works, or steps wait for it and the plan does not stop it."""
-        own = self.demands.get(pool.configuration)
-        remains = pool.state is not PoolState.DRAINING and pool.id not in self.state.stopped
-        return pool.busy > 0 or (remains and own is not None and own.steps > 0)
 
     def start(
         self,
@@ -490,7 +439,7 @@ class Planner:
     ) -> RefusalReason:
         """Why the plan does not serve the demand. Changes nothing."""
         if nearest is not None:
-            price, drain_wait = self.price(demand, nearest), self.drain_wait(demand, nearest)
+            price, drain_wait = self.price.price(demand, nearest), self.price.drain_wait(demand, nearest)
             return reasons.not_worth(demand, nearest, price, drain_wait, self.names, self.state)
         if vacancy is not None:
             return reasons.blocked(demand, vacancy, self.names, self.state)

@@ -58,7 +58,7 @@ class PlacementPolicy:
     drain_factor: float = 2.0
     #: A pool is drained for steps that have waited for that many times as long as its own steps will take, but for no
     #: more than the drain limit: meanwhile a pool may become idle. Larger: fewer evictions of pools with work.
-    drain_wait: float = 3.0
+    drain_wait_factor: float = 3.0
 
     #: Another pool is started when the queue would take that many times as long as the load.
     replica_factor: float = 4.0

@@ -15,10 +15,10 @@ from app.fleet.backoff import Backoff
 from app.fleet.host import HostState
 from app.kernel.units.sizes import rounded
 from app.scheduler.planner.arrivals import ArrivalPattern
+from app.scheduler.planner.candidate import PlacementCandidate, Vacancy
 from app.scheduler.planner.cluster import SIMULATED, Account, Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, load_seconds
 from app.scheduler.planner.device_sets import DeviceSets
-from app.scheduler.planner.search import PlacementCandidate, Vacancy
 from app.scheduler.planner.state import DeviceSet, PlanState
 
 NO_DEMAND = "no step waits for it any more"
@@ -230,11 +230,17 @@ def not_worth(
     names: Names,
     state: PlanState,
 ) -> RefusalReason:
-    """Why pools that could be evicted are not, yet: the pressure is below the price, or a drain is put off."""
+    """
+    Why pools that could be evicted are not, yet: the pressure is below the price, or a drain is put off.
+
+    The estimate does not count the wait before a drain: a pool with short steps is most often idle before that ends.
+    """
     missing = max(price - demand.pressure, 0.0) / demand.growth if demand.growth else 0.0
-    later = min(max(missing, drain_wait - demand.oldest), demand.until_bound)
+    put_off = max(drain_wait - demand.oldest, 0.0)
+    latest = min(demand.until_bound, demand.until_deadline)
+    later = min(max(missing, put_off), latest)
     cost = f"evicting {names.pools(candidate.victims)} would cost {candidate.regret:.0f} s, weighted, and is done after"
-    if missing or demand.oldest >= drain_wait:
+    if missing >= put_off:
         condition = f"{price:.0f} s of waiting: {demand.pressure:.0f} s so far"
     else:
         condition = (
@@ -244,7 +250,7 @@ def not_worth(
         f"needs {rounded(candidate.layout.total_bytes)}, {_has_free(candidate.devices, names, state)}; "
         f"{cost} {condition}, about {seconds(later)} to go"
     )
-    return RefusalReason(text, later + candidate.estimate)
+    return RefusalReason(text, min(missing, latest) + candidate.estimate)
 
 
 def blocked(demand: ModelDemand, vacancy: Vacancy, names: Names, state: PlanState) -> RefusalReason:

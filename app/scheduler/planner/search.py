@@ -1,7 +1,6 @@
 """
 The search for candidates: device sets on which a pool could be started, with their victims and costs.
 
-Victims are the pools that would have to make room.
 The cost of a candidate is in weighted seconds of waiting: the time that the steps wait until the pool serves, the time
 that they lose on slower devices, and the regret for the victims.
 
@@ -13,13 +12,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
 from app.fleet.backoff import Backoff
 from app.fleet.pool import PoolState
 from app.footprint.layout import KnownLayout
+from app.scheduler.planner.candidate import NO_VICTIMS, PlacementCandidate, Vacancy, Victims
 from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Packing, Pool
 from app.scheduler.planner.demand import ModelDemand, no_demand
 from app.scheduler.planner.device_pools import DevicePools
@@ -27,64 +26,6 @@ from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.eviction import EVICTABLE, Eviction
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.state import DeviceSet, PlanState
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementCandidate:
-    """One way to start a pool, with its cost. Times are seconds."""
-
-    layout: KnownLayout
-    devices: DeviceSet
-    #: Pools whose bytes it waits for.
-    victims: tuple[Pool, ...]
-    regret: float
-    #: Until it serves.
-    estimate: float
-    #: The smallest is the best.
-    order: tuple[object, ...]
-    #: Victims that targets keep running and that therefore move, with their new places.
-    moves: tuple[tuple[Pool, PlacementCandidate], ...] = ()
-
-    @property
-    def computing(self) -> DeviceSet:
-        """The devices without the RAM that is used in addition to GPUs."""
-        return self.devices[: len(self.layout.parts)]
-
-    @property
-    def bytes(self) -> dict[str, int]:
-        """By id of the device."""
-        return self.layout.on(self.devices)
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes on all devices together, the RAM in addition to GPUs included."""
-        return sum(self.bytes.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Vacancy:
-    """A device set that pools will leave, without being evicted."""
-
-    #: Until then.
-    seconds: float
-    devices: DeviceSet
-    #: Pools that leave.
-    pools: tuple[Pool, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Victims:
-    """Pools that are stopped to make room."""
-
-    pools: tuple[Pool, ...]
-    regret: float
-    #: Seconds until all of them are gone.
-    wait: float
-    moves: tuple[tuple[Pool, PlacementCandidate], ...]
-
-
-#: For bytes that are free.
-NO_VICTIMS = Victims((), 0.0, 0.0, ())
 
 
 class Search:
@@ -110,8 +51,8 @@ class Search:
         self._free_places: dict[str, tuple[int, list[PlacementCandidate]]] = {}
         #: Devices with pools that are moved, but not evicted.
         self._movable = self._find_movable(cluster)
-        #: By type of device, and whether pools with work are left out.
-        self._ranks: dict[tuple[str, bool], list[tuple[float, int, str]]] = {}
+        #: By type of device, whether pools with work are left out, and whether RAM is needed in addition.
+        self._ranks: dict[tuple[str, bool, bool], list[tuple[float, int, str]]] = {}
         #: By type of device and class of demand, with the revision of the state.
         self._most: dict[tuple[object, ...], tuple[int, float]] = {}
 
@@ -150,7 +91,7 @@ class Search:
                     yield self.candidate(demand, layout, devices, NO_VICTIMS, fastest)
             if not evict or found:
                 continue
-            for devices in self.cheapest(demand, layout, backed_off):
+            for devices in self.cheapest(demand, layout, backed_off, moving=moving):
                 if moving and self._movable.isdisjoint(devices):
                     continue
                 if self.is_open(configuration, devices, layout, demand):
@@ -194,23 +135,34 @@ class Search:
             and self._state.devices[device].host not in self.backed_off(owner)
         )
 
-    def cheapest(self, demand: ModelDemand, layout: KnownLayout, backed_off: set[str]) -> Iterator[DeviceSet]:
+    def cheapest(
+        self, demand: ModelDemand, layout: KnownLayout, backed_off: set[str], *, moving: bool = False
+    ) -> Iterator[DeviceSet]:
         """Device sets to look at for victims: all in a small cluster, else those with the least regret."""
         state, enough = self._state, self.sets.enough(layout.type)
         if len(layout.parts) > 1 or len(state.schedulable.get(layout.type, ())) == enough:
             yield from self.sets.possible(demand.configuration, layout, backed_off)
             return
         part, found = layout.parts[0], 0
-        for _, size, id_ in self._ranked(layout.type, idle=not demand.overdue):
+        for _, size, id_ in self._ranked(layout, idle=not demand.overdue):
             device = state.devices[id_]
             if size + state.free[id_] >= part and device.host not in backed_off:
-                if self.sets.allows(demand.configuration, device, part) and self.sets.has_ram(
-                    demand.configuration, layout, id_
-                ):
+                is_allowed = self.sets.allows(demand.configuration, device, part)
+                if is_allowed and self._has_ram(demand, layout, id_, moving):
                     yield state.with_ram(layout, (id_,))
                     found += 1
                 if found >= enough:
                     return
+
+    def _has_ram(self, demand: ModelDemand, layout: KnownLayout, device: str, moving: bool) -> bool:
+        """Whether the RAM of the device's host is free, or in what the demand may evict; with `moving`, or may move."""
+        state, configuration = self._state, demand.configuration
+        ram = state.ram_for(layout, device)
+        if ram is None or not self.sets.has_ram(configuration, layout, device):
+            return ram is None
+        missing = layout.ram - state.free_for(configuration, ram)
+        is_own = state.own_reserve(ram, configuration.id) >= layout.ram
+        return moving or is_own or missing <= 0 or missing <= self.pools.evictable(demand, ram).total
 
     def most_bytes(self, demand: ModelDemand, type_: str) -> float:
         """
@@ -230,26 +182,38 @@ class Search:
         self._most[key] = (state.revision, most)
         return most
 
-    def _ranked(self, type_: str, idle: bool) -> list[tuple[float, int, str]]:
+    def _ranked(self, layout: KnownLayout, idle: bool) -> list[tuple[float, int, str]]:
         """
-        Devices of a type, by the regret for each byte of the pools on them, with those bytes.
+        Devices of a layout's type, by the regret for each byte of the pools on them, with those bytes.
 
-        They are ranked once in a plan: it is a guess where to look, and what is found there is checked.
+        A device without such pools is left out, unless the layout needs RAM too: then that of its host is what is
+        missing, and the pools there count. Devices are ranked once in a plan: it is a guess where to look, and what is
+        found there is checked.
         """
-        if (known := self._ranks.get((type_, idle))) is None:
-            known, state, eviction = [], self._state, self.eviction
-            for device in state.schedulable.get(type_, ()):
-                regret, size = 0.0, 0
-                for pool in state.pools_on[device.id]:
-                    evictable = pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING
-                    if evictable and not (idle and pool.busy) and pool.id not in state.kept:
-                        regret += eviction.regret(pool)
-                        size += state.unpromised(pool, device.id)
+        key = layout.type, idle, layout.ram > 0
+        if (known := self._ranks.get(key)) is None:
+            known, state = [], self._state
+            for device in state.schedulable.get(layout.type, ()):
+                regret, size = self._evictable_regret(device.id, idle)
                 if size:
                     known.append((regret / size, size, device.id))
+                elif ram := state.ram_for(layout, device.id):
+                    regret, in_ram = self._evictable_regret(ram, idle)
+                    if in_ram:
+                        known.append((regret / in_ram, 0, device.id))
             known.sort()
-            self._ranks[type_, idle] = known
+            self._ranks[key] = known
         return known
+
+    def _evictable_regret(self, device: str, idle: bool) -> tuple[float, int]:
+        """The regret for the pools on a device that some demand may evict, and their bytes; with `idle`, of those."""
+        regret, size = 0.0, 0
+        for pool in self._state.pools_on[device]:
+            evictable = pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING
+            if evictable and not (idle and pool.busy) and pool.id not in self._state.kept:
+                regret += self.eviction.regret(pool)
+                size += self._state.unpromised(pool, device)
+        return regret, size
 
     def victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> Victims | None:
         """
@@ -392,7 +356,7 @@ class Search:
         estimate = max(victims.wait, fetch) + layout.load.total_seconds()
         working = [victim for victim in victims.pools if victim.busy > 0]
         sharing = self.sharing(computing, working)
-        cost = self.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + victims.regret
+        cost = round(self.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + victims.regret, 3)
         borrows = state.borrows(configuration.id, devices)
         left = sum(state.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
         spread: tuple[float, ...] = (0.0, 0.0, left)
@@ -404,8 +368,10 @@ class Search:
                 any(state.devices[d].host == first.host for d in p.bytes if d in state.devices) for p in replicas
             )
             spread = (same_devices, same_host, -left)
-        order = (borrows, bool(working), round(cost, 3), *spread, *devices)
-        return PlacementCandidate(layout, devices, victims.pools, victims.regret, estimate, order, victims.moves)
+        order = (borrows, bool(working), cost, *spread, *devices)
+        return PlacementCandidate(
+            layout, devices, victims.pools, victims.regret, estimate, cost, borrows, order, victims.moves
+        )
 
     def sharing(self, computing: Sequence[str], leaving: Sequence[Pool]) -> float:
         """How many pools work on each of the devices, on average, once some of them have left."""

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from app.footprint.layout import KnownLayout
+from app.scheduler.planner.candidate import NO_VICTIMS, PlacementCandidate
 from app.scheduler.planner.cluster import NO_TIME, Packing
 from app.scheduler.planner.demand import ModelDemand
 from app.scheduler.planner.policy import PlacementPolicy
-from app.scheduler.planner.search import NO_VICTIMS, PlacementCandidate, Search
+from app.scheduler.planner.search import Search
 from app.scheduler.planner.state import DeviceSet, PlanState
 
 #: What a sum of rounded numbers may be smaller than the same sum in another order: a part of it, and an absolute part.
