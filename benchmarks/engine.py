@@ -157,8 +157,8 @@ def entries_of(asked: argparse.Namespace) -> list[Entry]:
         if streams == 32:
             add(name, "engine, unified", "engine", layout="unified", **spec)
     for streams in (1, 8):
-        spec = {"workload": "distinct", "streams": streams, "requests": max(3, streams), "tokens": 32, "reuse": False}
-        spec |= {"context": streams * 1024, "busy": True}
+        spec = {"workload": "distinct", "streams": streams, "requests": max(3, streams), "reuse": False}
+        spec |= {"context": streams * 1024, "tokens": 32 if streams == 1 else 64, "busy": True}
         add(f"busy {streams}", "engine", "engine", **spec)
         add(f"busy {streams}", "engine, threads fixed", "engine", fixed=True, **spec)
         add(f"busy {streams}", "server", "server", layout="streams", **spec)
