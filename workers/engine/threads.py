@@ -6,20 +6,23 @@ operation, so one that shares its core with another program delays all: then few
 What is best depends on the size of a decode too, so those of one token, of several, and of a prompt are judged apart.
 
 A trial alternates decodes of equal size with the chosen and another number of threads, and compares them pair by pair.
-Fewer threads are chosen when they are as fast, more when they are at least 5 % faster. Trials are repeated after a time
-that bounds what they cost, and at once when decodes take longer than before.
+Fewer threads are chosen when they are as fast, more when they are at least 5 % faster. Trials begin after some decodes,
+are repeated after a time that bounds what they cost, and at once when decodes take longer than before.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from enum import IntEnum
 from statistics import median
 
 #: A decode in which one sequence has so many tokens is of a prompt, others are of texts: drafts are fewer.
 PROMPT_TOKENS = 32
-#: Pairs of a trial. A trial ends when one decode is this many times as slow as the other of its pair.
-_PAIRS, _HOPELESS = 5, 1.8
+#: Pairs of a trial. It ends before when one decode, or two in a row, are so many times as slow as those beside them.
+_PAIRS, _HOPELESS, _POOR = 5, 1.8, 1.25
+#: The first trial begins after the time of so many decodes.
+_FIRST_AFTER = 15
 #: More threads are chosen when they need at most this part of the time of fewer, and fewer at most this of more.
 _FASTER, _EQUAL = 0.95, 1.02
 #: The part of the time that trials may cost: after the first that failed, and how often it is halved when more of them
@@ -71,11 +74,16 @@ class ThreadChoice:
         self._numbers = candidates(most)
         self.chosen = self._numbers[bisect_left(self._numbers, self.chosen)] if keeps else most
         #: Seconds of all decodes so far; trials are due by this clock.
-        self._busy = self._next_at = self._slow_at = 0.0
+        self._busy = self._slow_at = 0.0
+        self._next_at = math.inf
         self._down = True
         self._failures = {True: 0, False: 0}
         self._was_tried = False
         self._forget()
+
+    def try_now(self) -> None:
+        """Begin a trial with the next decode."""
+        self._next_at = self._busy
 
     def suggest(self, number: int) -> None:
         """Begin with this number, which is best for decodes of another kind, unless another one was tried before."""
@@ -105,7 +113,7 @@ class ThreadChoice:
     def _begin(self) -> None:
         """Begin a trial of the next smaller or larger number, in turn."""
         if len(self._numbers) == 1:
-            self._next_at = float("inf")
+            self._next_at = math.inf
             return
         at = self._numbers.index(self.chosen)
         if at == (0 if self._down else len(self._numbers) - 1):
@@ -116,6 +124,8 @@ class ThreadChoice:
     def record(self, tokens: int, count: int, seconds: float) -> None:
         """Record a decode of `tokens` with `count` threads."""
         self._busy += seconds
+        if not self._was_tried:
+            self._next_at = min(self._next_at, self._busy + _FIRST_AFTER * seconds)
         if count == self.chosen:
             self._first = (tokens, seconds)
             self._watch(tokens, seconds)
@@ -127,11 +137,12 @@ class ThreadChoice:
         usual = first[1] * tokens / first[0]
         self._ratios.append(seconds / usual)
         self._lost += max(0.0, seconds - usual)
-        if seconds > usual * _HOPELESS or len(self._ratios) == _PAIRS:
+        is_poor = self._ratios[-1] > _HOPELESS or (min(self._ratios[-2:]) > _POOR and len(self._ratios) > 1)
+        if is_poor or len(self._ratios) == _PAIRS:
             self._end()
 
     def _end(self) -> None:
-        ratio = max(self._ratios) if len(self._ratios) < _PAIRS else median(self._ratios)
+        ratio = self._ratios[-1] if len(self._ratios) < _PAIRS else median(self._ratios)
         down, trial, lost = self._down, self._trial, self._lost
         assert trial is not None, "only a trial ends"
         self._was_tried = True
@@ -197,6 +208,11 @@ class DecodeThreads:
         for choice in self._choices:
             if choice is not None:
                 choice.limit(most)
+
+    def try_now(self, kind: DecodeKind) -> None:
+        """Begin a trial with the next decode of the kind, if its number is measured."""
+        if (choice := self._choices[kind]) is not None:
+            choice.try_now()
 
     def is_settled(self, kind: DecodeKind) -> bool:
         """Whether no trial runs, or is due, for decodes of the kind."""

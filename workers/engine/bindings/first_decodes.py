@@ -19,11 +19,13 @@ def choose_threads(context: Context, texts: int, most_seconds: float = MOST_SECO
     reads the weights, does not count.
     """
     kind = kind_of(texts, 1)
+    context.threads.try_now(kind)
     if context.threads.is_settled(kind):
         return
     began, at = perf_counter(), 0
     code = context.decode([(sequence, at, [0], 1) for sequence in range(texts)])
     context.threads = decode_threads(context.options)
+    context.threads.try_now(kind)
     longest, end = perf_counter() - began, perf_counter() + most_seconds
     while code == 0 and not context.threads.is_settled(kind) and at + 1 < context.n_sequence // texts:
         began, at = perf_counter(), at + 1
