@@ -22,12 +22,12 @@ PROMPT_TOKENS = 32
 #: Pairs of a trial. It ends before when one decode, or two in a row, are so many times as slow as those beside them.
 _PAIRS, _HOPELESS, _POOR = 5, 1.8, 1.25
 #: The first trial begins after the time of so many decodes.
-_FIRST_AFTER = 15
+_FIRST_AFTER = 200
 #: More threads are chosen when they need at most this part of the time of fewer, and fewer at most this of more.
 _FASTER, _EQUAL = 0.95, 1.02
-#: The part of the time that trials may cost: after the first that failed, and how often it is halved when more of them
-#: fail in a row; the least seconds of decodes between two trials.
-_LOSS, _HALVINGS, _REST = 0.04, 3, 1.0
+#: The part of the time that trials of fewer and of more threads may cost after the first that failed, and how often it
+#: is halved when more of them fail in a row; the least seconds of decodes between two trials.
+_LOSS_DOWN, _LOSS_UP, _HALVINGS, _REST = 0.01, 0.04, 2, 1.0
 #: So many decodes in a row, each so many times as long as usual, begin a trial; the least seconds between two such.
 _SLOW_DECODES, _SLOW, _SLOW_REST = 3, 1.4, 2.0
 #: The weight of a new decode in what is usual.
@@ -152,12 +152,12 @@ class ThreadChoice:
             self._forget()
             self._next_at = self._busy  # perhaps the next number is better still
             return
-        loss = _LOSS / 2 ** self._failures[down]
+        loss = (_LOSS_DOWN if down else _LOSS_UP) / 2 ** self._failures[down]
         self._failures[down] = min(self._failures[down] + 1, _HALVINGS)
         self._trial, self._slow = None, 0
         self._down = not down
         self._next_at = self._busy + max(_REST, lost / loss)
-        self._slow_at = max(self._slow_at, self._busy + lost / _LOSS)
+        self._slow_at = max(self._slow_at, self._busy + lost / _LOSS_UP)
 
     def _watch(self, tokens: int, seconds: float) -> None:
         """Begin a trial of fewer threads when decodes take longer than usual."""

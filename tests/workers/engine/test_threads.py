@@ -144,7 +144,7 @@ def test_a_slow_first_prompt_does_not_hide_what_is_usual_for_others() -> None:
 
 def test_a_number_that_was_chosen_for_other_decodes_is_where_a_kind_begins() -> None:
     threads = DecodeThreads(8, texts=None, prompts=None, is_measured=True)
-    for _ in range(400):
+    for _ in range(1200):
         count = threads.count(DecodeKind.ONE_TEXT, 1)
         threads.record(DecodeKind.ONE_TEXT, 1, count, busy(count))
     assert [threads.chosen(kind) for kind in DecodeKind] == [1, 1, 8]
@@ -153,7 +153,7 @@ def test_a_number_that_was_chosen_for_other_decodes_is_where_a_kind_begins() -> 
 def test_a_kind_whose_trial_runs_takes_what_was_chosen_for_others() -> None:
     threads = DecodeThreads(2, texts=None, prompts=None, is_measured=True)
     threads.record(DecodeKind.TEXTS, 8, threads.count(DecodeKind.TEXTS, 8), 0.1)  # the first half of a pair
-    for _ in range(60):
+    for _ in range(260):
         count = threads.count(DecodeKind.ONE_TEXT, 1)
         threads.record(DecodeKind.ONE_TEXT, 1, count, busy(count))
     assert threads.chosen(DecodeKind.TEXTS) == 1
@@ -188,7 +188,7 @@ def test_without_measurement_the_limit_is_used() -> None:
 
 def test_texts_and_prompts_are_judged_apart() -> None:
     threads = DecodeThreads(2, texts=None, prompts=None, is_measured=True)
-    for _ in range(400):
+    for _ in range(1200):
         for kind, tokens in zip(DecodeKind, (1, 8, 256), strict=True):
             count = threads.count(kind, tokens)
             threads.record(kind, tokens, count, (quiet if kind is DecodeKind.PROMPTS else busy)(count) * tokens)
