@@ -157,7 +157,8 @@ class ThreadChoice:
         self._trial, self._slow = None, 0
         self._down = not down
         self._next_at = self._busy + max(_REST, lost / loss)
-        self._slow_at = max(self._slow_at, self._busy + lost / _LOSS_UP)
+        if down:
+            self._slow_at = max(self._slow_at, self._busy + lost / _LOSS_DOWN)
 
     def _watch(self, tokens: int, seconds: float) -> None:
         """Begin a trial of fewer threads when decodes take longer than usual."""
