@@ -6,8 +6,9 @@ operation, so one that shares its core with another program delays all: then few
 What is best depends on the size of a decode too, so those of one token, of several, and of a prompt are judged apart.
 
 A trial alternates decodes of equal size with the chosen and another number of threads, and compares them pair by pair.
-Fewer threads are chosen when they are as fast, more when they are at least 5 % faster. Trials begin after some decodes,
-are repeated after a time that bounds what they cost, and at once when decodes take longer than before.
+Another number is chosen when it is at least 5 % faster, or as fast with fewer threads. Prompts, whose decodes are long
+and few, keep theirs then. Trials begin after some decodes, are repeated after a time that bounds what they cost, and at
+once when decodes take longer than before.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ PROMPT_TOKENS = 32
 _PAIRS, _HOPELESS, _POOR = 5, 1.8, 1.25
 #: The first trial begins after the time of so many decodes.
 _FIRST_AFTER = 200
-#: More threads are chosen when they need at most this part of the time of fewer, and fewer at most this of more.
+#: Another number is chosen when it needs at most this part of the time; fewer threads for texts, when as fast.
 _FASTER, _EQUAL = 0.95, 1.02
 #: The part of the time that trials of fewer and of more threads may cost after the first that failed, and how often it
 #: is halved when more of them fail in a row; the least seconds of decodes between two trials.
-_LOSS_DOWN, _LOSS_UP, _HALVINGS, _REST = 0.01, 0.04, 2, 1.0
+_LOSS_DOWN, _LOSS_UP, _HALVINGS, _REST = 0.01, 0.1, 2, 1.0
 #: So many decodes in a row, each so many times as long as usual, begin a trial; the least seconds between two such.
 _SLOW_DECODES, _SLOW, _SLOW_REST = 3, 1.4, 2.0
 #: The weight of a new decode in what is usual.
@@ -56,8 +57,13 @@ def candidates(most: int) -> list[int]:
 class ThreadChoice:
     """The number of threads for decodes of one kind."""
 
-    def __init__(self, most: int) -> None:
-        """`most` is the largest number that may be chosen, at least 1. It is chosen first."""
+    def __init__(self, most: int, *, takes_ties: bool = True) -> None:
+        """
+        `most` is the largest number that may be chosen, at least 1. It is chosen first.
+
+        With `takes_ties`, fewer threads are chosen when they are as fast.
+        """
+        self._takes_ties = takes_ties
         self._numbers = candidates(most)
         #: The number of threads that is best, as far as is known. May be read from any thread.
         self.chosen = most
@@ -146,7 +152,7 @@ class ThreadChoice:
         down, trial, lost = self._down, self._trial, self._lost
         assert trial is not None, "only a trial ends"
         self._was_tried = True
-        if ratio <= (_EQUAL if down else _FASTER):
+        if ratio <= (_EQUAL if down and self._takes_ties else _FASTER):
             self.chosen = trial
             self._failures = {True: 0, False: 0}
             self._forget()
@@ -185,7 +191,12 @@ class DecodeThreads:
         Unless `is_measured`, that is `most`.
         """
         self._most, self._given = most, (texts, texts, prompts)
-        self._choices = [ThreadChoice(most) if is_measured and number is None else None for number in self._given]
+        self._choices = [
+            ThreadChoice(most, takes_ties=kind is not DecodeKind.PROMPTS)
+            if is_measured and self._given[kind] is None
+            else None
+            for kind in DecodeKind
+        ]
 
     def count(self, kind: DecodeKind, tokens: int) -> int:
         """Return the number of threads for the next decode, of so many tokens."""

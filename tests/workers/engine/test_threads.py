@@ -79,12 +79,12 @@ def test_the_best_number_of_many_is_found(seed: int) -> None:
     assert serve(choice, many_cores, 60, seed=seed) > 0.9
 
 
-def test_fewer_threads_win_where_more_gain_nothing() -> None:
-    choice = ThreadChoice(8)
-    for _ in range(2000):
-        count = choice.count(4)
-        choice.record(4, count, 0.01)
-    assert choice.chosen == 1
+@pytest.mark.parametrize(("takes_ties", "chosen"), [(True, 1), (False, 8)])
+def test_fewer_threads_win_ties_but_for_prompts(takes_ties: bool, chosen: int) -> None:
+    choice = ThreadChoice(8, takes_ties=takes_ties)
+    for _ in range(4000):
+        choice.record(4, choice.count(4), 0.01)
+    assert choice.chosen == chosen
 
 
 def test_a_trial_compares_decodes_of_equal_size_only() -> None:
