@@ -2,7 +2,7 @@
 Dialogues for the engine's benchmark: prompts of 50 to 900 tokens, answers of 8 to 96, greedy, read while written.
 
 `closed` keeps 8 requests under way. `chat` is 8 users over 5 turns, each turn with all that was said. `arrivals` come
-by Poisson's law. `beside` is one person beside 16 texts that nobody reads. `one` is a single stream. Each is driven in
+by Poisson's law. `beside` is one person, who thinks for 1 to 4 s before each question, beside 16 texts that nobody reads. `one` is a single stream. Each is driven in
 the same way on the engine and on llama.cpp's server.
 """
 
@@ -12,7 +12,7 @@ import random
 import statistics
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -130,7 +130,7 @@ def _beside(_: dict[str, Any], rng: random.Random, write: Write, answers: list[A
     texts = [(talk(rng, rng.randint(50, 900)), rng.randint(64, 192)) for _ in range(BATCH_TEXTS)]
     with ThreadPoolExecutor(BATCH_TEXTS) as threads:
         batch = [threads.submit(_ask, write, *one, answers, is_read=False) for one in texts]
-        while not all(one.done() for one in batch):
+        while wait(batch, timeout=rng.uniform(1, 4)).not_done:  # the person thinks
             _ask(write, talk(rng, rng.randint(50, 300)), rng.randint(8, 48), answers)
 
 
