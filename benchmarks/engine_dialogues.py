@@ -2,8 +2,8 @@
 Dialogues for the engine's benchmark: prompts of 50 to 900 tokens, answers of 8 to 96, greedy, read while written.
 
 `closed` keeps 8 requests under way. `chat` is 8 users over 5 turns, each turn with all that was said. `arrivals` come
-by Poisson's law. `beside` is one person, who thinks for 1 to 4 s before each question, beside 16 texts that nobody reads. `one` is a single stream. Each is driven in
-the same way on the engine and on llama.cpp's server.
+by Poisson's law. `beside` is one person, who thinks for 1 to 4 s before each question, beside 16 texts that nobody
+reads. `one` is a single stream. Each is driven in the same way on the engine and on llama.cpp's server.
 """
 
 from __future__ import annotations

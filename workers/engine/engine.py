@@ -37,7 +37,6 @@ from app.inference.requests import (
 from app.kernel import clock, ids
 from app.kernel.errors import FailureReason, ModelUnsupported, NotFound, StepFailure
 from workers.engine import OnPiece, OnStop, OnText, pieces_to, require_images, vectors
-from workers.engine.bindings.first_decodes import choose_threads
 from workers.engine.bindings.llama import LlamaModel, load_loras, use_loras
 from workers.engine.chat import tools
 from workers.engine.chat.calls import ToolCallDetector, as_bytes
@@ -107,11 +106,9 @@ class LlamaEngine:
                 self._loop.images = ImageSteps(self._images)
             self._loras = load_loras(self.model)
             self._loop.use_loras(list(self._loras.values()))
-            #: Whether the model can write text. A model without a KV cache or a state only embeds or ranks whole texts.
-            self.generates_text = self.model.has_decoder and bool(self._loop.context.memory)
-            if self.generates_text:
-                choose_threads(self._loop.context, self.slots)
             undo.pop_all()
+        #: Whether the model can write text. A model without a KV cache or a state only embeds or ranks whole texts.
+        self.generates_text = self._loop.context.writes_text
         self._embeddings: EmbeddingContext | None = None
         self._task_ids = itertools.count(1)
         self._active_calls = 0
@@ -124,7 +121,6 @@ class LlamaEngine:
             slots=self.slots,
             context=self._loop.context.n_context,
             layout="streams" if self.options.streams else "unified",
-            threads=self._loop.metrics().threads,
             seconds=round(perf_counter() - started_at, 3),
         )
 

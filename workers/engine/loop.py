@@ -20,6 +20,7 @@ import structlog
 from app.inference.requests import FinishReason, PriorityClass
 from app.kernel.errors import ArrieroError, FailureReason, StepFailure
 from workers.engine import batch
+from workers.engine.bindings.first_decodes import choose_threads
 from workers.engine.bindings.llama import Context, LlamaModel, Logits
 from workers.engine.kv_store.saving import IdleSaving
 from workers.engine.kv_store.store import PrefixStore
@@ -62,13 +63,11 @@ class EngineLoop:
         self._jobs = Jobs()
         self._inbox: list[EngineTask] = []
         self._wake = threading.Condition()
-        self._sweep_needed = False
-        self._stopping = False
+        self._sweep_needed = self._stopping = False
         self._next_deadline = float("inf")
         self._faults = 0
         self._progress_at = perf_counter()
-        self._busy = False
-        self._paused = 0
+        self._busy, self._paused = False, 0
         self._adapters: Sequence[tuple[Any, float]] = ()
         #: Why the engine gave up; None while it has not.
         self.fatal_reason: str | None = None
@@ -160,6 +159,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            choose_threads(self.context, self.options.slots)
             while self._wait_for_work():
                 try:
                     self._iterate()

@@ -5,7 +5,8 @@ More threads are faster while each has a core of its own. The threads of a decod
 operation, so one that shares its core with another program delays all: then fewer are faster, up to twenty times.
 What is best depends on the size of a decode too, so those of one token, of several, and of a prompt are judged apart.
 
-A trial alternates decodes of equal size with the chosen and another number of threads, and compares them pair by pair.
+A trial alternates two decodes with the chosen number of threads and two with another one, all of equal size, and
+compares the second ones pair by pair: the first ones pay for the change, as threads end and begin.
 Another number is chosen when it is at least 5 % faster, or as fast with fewer threads. Prompts, whose decodes are long
 and few, keep theirs then. Trials begin after some decodes, are repeated after a time that bounds what they cost, and at
 once when decodes take longer than before.
@@ -20,8 +21,10 @@ from statistics import median
 
 #: A decode in which one sequence has so many tokens is of a prompt, others are of texts: drafts are fewer.
 PROMPT_TOKENS = 32
-#: Pairs of a trial. It ends before when one decode, or two in a row, are so many times as slow as those beside them.
+#: Pairs of a trial. It ends before when one decode is so many times as slow as that beside it, or two as slow or fast.
 _PAIRS, _HOPELESS, _POOR = 5, 1.8, 1.25
+#: So much slower even the first decode of a trial ends it.
+_DREADFUL = 3.0
 #: The first trial begins after the time of so many decodes.
 _FIRST_AFTER = 200
 #: Another number is chosen when it needs at most this part of the time; fewer threads for texts, when as fast.
@@ -102,6 +105,8 @@ class ThreadChoice:
         #: The number that is tried, the first half of a pair, the ratios of the pairs, seconds lost.
         self._trial: int | None = None
         self._first: tuple[int, float] | None = None
+        #: The number of the last decode of a trial: the first decode after a change pays for it, and does not count.
+        self._last = 0
         self._ratios: list[float] = []
         self._lost = 0.0
         #: Seconds of a token with the chosen number, by size of the decode; decodes in a row that were slower.
@@ -132,6 +137,14 @@ class ThreadChoice:
         self._busy += seconds
         if not self._was_tried:
             self._next_at = min(self._next_at, self._busy + _FIRST_AFTER * seconds)
+        is_first, self._last = count != self._last, count
+        if is_first and count == self._trial and self._first is not None:
+            usual = self._first[1] * tokens / self._first[0]
+            self._lost += max(0.0, seconds - usual)
+            if seconds <= usual * _DREADFUL:
+                return
+        elif is_first and self._trial is not None:
+            return
         if count == self.chosen:
             self._first = (tokens, seconds)
             self._watch(tokens, seconds)
@@ -143,8 +156,9 @@ class ThreadChoice:
         usual = first[1] * tokens / first[0]
         self._ratios.append(seconds / usual)
         self._lost += max(0.0, seconds - usual)
-        is_poor = self._ratios[-1] > _HOPELESS or (min(self._ratios[-2:]) > _POOR and len(self._ratios) > 1)
-        if is_poor or len(self._ratios) == _PAIRS:
+        last = self._ratios[-2:]
+        is_clear = last[-1] > _HOPELESS or (len(last) > 1 and (min(last) > _POOR or max(last) < 1 / _POOR))
+        if is_clear or len(self._ratios) == _PAIRS:
             self._end()
 
     def _end(self) -> None:

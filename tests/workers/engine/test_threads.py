@@ -82,7 +82,7 @@ def test_the_best_number_of_many_is_found(seed: int) -> None:
 @pytest.mark.parametrize(("takes_ties", "chosen"), [(True, 1), (False, 8)])
 def test_fewer_threads_win_ties_but_for_prompts(takes_ties: bool, chosen: int) -> None:
     choice = ThreadChoice(8, takes_ties=takes_ties)
-    for _ in range(4000):
+    for _ in range(30_000):
         choice.record(4, choice.count(4), 0.01)
     assert choice.chosen == chosen
 
@@ -93,15 +93,16 @@ def test_a_trial_compares_decodes_of_equal_size_only() -> None:
         tokens = 2 + number % 7
         assert choice.count(tokens) == 2
         choice.record(tokens, 2, 0.01 * tokens)
-    choice.record(8, choice.count(8), 0.08)
+    for _ in range(2):
+        choice.record(8, choice.count(8), 0.08)
     assert choice.count(8) == 1
 
 
 def test_prompts_are_compared_by_the_token_when_their_sizes_are_similar() -> None:
     choice = ThreadChoice(2)
     choice.try_now()
-    choice.count(500)
-    choice.record(500, 2, 5.0)
+    for _ in range(2):
+        choice.record(500, choice.count(500), 5.0)
     assert choice.count(300) == 2
     assert choice.count(480) == 1
 
@@ -109,8 +110,9 @@ def test_prompts_are_compared_by_the_token_when_their_sizes_are_similar() -> Non
 def test_a_hopeless_trial_ends_after_one_decode() -> None:
     choice = ThreadChoice(2)
     choice.try_now()
-    choice.count(8)
-    choice.record(8, 2, 0.01)
+    for _ in range(2):  # the first one may pay for a change
+        assert choice.count(8) == 2
+        choice.record(8, 2, 0.01)
     assert choice.count(8) == 1
     choice.record(8, 1, 0.1)
     assert (choice.chosen, choice.count(8)) == (2, 2)
@@ -133,8 +135,8 @@ def test_the_limit_is_kept_and_a_larger_one_is_used() -> None:
 def test_a_slow_first_prompt_does_not_hide_what_is_usual_for_others() -> None:
     choice = ThreadChoice(2)
     choice.try_now()
-    choice.count(512)
-    choice.record(512, 2, 1.0)
+    for _ in range(2):
+        choice.record(512, choice.count(512), 1.0)
     choice.record(512, choice.count(512), 9.0)  # one thread is hopeless
     for _ in range(50):  # parts of 40 tokens take twice as long for each token; that is no reason for a trial
         for tokens in (512, 40):

@@ -203,6 +203,8 @@ class Context:
         self._batch = Batch(self.n_batch, options.sequences)
         #: Texts and long prompts are computed faster one after the other than in one decode (see batch.APART_TOKENS).
         self.computes_apart = not options.streams and flash_attention(options) != 0 and _is_in_ram(options)
+        #: Whether it can write text. Without a KV cache or a state it only embeds or ranks whole texts.
+        self.writes_text = model.has_decoder and bool(self.memory)
         #: How many CPU threads compute a decode.
         self.threads = decode_threads(options)
 
