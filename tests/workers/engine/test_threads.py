@@ -82,7 +82,7 @@ def test_the_best_number_of_many_is_found(seed: int) -> None:
 @pytest.mark.parametrize(("takes_ties", "chosen"), [(True, 1), (False, 8)])
 def test_fewer_threads_win_ties_but_for_prompts(takes_ties: bool, chosen: int) -> None:
     choice = ThreadChoice(8, takes_ties=takes_ties)
-    for _ in range(30_000):
+    for _ in range(4000):
         choice.record(4, choice.count(4), 0.01)
     assert choice.chosen == chosen
 
@@ -126,7 +126,7 @@ def test_the_limit_is_kept_and_a_larger_one_is_used() -> None:
     assert choice.chosen == 2
     choice.limit(4)
     assert choice.chosen == 4, "the largest was chosen before"
-    serve(choice, lambda threads: 0.001 * threads, 10)
+    serve(choice, lambda threads: 0.001 * threads, 60)
     assert choice.chosen == 1
     choice.limit(16)
     assert choice.chosen == 1, "it was chosen by measurement"
