@@ -182,11 +182,11 @@ def on_gpus(host: str, inventory: Inventory, devices: Iterable[str]) -> bool:
 
 def thread_shares(cores: int, pools: Mapping[str, bool]) -> dict[str, int]:
     """
-    Return the threads of each pool. `pools` has for each whether it computes on GPUs; 0 `cores` means all.
+    Return the threads of each pool. `pools` has for each whether it computes on GPUs; 0 `cores` means all but one.
 
     A pool on GPUs gets two, the others share the rest; each gets at least one.
     """
-    available = cores or len(os.sched_getaffinity(0))
+    available = cores or max(len(os.sched_getaffinity(0)) - 1, 1)
     left = available - _GPU_THREADS * sum(pools.values())
     others = len(pools) - sum(pools.values())
     each = max(left // max(others, 1), 1)
