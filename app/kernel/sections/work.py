@@ -72,8 +72,8 @@ class PoolSettings(Section):
 
     #: Models that are kept running: each has a pool that is never stopped to make room. It must be equal on every host.
     models: Annotated[tuple[str, ...], CHANGEABLE] = ("smollm2:135m",)
-    #: Cores of this host for all threads of llama.cpp together; 0 means all but one. A pool uses as many of its share as are
-    #: fastest, which is measured: when another process uses one of their cores, all of its threads are delayed.
+    #: Cores of this host for all threads of llama.cpp together; 0 means all but one. A pool uses as many of its share
+    #: as are fastest, which is measured: when another process uses one of them, all of its threads are delayed.
     threads: int = Field(default=0, ge=0)
     #: Address of the metrics of a pool. Port 0 chooses a free one, which the pool writes to `DATA/metrics/NAME.json`.
     metrics_host: str = "127.0.0.1"
