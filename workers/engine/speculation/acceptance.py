@@ -1,7 +1,6 @@
 """
 Acceptance rates: how often a predicted token was the one that the model chose, by the length of the match behind it.
 
-The rates of a text begin at those of the engine, and are its own after a few predictions. Old outcomes count less.
 Drafts are computed where the rates are high, some of them by chance, so they fail more often than the rates say. What
 failed of earlier drafts beyond that, for each of their tokens, corrects it.
 """
@@ -11,12 +10,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Final
 
+from workers.engine.speculation.hit_rates import HitRates
+
 #: Matches are counted in groups that begin at these lengths.
 _LENGTHS: Final = (3, 4, 6, 9, 17, 33)
 #: The rates of an engine that has seen nothing: low, as predictions are judged without being computed.
 _FIRST: Final = (0.1, 0.15, 0.2, 0.4, 0.6, 0.7, 0.8)
-#: As so many outcomes count the rates with which something begins.
-_PRIOR_WEIGHT = 4.0
 #: An outcome counts by this factor less with each later one of its group.
 _TEXT_DECAY, _ENGINE_DECAY = 0.97, 0.998
 #: So many tokens count as drafted before any was, and the decay of earlier drafts with each later one.
@@ -26,31 +25,24 @@ _TRUSTED, _DRAFT_DECAY = 8.0, 0.95
 class AcceptanceRates:
     """The acceptance rates of one text, or of an engine."""
 
-    __slots__ = ("_computed", "_decay", "_failures", "_hits", "_prior", "_trials")
+    __slots__ = ("_computed", "_failures", "_outcomes", "_prior")
 
     def __init__(self, prior: AcceptanceRates | None = None) -> None:
         """`prior` are the rates of the engine, which get each outcome too."""
         self._prior = prior
-        self._decay = _ENGINE_DECAY if prior is None else _TEXT_DECAY
-        self._hits, self._trials = [0.0] * len(_FIRST), [0.0] * len(_FIRST)
+        self._outcomes: HitRates = (
+            HitRates(_FIRST, _ENGINE_DECAY) if prior is None else HitRates(_FIRST, _TEXT_DECAY, prior._outcomes)
+        )
         #: Draft tokens up to the first that failed, and the failures beyond the expected ones.
         self._computed = self._failures = 0.0
 
     def record(self, length: int, is_hit: bool) -> None:
         """Record the outcome of a prediction behind a match of `length` tokens."""
-        group = bisect_right(_LENGTHS, length)
-        self._hits[group] = self._hits[group] * self._decay + is_hit
-        self._trials[group] = self._trials[group] * self._decay + 1
-        if self._prior is not None:
-            self._prior.record(length, is_hit)
+        self._outcomes.record(bisect_right(_LENGTHS, length), is_hit)
 
     def rate(self, length: int) -> float:
         """The probability that the next token is the predicted one."""
-        return self._rate(bisect_right(_LENGTHS, length))
-
-    def _rate(self, group: int) -> float:
-        prior = _FIRST[group] if self._prior is None else self._prior._rate(group)
-        return (self._hits[group] + _PRIOR_WEIGHT * prior) / (self._trials[group] + _PRIOR_WEIGHT)
+        return self._outcomes.rate(bisect_right(_LENGTHS, length))
 
     def drafted(self, length: int, drafted: int, accepted: int) -> None:
         """Record a draft that was computed behind a match of `length` tokens, and how many of it were accepted."""
@@ -86,7 +78,7 @@ class AcceptanceRates:
         for place in range(length, length + most):
             group = bisect_right(_LENGTHS, place)
             if group != known:
-                known, rate = group, self._rate(group) - excess
+                known, rate = group, self._outcomes.rate(group) - excess
             probability *= rate
             if probability < least:
                 break

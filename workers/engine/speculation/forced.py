@@ -17,6 +17,7 @@ from workers.engine.bindings.llama import LlamaModel
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.forced_text import ForcedText
 from workers.engine.sampling.sampler import TokenSampler
+from workers.engine.speculation.hit_rates import HitRates
 
 #: CPU seconds of one look at a grammar, on average, above which a text gets no others, and looks before that is judged:
 #: copying a very large grammar takes milliseconds.
@@ -40,31 +41,18 @@ class ForcedPlace(IntEnum):
 
 #: The acceptance rates with which an engine begins, by place.
 _FIRST: Final = (0.95, 0.85, 0.7)
-#: As so many outcomes count the rates with which something begins, and the decay of an outcome with each later one.
-_PRIOR_WEIGHT, _DECAY = 4.0, 0.98
+#: The decay of an outcome with each later one.
+_DECAY = 0.98
 
 
-class ForcedRates:
-    """How often forced tokens were the model's choice, by their place."""
+class ForcedRates(HitRates):
+    """How often forced tokens, whose earlier tokens were right, were the model's choice, by their place."""
 
-    __slots__ = ("_hits", "_prior", "_trials")
+    __slots__ = ()
 
     def __init__(self, prior: ForcedRates | None = None) -> None:
         """`prior` are the rates of the engine, which get each outcome too."""
-        self._prior = prior
-        self._hits, self._trials = [0.0] * len(_FIRST), [0.0] * len(_FIRST)
-
-    def record(self, place: ForcedPlace, is_hit: bool) -> None:
-        """Record the outcome of a prediction whose earlier tokens were right."""
-        self._hits[place] = self._hits[place] * _DECAY + is_hit
-        self._trials[place] = self._trials[place] * _DECAY + 1
-        if self._prior is not None:
-            self._prior.record(place, is_hit)
-
-    def rate(self, place: ForcedPlace) -> float:
-        """The probability that the next token is the predicted one."""
-        prior = _FIRST[place] if self._prior is None else self._prior.rate(place)
-        return (self._hits[place] + _PRIOR_WEIGHT * prior) / (self._trials[place] + _PRIOR_WEIGHT)
+        super().__init__(_FIRST, _DECAY, prior)
 
 
 class JumpAhead:

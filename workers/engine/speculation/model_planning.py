@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from workers.engine.speculation.costs import DecodeCosts
 from workers.engine.speculation.drafting import MARGIN
+from workers.engine.speculation.hit_rates import HitRates
 
-#: The acceptance rate of an engine that has seen none, and the outcomes as which it counts, and as a text's prior.
-_FIRST, _FIRST_WEIGHT, _PRIOR_WEIGHT = 0.6, 8.0, 4.0
+#: The acceptance rate of an engine that has seen none, and the outcomes as which it counts.
+_FIRST, _FIRST_WEIGHT = 0.6, 8.0
 #: An outcome counts by this factor less with each later one of the text, of the engine, and with each plan without it.
 _TEXT_DECAY, _ENGINE_DECAY, _IDLE_DECAY = 0.97, 0.998, 0.998
 #: A measured cost is half forgotten after so many decodes of the model without one of the draft model.
@@ -29,31 +30,28 @@ _FIRST_TOKENS = 16
 class DraftRate:
     """How often a token of the draft model was the one that the model chose, in one text or in an engine."""
 
-    __slots__ = ("_decay", "_hits", "_prior", "_trials")
+    __slots__ = ("_outcomes",)
 
     def __init__(self, prior: DraftRate | None = None) -> None:
         """`prior` is the rate of the engine, which gets each outcome too."""
-        self._prior, self._decay = prior, _ENGINE_DECAY if prior is None else _TEXT_DECAY
-        self._hits = self._trials = 0.0
+        if prior is None:
+            self._outcomes = HitRates((_FIRST,), _ENGINE_DECAY, weight=_FIRST_WEIGHT)
+        else:
+            self._outcomes = HitRates((_FIRST,), _TEXT_DECAY, prior._outcomes)
 
     def record(self, drafted: int, accepted: int) -> None:
         """Record a draft: what follows the first token that was not accepted was not judged."""
         for place in range(min(drafted, accepted + 1)):
-            self._hits = self._hits * self._decay + (place < accepted)
-            self._trials = self._trials * self._decay + 1
-        if self._prior is not None:
-            self._prior.record(drafted, accepted)
+            self._outcomes.record(0, place < accepted)
 
     def rest(self) -> None:
         """Forget a little, because nothing was drafted: a text may change."""
-        self._hits *= _IDLE_DECAY
-        self._trials *= _IDLE_DECAY
+        self._outcomes.forget(_IDLE_DECAY)
 
     @property
     def value(self) -> float:
         """The probability that the next drafted token is accepted."""
-        prior, weight = (_FIRST, _FIRST_WEIGHT) if self._prior is None else (self._prior.value, _PRIOR_WEIGHT)
-        return (self._hits + weight * prior) / (self._trials + weight)
+        return self._outcomes.rate(0)
 
 
 class DraftCosts:
