@@ -91,8 +91,9 @@ class ThreadChoice:
         self._forget()
 
     def try_now(self) -> None:
-        """Begin a trial with the next decode."""
-        self._next_at = self._busy
+        """Begin a trial with the next decode, if there is another number."""
+        if len(self._numbers) > 1:
+            self._next_at = self._busy
 
     def suggest(self, number: int) -> None:
         """Begin with this number, which is best for decodes of another kind, unless another one was tried before."""
@@ -137,25 +138,22 @@ class ThreadChoice:
         self._busy += seconds
         if not self._was_tried:
             self._next_at = min(self._next_at, self._busy + _FIRST_AFTER * seconds)
-        is_first, self._last = count != self._last, count
-        if is_first and count == self._trial and self._first is not None:
-            usual = self._first[1] * tokens / self._first[0]
-            self._lost += max(0.0, seconds - usual)
-            if seconds <= usual * _DREADFUL:
-                return
-        elif is_first and self._trial is not None:
-            return
+        pays, self._last = count != self._last and self._trial is not None, count
         if count == self.chosen:
-            self._first = (tokens, seconds)
-            self._watch(tokens, seconds)
+            if not pays:
+                self._first = (tokens, seconds)
+                self._watch(tokens, seconds)
             return
         first = self._first
-        self._first = None
         if count != self._trial or first is None or first[1] <= 0:
+            self._first = None
             return
         usual = first[1] * tokens / first[0]
-        self._ratios.append(seconds / usual)
         self._lost += max(0.0, seconds - usual)
+        if pays and seconds <= usual * _DREADFUL:
+            return
+        self._first = None
+        self._ratios.append(seconds / usual)
         last = self._ratios[-2:]
         is_clear = last[-1] > _HOPELESS or (len(last) > 1 and (min(last) > _POOR or max(last) < 1 / _POOR))
         if is_clear or len(self._ratios) == _PAIRS:
@@ -236,7 +234,7 @@ class DecodeThreads:
                 choice.limit(most)
 
     def try_now(self, kind: DecodeKind) -> None:
-        """Begin a trial with the next decode of the kind, if its number is measured."""
+        """Begin a trial with the next decode of the kind, if its number is measured and there is another one."""
         if (choice := self._choices[kind]) is not None:
             choice.try_now()
 

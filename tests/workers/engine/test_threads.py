@@ -207,6 +207,15 @@ def test_a_context_chooses_before_its_first_request_and_is_empty_then(model: Lla
         context.close()
 
 
+def test_nothing_is_decoded_to_choose_one_of_one() -> None:
+    threads = DecodeThreads(1, texts=None, prompts=None, is_measured=True)
+    threads.try_now(DecodeKind.TEXTS)
+    assert threads.is_settled(DecodeKind.TEXTS)
+    threads.limit(2)
+    threads.try_now(DecodeKind.TEXTS)
+    assert not threads.is_settled(DecodeKind.TEXTS)
+
+
 def test_no_time_is_spent_where_a_decode_takes_longer(model: LlamaModel) -> None:
     context = Context(model, EngineOptions(slots=4, context=4096, most_threads=2))
     try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 
-from workers.engine.bindings.llama import Context, decode_threads
+from workers.engine.bindings.llama import Context
 from workers.engine.threads import kind_of
 
 #: The most seconds for choosing threads before the first request; the choice goes on while serving.
@@ -21,19 +22,18 @@ def choose_threads(context: Context, texts: int, most_seconds: float = MOST_SECO
     Belongs on the thread that decodes later: each thread that decodes has workers of its own, and with more workers
     than cores libgomp lets all of them spin for a shorter time, which costs a fifth of the speed of one text.
     """
-    kind = kind_of(texts, 1)
-    context.threads.try_now(kind)
-    if not context.writes_text or context.threads.is_settled(kind):
+    if not context.writes_text:
         return
-    began, at = perf_counter(), 0
-    code = context.decode([(sequence, at, [0], 1) for sequence in range(texts)])
-    context.threads = decode_threads(context.options)
+    kind, longest, end = kind_of(texts, 1), 0.0, math.inf
     context.threads.try_now(kind)
-    longest, end = perf_counter() - began, perf_counter() + most_seconds
-    while code == 0 and not context.threads.is_settled(kind) and at + 1 < context.n_sequence // texts:
-        began, at = perf_counter(), at + 1
-        if began + longest > end:
+    for at in range(context.n_sequence // texts):
+        began = perf_counter()
+        if context.threads.is_settled(kind) or began + longest > end:
             break
-        code = context.decode([(sequence, at, [0], 1) for sequence in range(texts)])
-        longest = perf_counter() - began if at == 1 else max(longest, perf_counter() - began)
+        if context.decode([(sequence, at, [0], 1) for sequence in range(texts)]):
+            break
+        taken = perf_counter() - began
+        longest = taken if at < 2 else max(longest, taken)
+        if not at:
+            end = perf_counter() + most_seconds
     context.clear()
