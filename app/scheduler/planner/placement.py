@@ -299,8 +299,8 @@ class Planner:
             return min(found, key=lambda one: one.order, default=None), None
         price = self.price
         best, nearest = self.selection.select(demand, partial(price.is_worth, demand), price.most_regret(demand))
-        is_put_off = nearest is not None and price.is_put_off(demand, nearest)
-        if best is None and self.policy.migrate and (nearest is None or is_put_off):
+        if best is None and self.policy.migrate and (nearest is None or price.is_reached(demand, nearest)):
+            is_put_off = nearest is not None
             for candidate in self.search.candidates(demand, evict=True, moving=True):
                 if price.is_worth(demand, candidate):
                     if best is None or candidate.order < best.order:

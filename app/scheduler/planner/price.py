@@ -36,11 +36,11 @@ class EvictionPrice:
         """Whether the victims are stopped for the demand now."""
         if not candidate.victims or demand.overdue or self.reclaims(demand, candidate):
             return True
-        return demand.pressure >= self.price(demand, candidate) and demand.oldest >= self.drain_wait(demand, candidate)
+        return self.is_reached(demand, candidate) and demand.oldest >= self.drain_wait(demand, candidate)
 
-    def is_put_off(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
-        """Whether nothing but the wait before a drain keeps the victims."""
-        return demand.pressure >= self.price(demand, candidate) and not self.is_worth(demand, candidate)
+    def is_reached(self, demand: ModelDemand, candidate: PlacementCandidate) -> bool:
+        """Whether the pressure is at the price: victims that are not worth it are only put off then, by their drain."""
+        return demand.pressure >= self.price(demand, candidate)
 
     def is_cheaper(self, demand: ModelDemand, one: PlacementCandidate, reclaiming: PlacementCandidate) -> bool:
         """
