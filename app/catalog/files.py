@@ -205,17 +205,12 @@ def state_folder(model: Model, data_dir: Path) -> Path:
 
 def locate_adapter(model: Model, adapter: SourcedAdapter, data_dir: Path) -> Path:
     """Returns the file of an adapter of the model. Raises what `locate` raises."""
-    return locate(adapter_model(model, adapter), data_dir)
+    return locate(_companion(model, adapter.source), data_dir)
 
 
 def locate_projector(model: Model, data_dir: Path) -> Path | None:
     """Returns the file of the model's projector, or None when it has none. Raises what `locate` raises."""
-    return None if (own := projector_model(model)) is None else locate(own, data_dir)
-
-
-def projector_model(model: Model) -> Model | None:
-    """Returns the model with its projector's source: projectors are installed and located like models."""
-    return None if model.mmproj is None else _companion(model, model.mmproj.source)
+    return None if (projector := model.mmproj) is None else locate(_companion(model, projector.source), data_dir)
 
 
 def locate_draft(model: Model, data_dir: Path) -> Path | None:
@@ -326,12 +321,8 @@ def _ensure_space(source: UrlSource | HubSource, paths: Sequence[Path], free_spa
         install.ensure_free_space(folder, sum(needed), free_space, f"{paths[0].name} with its other parts")
 
 
-def adapter_model(model: Model, adapter: SourcedAdapter) -> Model:
-    """Returns the model with the adapter's source: adapters are installed and located like models."""
-    return _companion(model, adapter.source)
-
-
 def _companion(model: Model, source: ModelSource) -> Model:
+    """Returns the model with another source: its further files are installed and located like models."""
     return model.model_copy(update={"source": source, "engine": EngineEntry(), "mmproj": None})
 
 
