@@ -29,8 +29,6 @@ class ResponseStatus(StrEnum):
 
 #: By finish reason of the text, why it is incomplete.
 _INCOMPLETE: Mapping[str, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
-#: The details of the usage of an answer without thinking.
-_NONE: Mapping[str, int] = {}
 #: Reasons of failures for which the request is at fault.
 _INVALID = (FailureReason.INVALID_REQUEST, FailureReason.TEMPLATE_ERROR, FailureReason.CONTEXT_EXCEEDED)
 
@@ -200,7 +198,7 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
         },
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {
-            "reasoning_tokens": (usage.get("completion_tokens_details") or _NONE).get("reasoning_tokens", 0)
+            "reasoning_tokens": (usage.get("completion_tokens_details") or {}).get("reasoning_tokens", 0)
         },
         "total_tokens": usage["total_tokens"],
     }
