@@ -164,6 +164,27 @@ def make(model_path: Path) -> Iterator[MakeEngine]:
         one.close()
 
 
+def _end_with_layers(
+    writer: gguf.GGUFWriter,
+    random: Callable[..., Any],
+    norms: Mapping[str, int],
+    biases: Mapping[str, int] | None = None,
+) -> None:
+    """Write the attention and feed-forward layers of a transformer, with these norms and biases by their sizes."""
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name, shape in {
+            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
+        }.items():  # fmt: skip
+            writer.add_tensor(f"{block}{name}.weight", random(*shape))
+        for name, size in (biases or {}).items():
+            writer.add_tensor(f"{block}{name}.bias", random(size))
+        for name, size in norms.items():
+            writer.add_tensor(f"{block}{name}.weight", np.ones(size, np.float32))
+    _end(writer)
+
+
 def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> None:
     """A llama of two layers; `controls` are control tokens that replace the last ones of the vocabulary."""
     writer, random = _begin(source, target, "llama", controls)
@@ -172,16 +193,7 @@ def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> 
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_feed_forward_length(128)
     writer.add_rope_dimension_count(32)
-    for layer in range(LAYERS):
-        block = f"blk.{layer}."
-        for name, shape in {
-            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
-            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
-        }.items():  # fmt: skip
-            writer.add_tensor(f"{block}{name}.weight", random(*shape))
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
-    _end(writer)
+    _end_with_layers(writer, random, {"attn_norm": WIDTH, "ffn_norm": WIDTH})
 
 
 def _write_gemma(source: Path, target: Path) -> None:
@@ -194,16 +206,8 @@ def _write_gemma(source: Path, target: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_feed_forward_length(128)
     writer.add_sliding_window(64)
-    for layer in range(LAYERS):
-        block = f"blk.{layer}."
-        for name, shape in {
-            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
-            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
-        }.items():  # fmt: skip
-            writer.add_tensor(f"{block}{name}.weight", random(*shape))
-        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
-            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
-    _end(writer)
+    norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+    _end_with_layers(writer, random, dict.fromkeys(norms, WIDTH))
 
 
 def _write_qwen2vl(source: Path, target: Path) -> None:
@@ -214,18 +218,8 @@ def _write_qwen2vl(source: Path, target: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_feed_forward_length(128)
     writer.add_rope_dimension_sections([8, 4, 4, 0])
-    for layer in range(LAYERS):
-        block = f"blk.{layer}."
-        for name, shape in {
-            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
-            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
-        }.items():  # fmt: skip
-            writer.add_tensor(f"{block}{name}.weight", random(*shape))
-        for name, size in {"attn_q": WIDTH, "attn_k": 32, "attn_v": 32}.items():
-            writer.add_tensor(f"{block}{name}.bias", random(size))
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{block}{name}.weight", np.ones(WIDTH, np.float32))
-    _end(writer)
+    biases = {"attn_q": WIDTH, "attn_k": 32, "attn_v": 32}
+    _end_with_layers(writer, random, {"attn_norm": WIDTH, "ffn_norm": WIDTH}, biases)
 
 
 def _write_mamba(source: Path, target: Path) -> None:
@@ -267,16 +261,8 @@ def _write_reranker(source: Path, target: Path) -> None:
     writer.add_classifier_output_labels(["yes", "no"])
     writer.add_string("tokenizer.chat_template.rerank", RERANK_PROMPT)
     writer.add_tensor("cls.output.weight", random(2, WIDTH))
-    for layer in range(LAYERS):
-        block = f"blk.{layer}."
-        for name, shape in {
-            "attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH), "attn_output": (WIDTH, WIDTH),
-            "ffn_gate": (128, WIDTH), "ffn_up": (128, WIDTH), "ffn_down": (WIDTH, 128),
-        }.items():  # fmt: skip
-            writer.add_tensor(f"{block}{name}.weight", random(*shape))
-        for name, size in {"attn_norm": WIDTH, "ffn_norm": WIDTH, "attn_q_norm": 32, "attn_k_norm": 32}.items():
-            writer.add_tensor(f"{block}{name}.weight", np.ones(size, np.float32))
-    _end(writer)
+    norms = {"attn_norm": WIDTH, "ffn_norm": WIDTH, "attn_q_norm": 32, "attn_k_norm": 32}
+    _end_with_layers(writer, random, norms)
 
 
 def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, bool | int]) -> None:
