@@ -420,6 +420,13 @@ def flash_attention(options: EngineOptions) -> int:
     return -1 if flash is None else int(flash)
 
 
+def truncation_problem(model: LlamaModel, options: EngineOptions) -> str | None:
+    """Return why a sequence cannot be truncated anywhere; None when it can."""
+    if model.recurrent:
+        return "it is recurrent"
+    return "swa_full is off" if model.window and not options.swa_full else None
+
+
 def _is_in_ram(options: EngineOptions) -> bool:
     return options.gpu_layers == 0 or not api.llama_supports_gpu_offload()
 

@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp as api
 
 from app.kernel.errors import ModelUnsupported
-from workers.engine.bindings.llama import LlamaModel
+from workers.engine.bindings.llama import LlamaModel, truncation_problem
 from workers.engine.options import DraftFile, EngineOptions, KvLayout
 from workers.engine.speculation.model_drafts import ModelDrafts
 
@@ -34,8 +34,7 @@ def load_draft(model: LlamaModel, options: EngineOptions, draft: DraftFile) -> L
 
     Raises what `LlamaModel` raises, and ModelUnsupported when drafts are impossible or can never gain.
     """
-    if model.recurrent or (model.window and not options.swa_full):
-        why = "it is recurrent" if model.recurrent else "swa_full is off"
+    if (why := truncation_problem(model, options)) is not None:
         message = f"it is the draft model of {model.path.name}, whose state cannot be truncated, because {why}"
         raise ModelUnsupported(draft.path, f"{message}; accepted is an entry without engine.draft")
     found = LlamaModel(draft.path, draft_options(options))
@@ -48,9 +47,8 @@ def load_draft(model: LlamaModel, options: EngineOptions, draft: DraftFile) -> L
 def open_drafts(model: LlamaModel, options: EngineOptions, draft: DraftFile) -> ModelDrafts:
     """Load the draft model and create its context. Raises what `load_draft` and `Context` raise."""
     found = load_draft(model, options, draft)
-    ours, theirs = (int(api.llama_model_size(one.pointer)) for one in (model, found))
     try:
-        return ModelDrafts(found, found.options, draft.most, theirs / ours)
+        return ModelDrafts(found, found.options, draft.most, _size(found) / _size(model))
     except BaseException:
         found.close()
         raise
@@ -65,8 +63,7 @@ def _problem(model: LlamaModel, draft: LlamaModel) -> str | None:
     difference = vocabulary_difference(model, draft)
     if difference is not None:
         return f"{difference}; accepted is a model with the same vocabulary"
-    ours, theirs = (int(api.llama_model_size(one.pointer)) for one in (model, draft))
-    if theirs > ours:
+    if (theirs := _size(draft)) > (ours := _size(model)):
         return f"its weights have {theirs:,} bytes, more than the {ours:,} of the model; accepted is a smaller model"
     return None
 
@@ -84,6 +81,11 @@ def vocabulary_difference(model: LlamaModel, draft: LlamaModel) -> str | None:
         if text(ours, token) != text(theirs, token):
             return f"its token {token} is {_shown(text(theirs, token))}, that of the model {_shown(text(ours, token))}"
     return None
+
+
+def _size(model: LlamaModel) -> int:
+    """Return the bytes of the weights."""
+    return int(api.llama_model_size(model.pointer))
 
 
 def _shown(text: Any) -> str:

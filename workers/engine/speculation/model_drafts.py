@@ -2,8 +2,8 @@
 Drafts of a draft model: its context, the tokens in it, and its predictions for the texts of an engine.
 
 Each text that runs has a slot of its own in the draft model's context. A slot keeps its tokens when the text ends or is
-parked, and the next one continues after the tokens that the two have in common. Nothing else has to be told of a text:
-what differs is removed before the next draft.
+parked, and the next one continues after the tokens that the two have in common. What differs is removed before the next
+draft, so the engine need not say that a text was cancelled, parked or rolled back.
 A text's tokens are computed when drafts are expected to gain more than that costs, a part in each step.
 Only the engine's thread uses it. A fault of the draft model fails no text; after several there are no more drafts.
 """
@@ -95,8 +95,8 @@ class ModelDrafts:
         self._slots = [_Slot(number) for number in range(options.slots)]
         self._texts: dict[int, _Text] = {}
         self._faults = 0
-        #: Seconds of the decodes for the planned drafts.
-        self._seconds = 0.0
+        #: Seconds of its decodes for the planned drafts.
+        self.seconds = 0.0
         #: How many times as long as usual decodes take now (`DecodeCosts.pace`). Seconds are those at the usual pace.
         self.pace = 1.0
         #: Draft tokens that were verified, and accepted.
@@ -159,22 +159,17 @@ class ModelDrafts:
             texts = [text for text in texts if text.missing <= _BEHIND]
             wanted = self._wanted(texts, step, ready=0)
         found = self._predict([texts[place] for place in wanted.chosen], wanted.depth)
-        if not found and self._seconds:
-            balance.drafted(0, 0.0, self._seconds)
+        if not found and self.seconds:
+            balance.drafted(0, 0.0, self.seconds)
         return found
 
     def release(self, running: Collection[EngineTask], balance: Balance) -> None:
         """Give back the slots of texts that no longer run. What they did not gain back is lost."""
-        self._seconds = 0.0
+        self.seconds = 0.0
         now = {task.id for task in running}
         for number in [number for number in self._texts if number not in now]:
             if (debt := self._texts.pop(number).debt) > 0:
                 balance.drafted(0, 0.0, debt)
-
-    @property
-    def seconds(self) -> float:
-        """The seconds of the draft model's decodes for the planned drafts."""
-        return self._seconds
 
     def verified(self, task: EngineTask, accepted: int, value: float, cost: float) -> float | None:
         """
@@ -262,7 +257,7 @@ class ModelDrafts:
                 return {}
             assert self._context is not None
             chosen = self._context.logits(len(active)).argmax(axis=1).tolist()
-            self._seconds += self.costs.record(
+            self.seconds += self.costs.record(
                 sum(len(pending[text.task.id]) for text in active), (perf_counter() - began) / self.pace
             )
             going_on = []

@@ -19,7 +19,7 @@ from time import perf_counter
 
 from app.catalog.engine_options import MAX_DRAFTS
 from workers.engine.batch import Chunk
-from workers.engine.bindings.llama import LlamaModel, Logits
+from workers.engine.bindings.llama import LlamaModel, Logits, truncation_problem
 from workers.engine.metrics import Meter
 from workers.engine.options import EngineOptions
 from workers.engine.slots import Slots
@@ -44,8 +44,7 @@ class Speculator:
     """The drafts of one engine. Only its thread uses it."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions, meter: Meter) -> None:
-        can_truncate = not model.recurrent and (options.swa_full or not model.window)
-        self._drafts = options.drafts if can_truncate else 0
+        self._drafts = options.drafts if truncation_problem(model, options) is None else 0
         self._batch, self._meter = options.batch, meter
         self._rates, self._costs, self._balance = AcceptanceRates(), DecodeCosts(), Balance()
         self._forced = ForcedTokens(model)
@@ -122,10 +121,7 @@ class Speculator:
         able = [
             task
             for task in tasks
-            if not task.images
-            and task.request.logprobs is None
-            and task.work is not None
-            and task.work.sequence not in self._planned
+            if _may_draft(task) and task.work is not None and task.work.sequence not in self._planned
         ]
         return drafts.plan(able, running.values(), step, self._balance)
 
@@ -212,6 +208,7 @@ class Speculator:
             at += 1 + len(draft or ())
         yield tasks, _rows(logits, rows)
         place = accepted = 0
+        total = sum(map(len, planned.values()))
         while drafted:
             left = []
             for task, draft, at in drafted:
@@ -222,13 +219,13 @@ class Speculator:
                     left.append((task, draft, at))
                     continue
                 accepted += place
-                self._verified(task, len(draft), place, self._cost / sum(map(len, planned.values())))
+                self._verified(task, len(draft), place, self._cost / total)
                 if task.work is not None:
                     slots.roll_back(task)
             drafted, place = left, place + 1
             if drafted:
                 yield [task for task, *_ in drafted], _rows(logits, [at + place for *_, at in drafted])
-        self._count(planned, accepted)
+        self._count(total, accepted)
 
     def _verified(self, task: EngineTask, drafted: int, accepted: int, cost: float) -> None:
         """Record the outcome of a draft, of which each token added `cost` seconds."""
@@ -240,16 +237,16 @@ class Speculator:
         elif task.draft is not None:
             task.draft.verified(drafted, accepted)
 
-    def _count(self, planned: Mapping[int, Sequence[int]], accepted: int) -> None:
+    def _count(self, drafted: int, accepted: int) -> None:
         self._balance.drafted(accepted, self._value, self._cost)
         if self.model_drafts is not None:
             self._meter.tokens_drafted_by_model = self.model_drafts.drafted
             self._meter.tokens_accepted_by_model = self.model_drafts.accepted
-        self._meter.verified(sum(map(len, planned.values())), accepted, self._seconds)
+        self._meter.verified(drafted, accepted, self._seconds)
 
     def _draft(self, task: EngineTask) -> DraftState | None:
         """Return the predictions of a text, with its newest tokens; None when it has none."""
-        if task.images or task.request.logprobs is not None:
+        if not _may_draft(task):
             return None
         if task.draft is None:
             prompt = len(task.prompt)
@@ -264,6 +261,10 @@ class Speculator:
         base = self._costs.known(texts)
         assert base is not None, "there are no drafts before the cost without them is known"
         return added * (self._costs.prompt_token or base / texts)  # beside a prompt
+
+
+def _may_draft(task: EngineTask) -> bool:
+    return not task.images and task.request.logprobs is None
 
 
 def _most(task: EngineTask) -> int:
