@@ -148,7 +148,7 @@ def test_images_and_texts_are_computed_together(sees: Callable[..., LlamaEngine]
             "One ", picture(number % 3), f" and two {number} ", picture(number % 2, 40, 200), " so?", priority=priority
         )
         if number % 2
-        else asks(f"Only text, number {number}.", priority=priority)
+        else asks(f"No picture in {number}.", priority=priority)  # whose best two tokens are never within 0.03 logits
         for number in range(12)
         for priority in (PriorityClass.INTERACTIVE, PriorityClass.BATCH)
     ]
