@@ -33,8 +33,9 @@ BATCH_EVERY = 64
 _WEIGHTS = (6.0, 1.0, 0.3)
 #: Seconds. Prompts add the geometric mean of this and of the time that the texts take to a step: see `prefill_seconds`.
 _PREFILL_SCALE = 10.0
-#: The least part of the prompts that wait, by time, in a step.
-_BACKLOG_SHARE = 0.1
+#: The least part of the prompts that wait, by time, in a step, as long as that makes it take no more than a part of the
+#: time of a step with a full batch.
+_BACKLOG_SHARE, _FULL_SHARE = 0.5, 1 / 3
 #: Prompt tokens from which on they are decoded apart from texts, where that is faster: llama.cpp's attention on CPUs
 #: then computes tiles of 64 rows, and each tile visits the cells of all sequences that have a row in it.
 APART_TOKENS = 48
@@ -100,11 +101,13 @@ class StepPace:
     decode_rate: float = 0.0
     #: Seconds that prompts may add to a step while a latency-sensitive text is written; None follows both aims.
     step_latency: float | None = None
+    #: The part of the prompt tokens that a step has while a latency-sensitive text is written, as they are slower now.
+    prompt_part: float = 1.0
 
     def tokens(self, seconds: float) -> int:
         """Prompt tokens that take `seconds`; never fewer than `MIN_PREFILL_TOKENS`."""
         rate = self.prefill_rate or _FIRST_PREFILL / (self.step_latency or _FIRST_SECONDS)
-        return max(MIN_PREFILL_TOKENS, int(rate * seconds))
+        return max(MIN_PREFILL_TOKENS, int(rate * seconds * self.prompt_part))
 
     def text_seconds(self, texts: int) -> float:
         """Seconds of a decode of one token for each of so many texts."""
@@ -130,7 +133,7 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -
             prompts.append(work)
     if prompts:
         room = batch_tokens - len(chunks)
-        room = min(room, prefill_tokens([chunk.work for chunk in chunks], prompts, pace))
+        room = min(room, prefill_tokens([chunk.work for chunk in chunks], prompts, batch_tokens, pace))
         rate = pace.prefill_rate or _FIRST_PREFILL
         prompts.sort(
             key=lambda work: (
@@ -153,7 +156,9 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -
     return chunks
 
 
-def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], pace: StepPace) -> int:
+def prefill_tokens(
+    texts: Sequence[BatchWork], prompts: Sequence[BatchWork], batch_tokens: int, pace: StepPace
+) -> int:
     """Return the most prompt tokens of a step beside these texts, of which each gets a token."""
     readers = [work.rank for work in texts if work.latency_sensitive]
     if not readers or not prompts:
@@ -162,11 +167,11 @@ def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], pac
         return pace.tokens(pace.step_latency)
     rank = min(work.rank for work in prompts)
     ahead = sum(work.remaining for work in prompts if work.rank == rank)
-    backlog = ahead / pace.prefill_rate if pace.prefill_rate else 0.0
-    return pace.tokens(prefill_seconds(pace.text_seconds(len(texts)), backlog, rank, min(readers)))
+    backlog, full = (tokens / pace.prefill_rate if pace.prefill_rate else 0.0 for tokens in (ahead, batch_tokens))
+    return pace.tokens(prefill_seconds(pace.text_seconds(len(texts)), backlog, full, rank, min(readers)))
 
 
-def prefill_seconds(texts: float, backlog: float, prompt_rank: int, reader_rank: int) -> float:
+def prefill_seconds(texts: float, backlog: float, full: float, prompt_rank: int, reader_rank: int) -> float:
     """
     Return the seconds that prompts add to a step which takes `texts` seconds for the texts alone.
 
@@ -175,11 +180,13 @@ def prefill_seconds(texts: float, backlog: float, prompt_rank: int, reader_rank:
     than many short ones. The weighted sum is least where s is the root of texts * scale * (weight of the prompt /
     weight of the reader). So the share follows the speed of the machine, without a value at which it changes abruptly.
 
-    `backlog` is the seconds that all these prompts take. Where prompts take nearly all of the time, short steps would
-    have every request wait for its prompt, so at least a tenth of the backlog is computed in each step.
+    `backlog` is the seconds that all these prompts take, `full` those of a batch full of prompts. Where prompts take
+    nearly all of the time, short steps would have every request wait for its prompt. So a step has a part of the
+    backlog at the least, but takes a third of the time of a step with a full batch at the most then.
     """
     weight = _WEIGHTS[prompt_rank] / _WEIGHTS[reader_rank]
-    return max(sqrt(texts * _PREFILL_SCALE * weight), backlog * _BACKLOG_SHARE * min(1.0, weight))
+    most = _FULL_SHARE * (full + texts) - texts
+    return max(sqrt(texts * _PREFILL_SCALE * weight), min(backlog * _BACKLOG_SHARE * min(1.0, weight), most))
 
 
 def decodes_of(chunks: list[Chunk], *, apart: bool) -> list[list[Chunk]]:

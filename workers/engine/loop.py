@@ -306,8 +306,8 @@ class EngineLoop:
             self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, seconds)
 
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
-        size, pace = self.context.n_batch, self.meter.pace(self.options.step_latency)
-        one = self.options.reproducible
+        size, threads, one = self.context.n_batch, self.context.threads, self.options.reproducible
+        pace = self.meter.pace(self.options.step_latency, threads.prompt_part)
         chunks = batch.plan_reproducible(works, size) if one else batch.plan_decode(works, size, pace)
         batch.count_skips(works, chunks)
         self.meter.bookkeeping_seconds += perf_counter() - started_at

@@ -129,9 +129,9 @@ class Meter:
     prefill_rate: float
     decode_rate: float
 
-    def pace(self, step_latency: float | None) -> StepPace:
+    def pace(self, step_latency: float | None, prompt_part: float = 1.0) -> StepPace:
         """Return the measured speeds, for the planning of a step."""
-        return StepPace(self.prefill_rate, self.decode_rate, step_latency)
+        return StepPace(self.prefill_rate, self.decode_rate, step_latency, prompt_part)
 
     def waited(self, seconds: float) -> None:
         """Record that a request got a slot after `seconds`."""

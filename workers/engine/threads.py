@@ -8,8 +8,8 @@ What is best depends on the size of a decode too, so those of one token, of seve
 A trial alternates two decodes with the chosen number of threads and two with another one, all of equal size, and
 compares the second ones pair by pair: the first ones pay for the change, as threads end and begin.
 Another number is chosen when it is at least 5 % faster, or as fast with fewer threads. Prompts, whose decodes are long
-and few, keep theirs then. Trials begin after some decodes, are repeated after a time that bounds what they cost, and at
-once when decodes take longer than before.
+and few, keep theirs then, and steps have fewer of their tokens while fewer threads are tried. Trials begin after some
+decodes, are repeated after a time that bounds what they cost, and at once when decodes take longer than before.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class ThreadChoice:
     def is_settled(self) -> bool:
         """Whether no trial runs, or is due."""
         return self._trial is None and self._busy < self._next_at
+
+    @property
+    def part(self) -> float:
+        """The part of the usual tokens that a decode should have while fewer threads are tried; 1 otherwise."""
+        return 1.0 if self._trial is None else min(1.0, self._trial / self.chosen)
 
     def limit(self, most: int) -> None:
         """Change the largest number. It is chosen if the largest was chosen before, or a larger one than it."""
@@ -242,6 +247,16 @@ class DecodeThreads:
         """Whether no trial runs, or is due, for decodes of the kind."""
         choice = self._choices[kind]
         return choice is None or choice.is_settled
+
+    @property
+    def prompt_part(self) -> float:
+        """
+        The part of the usual prompt tokens that a step should have beside texts.
+
+        It is below 1 while fewer threads are tried for prompts: with half as many, a step would take twice as long.
+        """
+        choice = self._choices[DecodeKind.PROMPTS]
+        return 1.0 if choice is None else choice.part
 
     def chosen(self, kind: DecodeKind) -> int:
         """Return the number that is best for decodes of the kind, as far as is known. Safe from any thread."""

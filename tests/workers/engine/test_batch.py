@@ -69,7 +69,7 @@ def test_a_decode_contains_every_running_text_within_its_limits(
     assert of_batch <= batch_limit
     waiting = [work for work in taking_part if work.id not in decoding]
     if waiting and any(work.latency_sensitive for work in texts):
-        assert prompts <= batch.prefill_tokens(texts, waiting, pace)
+        assert prompts <= batch.prefill_tokens(texts, waiting, size, pace)
     else:
         wanted = sum(work.remaining for work in waiting if work.rank != BATCH)
         wanted += min(batch_limit, sum(work.remaining for work in waiting if work.rank == BATCH))
@@ -159,24 +159,34 @@ def test_a_step_latency_bounds_the_prompts_of_a_step() -> None:
     text = BatchWork(1, 0, STANDARD, 1, 1, decoding=True, latency_sensitive=True)
     prompt = BatchWork(2, 1, STANDARD, 2, 400)
     for rate, latency, tokens in ((400, 0.2, 80), (1_000, 0.2, 200), (1_000, 0.01, 16), (1, 0.2, 16)):
-        assert batch.prefill_tokens([text], [prompt], StepPace(rate, 40, latency)) == tokens
+        assert batch.prefill_tokens([text], [prompt], 512, StepPace(rate, 40, latency)) == tokens
+    assert batch.prefill_tokens([text], [prompt], 512, StepPace(1_000, 40, 0.2, prompt_part=0.5)) == 100
 
 
 @given(st.floats(0.001, 10), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2]))
 def test_the_share_of_prompts_follows_the_speed_of_the_machine(texts: float, prompt: int, reader: int) -> None:
     """Four times as slow a machine has gaps twice as long; a more urgent prompt never gets less."""
-    seconds = batch.prefill_seconds(texts, 0.0, prompt, reader)
-    assert batch.prefill_seconds(4 * texts, 0.0, prompt, reader) == pytest.approx(2 * seconds)
+    seconds = batch.prefill_seconds(texts, 0.0, 0.0, prompt, reader)
+    assert batch.prefill_seconds(4 * texts, 0.0, 0.0, prompt, reader) == pytest.approx(2 * seconds)
     if prompt:
-        assert batch.prefill_seconds(texts, 0.0, prompt - 1, reader) > seconds
+        assert batch.prefill_seconds(texts, 0.0, 0.0, prompt - 1, reader) > seconds
     if reader:
-        assert batch.prefill_seconds(texts, 0.0, prompt, reader - 1) < seconds
+        assert batch.prefill_seconds(texts, 0.0, 0.0, prompt, reader - 1) < seconds
 
 
-def test_a_long_queue_of_prompts_gets_a_tenth_of_it_in_a_step() -> None:
-    assert batch.prefill_seconds(0.01, 60.0, STANDARD, STANDARD) == 6
-    assert batch.prefill_seconds(0.01, 60.0, STANDARD, INTERACTIVE) == pytest.approx(1)
-    assert batch.prefill_seconds(0.01, 60.0, INTERACTIVE, STANDARD) == 6
+def test_a_long_queue_of_prompts_gets_a_part_of_it_in_a_step() -> None:
+    assert batch.prefill_seconds(0.01, 12.0, 60.0, STANDARD, STANDARD) == 6
+    assert batch.prefill_seconds(0.01, 12.0, 60.0, STANDARD, INTERACTIVE) == pytest.approx(1)
+    assert batch.prefill_seconds(0.01, 12.0, 60.0, INTERACTIVE, STANDARD) == 6
+
+
+@given(st.floats(0.001, 1), st.floats(0, 1_000), st.floats(0.001, 100), st.sampled_from([0, 1, 2]))
+def test_a_queue_of_prompts_makes_a_step_take_a_third_of_that_of_a_full_batch_at_most(
+    texts: float, backlog: float, full: float, rank: int
+) -> None:
+    alone = batch.prefill_seconds(texts, 0.0, full, rank, STANDARD)
+    seconds = batch.prefill_seconds(texts, backlog, full, rank, STANDARD)
+    assert seconds == alone or alone < seconds <= (full + texts) / 3 - texts
 
 
 def test_a_short_prompt_goes_first_unless_the_long_one_has_waited_longer_by_the_difference() -> None:

@@ -172,6 +172,20 @@ def test_the_kind_follows_the_longest_part() -> None:
     assert kind_of(40, 33) is DecodeKind.PROMPTS
 
 
+def test_a_trial_of_fewer_threads_for_prompts_does_not_make_a_step_longer() -> None:
+    threads = DecodeThreads(2, texts=None, prompts=None, is_measured=True)
+    tried = 0
+    for _ in range(1_000):
+        tokens = int(200 * threads.prompt_part)
+        count = threads.count(DecodeKind.PROMPTS, tokens)
+        seconds = 0.008 / count * tokens
+        tried += count == 1
+        assert seconds <= 0.8
+        threads.record(DecodeKind.PROMPTS, tokens, count, seconds)
+    assert tried
+    assert threads.prompt_part == 1 == DecodeThreads(2, texts=None, prompts=2, is_measured=True).prompt_part
+
+
 def test_given_numbers_never_change() -> None:
     threads = DecodeThreads(8, texts=3, prompts=5, is_measured=True)
     threads.limit(1)

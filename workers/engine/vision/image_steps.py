@@ -86,7 +86,7 @@ class ImageSteps:
         count = chunk.cells - offset
         if not chunk.non_causal:
             texts = [other for other in plan.texts if other.decoding]
-            count = min(count, context.n_batch, prefill_tokens(texts, [work], pace))
+            count = min(count, context.n_batch, prefill_tokens(texts, [work], context.n_batch, pace))
         first = image_spans.next_position(task.images, span.start)
         grid = None if chunk.grid is None else chunk.grid[:, offset : offset + count]
         began = perf_counter()
