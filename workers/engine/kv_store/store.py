@@ -34,8 +34,8 @@ _LOG = structlog.get_logger(__name__)
 _MIN_WAIT = 0.1
 #: Seconds that a closing store waits for a thread that is in a call of the system.
 _CLOSE_SECONDS = 1.0
-#: Seconds for which no file is written after one could not be: the disk is full, the folder is gone, or a state that is
-#: larger than the memory found no room.
+#: Seconds for which no file is written after one could not be, as the disk is full or the folder is gone; and none of a
+#: state that is larger than the memory, after one of these found no room.
 _PAUSE = 60.0
 #: Seconds that a request waits for a file while the speed of prompts is not known.
 _FIRST_WAIT = 1.0
@@ -89,8 +89,8 @@ class PrefixStore:
         self._next_id = 0
         self._parked = 0
         self._reader, self._writer = FileThread("kv-read"), FileThread("kv-write")
-        #: When files are written again, by perf_counter.
-        self._writes_from = 0.0
+        #: When files are written again, and those of states that are larger than the memory, by perf_counter.
+        self._writes_from = self._passes_from = 0.0
         self._counts: dict[str, float] = {}
         if folder is not None:
             self._index_files(folder)
@@ -206,10 +206,11 @@ class PrefixStore:
         self._count("save_seconds", seconds)
         entry = self._add(tokens, last, len(state), data=state)
         entry.is_unwritten = not self.rates.is_worth(len(tokens), len(state), prefill_rate, from_file=True)
-        self._supersede(entry)
-        if passes:
+        if passes:  # it replaces shorter prefixes when it is written, as it is lost when it cannot be
             entry.is_unwritten = False
             self._begin_write(entry)
+        else:
+            self._supersede(entry)
         self._write(self._memory_limit // 2)
         return True
 
@@ -351,7 +352,9 @@ class PrefixStore:
 
     def _may_pass(self, size: int) -> bool:
         """Whether a state of this size, which is larger than the memory, can be written to a file."""
-        return self.writes_files and self._folder is not None and size < self._folder.limit
+        if not self.writes_files or perf_counter() < self._passes_from:
+            return False
+        return self._folder is not None and size < self._folder.limit
 
     def _let_pass(self, entry: StoredPrefix) -> None:
         """Free the copy of a state that is larger than the memory, and has its file."""
@@ -426,10 +429,11 @@ class PrefixStore:
             self._count("write_seconds", seconds)
             if isinstance(outcome, BaseException):
                 entry.is_unwritten = True
-                if passed := entry.size > self._limits.memory:
+                if entry.size > self._limits.memory:
                     self._remove(entry)
+                    self._passes_from = perf_counter() + _PAUSE  # it would be copied again at once
                 if not isinstance(outcome, Stopped):
-                    if passed or not isinstance(outcome, NoRoom):  # one that passed would be copied again at once
+                    if not isinstance(outcome, NoRoom):
                         self._writes_from = perf_counter() + _PAUSE
                     self._count("failed")
                     _LOG.warning("kv_file_not_written", reason=f"{type(outcome).__name__}: {outcome}")
@@ -440,6 +444,8 @@ class PrefixStore:
                 self._remove_file(outcome)
                 return
             entry.file = outcome
+            if entry.size > self._limits.memory:
+                self._supersede(entry)
             while entry.replaces:
                 self._remove_file(entry.replaces.pop())
             self._let_pass(entry)

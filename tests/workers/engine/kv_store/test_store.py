@@ -22,20 +22,25 @@ SHORT, LONG, OTHER = tuple(range(40)), tuple(range(80)), tuple(range(100, 140))
 MEMORY = 10_000
 
 
-def keep(store: PrefixStore, tokens: tuple[int, ...], size: int) -> bool:
-    """Save a state of this size, and wait until it is written, or not."""
+def keep(store: PrefixStore, tokens: tuple[int, ...], size: int, *, writes_all: bool = True) -> bool:
+    """Save a state of this size, and wait until all that is to be written is written, or could not be."""
     state = np.zeros(size, np.uint8)
     kept = store.keep(tokens, lambda: size, lambda: state, last=len(tokens) - 1, prefill_rate=0, is_busy=False)
-    store.write_all()
+    if writes_all:
+        store.write_all()
     store.wait_for_writes(perf_counter() + 60)
     return kept
+
+
+def store_of(tmp_path: Path) -> tuple[PrefixStore, StateFolder]:
+    folder = StateFolder(tmp_path / "kv", 10 * MEMORY, Acceptance(b"i" * 32, 1000, 10 * MEMORY))
+    return PrefixStore(StoreLimits(memory=MEMORY, with_parked=10 * MEMORY, save_seconds=1.0), folder), folder
 
 
 @pytest.mark.parametrize("size", [MEMORY, 2 * MEMORY])
 def test_a_shorter_prefix_outlives_a_longer_one_that_cannot_be_written(tmp_path: Path, size: int) -> None:
     """One that passes through the memory is dropped at once, another one when its memory is needed."""
-    folder = StateFolder(tmp_path / "kv", 10 * MEMORY, Acceptance(b"i" * 32, 1000, 10 * MEMORY))
-    store = PrefixStore(StoreLimits(memory=MEMORY, with_parked=10 * MEMORY, save_seconds=1.0), folder)
+    store, folder = store_of(tmp_path)
     assert keep(store, SHORT, MEMORY // 2)
     (file,) = folder.path.glob("*.kv")
     folder.limit = size + 1  # for the state alone, without what else is in a file
@@ -45,6 +50,24 @@ def test_a_shorter_prefix_outlives_a_longer_one_that_cannot_be_written(tmp_path:
     assert store.holds(SHORT)
     assert not store.holds(LONG)
     assert file.exists()
+    store.close()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_state_that_passes_replaces_a_shorter_prefix_of_the_memory_only_when_it_is_written(
+    tmp_path: Path, fits: bool
+) -> None:
+    store, folder = store_of(tmp_path)
+    assert keep(store, SHORT, MEMORY // 4, writes_all=False)
+    assert store.figures().files_written == 0
+    folder.limit = 10 * MEMORY if fits else 2 * MEMORY + 1
+    assert keep(store, LONG, 2 * MEMORY, writes_all=False)
+    assert (store.holds(SHORT), store.holds(LONG)) == (True, fits)
+    assert store.figures().entries == 1
+    assert keep(store, OTHER, 3 * MEMORY) == fits, "where there was no room, no other one passes for a minute"
+    before = store.figures().files_written
+    assert keep(store, OTHER[::-1], MEMORY // 4)
+    assert store.figures().files_written == before + 1, "those that fit into the memory are written all the same"
     store.close()
 
 
