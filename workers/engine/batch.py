@@ -156,9 +156,7 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -
     return chunks
 
 
-def prefill_tokens(
-    texts: Sequence[BatchWork], prompts: Sequence[BatchWork], batch_tokens: int, pace: StepPace
-) -> int:
+def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -> int:
     """Return the most prompt tokens of a step beside these texts, of which each gets a token."""
     readers = [work.rank for work in texts if work.latency_sensitive]
     if not readers or not prompts:
