@@ -6,8 +6,8 @@ runs: they stand still, and take part in one decode of `BATCH_EVERY`. Prompts fi
 text is written, they have a share of the step that follows from what the step takes without them (`prefill_seconds`).
 Otherwise prompts fill the whole batch, because texts that are decoded together from beginning to end are written
 fastest; those of the class `batch` never do, so that an interactive request that arrives waits for a short decode.
-Of the prompts of a class, the one that could have been computed first since its submission goes first: a short one
-overtakes a long one, but not one that has waited longer by more than the difference.
+Of the prompts of a class, a short one overtakes a long one, unless that has waited longer by more than three times the
+difference of the times that they take.
 Requests are admitted one at a time, by priority class, then by age. Waiting raises a request's class, so none starves;
 the class `batch`, which is for idle slots, never rises above `standard`.
 No request overtakes one that waits for room. A request whose prefix is being computed is deferred.
@@ -36,9 +36,14 @@ _PREFILL_SCALE = 10.0
 #: The least part of the prompts that wait, by time, in a step, as long as that makes it take no more than a part of the
 #: time of a step with a full batch.
 _BACKLOG_SHARE, _FULL_SHARE = 0.5, 1 / 3
-#: Prompt tokens from which on they are decoded apart from texts, where that is faster: llama.cpp's attention on CPUs
-#: then computes tiles of 64 rows, and each tile visits the cells of all sequences that have a row in it.
+#: llama.cpp's attention on CPUs computes tiles of so many rows. A part of a tile takes as long as a whole one, fewer
+#: tokens than one are computed row by row, which takes a fifth longer in all.
+TILE = 64
+#: Prompt tokens from which on they are decoded apart from texts, where that is faster: each tile visits the cells of
+#: all sequences that have a row in it.
 APART_TOKENS = 48
+#: A prompt counts as submitted later by so many times the seconds that it takes, see `plan_decode`.
+_LENGTH_FACTOR = 3.0
 #: Seconds that prompts of the class `batch` may add to a step: an interactive request that arrives waits for its end.
 BATCH_LATENCY = 0.02
 #: Minimum of prompt tokens in a step, however slow the machine is.
@@ -115,11 +120,11 @@ class StepPace:
         return texts / rate if rate else _FIRST_SECONDS
 
 
-def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -> list[Chunk]:
+def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace, *, apart: bool = False) -> list[Chunk]:
     """
     Plan the next decode. The result is ordered by sequence, because llama.cpp computes neighbours together.
 
-    `batch_tokens` must be at least the number of works.
+    `batch_tokens` must be at least the number of works. `apart`: see `decodes_of`.
     """
     chunks, prompts = [], []
     batch_room = pace.tokens(min(BATCH_LATENCY, pace.step_latency or BATCH_LATENCY))
@@ -133,13 +138,14 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -
             prompts.append(work)
     if prompts:
         room = batch_tokens - len(chunks)
-        room = min(room, prefill_tokens([chunk.work for chunk in chunks], prompts, batch_tokens, pace))
+        texts = [chunk.work for chunk in chunks]
+        room = min(room, prefill_tokens(texts, prompts, batch_tokens, pace, apart=apart))
         rate = pace.prefill_rate or _FIRST_PREFILL
         prompts.sort(
             key=lambda work: (
                 work.skipped < STARVED,
                 work.rank,
-                work.submitted + work.remaining / rate,
+                work.submitted + _LENGTH_FACTOR * work.remaining / rate,
                 work.order,
             )
         )
@@ -156,8 +162,15 @@ def plan_decode(works: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -
     return chunks
 
 
-def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], batch_tokens: int, pace: StepPace) -> int:
-    """Return the most prompt tokens of a step beside these texts, of which each gets a token."""
+def prefill_tokens(
+    texts: Sequence[BatchWork], prompts: Sequence[BatchWork], batch_tokens: int, pace: StepPace, *, apart: bool = False
+) -> int:
+    """
+    Return the most prompt tokens of a step beside these texts, of which each gets a token.
+
+    They are whole tiles, unless they would be less than half of one. Where texts and prompts are in one decode,
+    llama.cpp computes the first token of the prompt together with the texts, so it is one more.
+    """
     readers = [work.rank for work in texts if work.latency_sensitive]
     if not readers or not prompts:
         return MAX_TOKENS
@@ -166,7 +179,9 @@ def prefill_tokens(texts: Sequence[BatchWork], prompts: Sequence[BatchWork], bat
     rank = min(work.rank for work in prompts)
     ahead = sum(work.remaining for work in prompts if work.rank == rank)
     backlog, full = (tokens / pace.prefill_rate if pace.prefill_rate else 0.0 for tokens in (ahead, batch_tokens))
-    return pace.tokens(prefill_seconds(pace.text_seconds(len(texts)), backlog, full, rank, min(readers)))
+    tokens = pace.tokens(prefill_seconds(pace.text_seconds(len(texts)), backlog, full, rank, min(readers)))
+    tiles = round(tokens / TILE)
+    return tiles * TILE + (not apart) if tiles else tokens
 
 
 def prefill_seconds(texts: float, backlog: float, full: float, prompt_rank: int, reader_rank: int) -> float:

@@ -306,12 +306,12 @@ class EngineLoop:
             self._wake.wait_for(lambda: self._stopping or self._inbox or self._jobs or self._sweep_needed, seconds)
 
     def _decode_step(self, works: list[batch.BatchWork], started_at: float) -> None:
-        size, threads, one = self.context.n_batch, self.context.threads, self.options.reproducible
-        pace = self.meter.pace(self.options.step_latency, threads.prompt_part)
-        chunks = batch.plan_reproducible(works, size) if one else batch.plan_decode(works, size, pace)
+        context, size, apart = self.context, self.context.n_batch, self.context.computes_apart
+        pace, one = self.meter.pace(self.options.step_latency, context.threads.prompt_part), self.options.reproducible
+        chunks = batch.plan_reproducible(works, size) if one else batch.plan_decode(works, size, pace, apart=apart)
         batch.count_skips(works, chunks)
         self.meter.bookkeeping_seconds += perf_counter() - started_at
-        for part in batch.decodes_of(chunks, apart=self.context.computes_apart):
+        for part in batch.decodes_of(chunks, apart=apart):
             if not self._decode_part(part):
                 return
 

@@ -163,6 +163,18 @@ def test_a_step_latency_bounds_the_prompts_of_a_step() -> None:
     assert batch.prefill_tokens([text], [prompt], 512, StepPace(1_000, 40, 0.2, prompt_part=0.5)) == 100
 
 
+@given(st.integers(1, 20_000), st.integers(1, 8), st.integers(1, 2_000), st.booleans())
+def test_the_share_of_prompts_is_whole_tiles_unless_it_is_less_than_half_a_tile(
+    rate: int, count: int, remaining: int, apart: bool
+) -> None:
+    texts = [BatchWork(n, n, STANDARD, n, 1, decoding=True, latency_sensitive=True) for n in range(count)]
+    prompt = [BatchWork(9, 9, STANDARD, 9, remaining)]
+    tokens = batch.prefill_tokens(texts, prompt, 512, StepPace(rate, 40), apart=apart)
+    assert tokens <= batch.TILE // 2 or tokens % batch.TILE == (0 if apart else 1)
+    seconds = batch.prefill_seconds(count / 40, remaining / rate, 512 / rate, STANDARD, STANDARD)
+    assert abs(tokens - max(batch.MIN_PREFILL_TOKENS, int(rate * seconds))) <= batch.TILE // 2 + 1
+
+
 @given(st.floats(0.001, 10), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2]))
 def test_the_share_of_prompts_follows_the_speed_of_the_machine(texts: float, prompt: int, reader: int) -> None:
     """Four times as slow a machine has gaps twice as long; a more urgent prompt never gets less."""
@@ -189,10 +201,10 @@ def test_a_queue_of_prompts_makes_a_step_take_a_third_of_that_of_a_full_batch_at
     assert seconds == alone or alone < seconds <= (full + texts) / 3 - texts
 
 
-def test_a_short_prompt_goes_first_unless_the_long_one_has_waited_longer_by_the_difference() -> None:
+def test_a_short_prompt_goes_first_unless_the_long_one_has_waited_longer_by_three_times_the_difference() -> None:
     long, short = BatchWork(1, 0, STANDARD, 1, 400, submitted=10.0), BatchWork(2, 1, STANDARD, 2, 100)
     pace = StepPace(prefill_rate=100)  # the long one takes three seconds more
-    for submitted, first in ((10.0, 2), (12.9, 2), (13.1, 1)):
+    for submitted, first in ((10.0, 2), (18.9, 2), (19.1, 1)):
         short.submitted = submitted
         chunks = batch.plan_decode([long, short], 64, pace)
         assert [chunk.work.id for chunk in chunks] == [first]
