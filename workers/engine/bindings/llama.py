@@ -29,7 +29,7 @@ from app.kernel.errors import (
     ModelFileUnusable,
     ModelUnsupported,
 )
-from workers.engine.bindings import native
+from workers.engine.bindings import gemm, native
 from workers.engine.bindings.load_errors import load_error, reason_in
 from workers.engine.bindings.timing import timed_decode
 from workers.engine.bindings.token_batch import Batch
@@ -57,6 +57,7 @@ class LlamaModel:
         Raises ModelFileMissing, ModelFileDamaged, ModelUnsupported or MemoryNotEnough, each with the reason.
         """
         native.start()
+        gemm.load()
         check_file(path)
         _check_weights(path, options)
         self.path, self.options = path, options

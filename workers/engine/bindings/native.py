@@ -128,12 +128,19 @@ def bound(name: str, result: Any, *arguments: Any) -> Any:
 
 def gpus() -> list[int]:
     """Return the GPUs that llama.cpp computes on, in its order. It uses integrated ones only if there are no others."""
+    return _devices(_GPU_DEVICE) or _devices(_INTEGRATED_GPU)
+
+
+def accelerators() -> int:
+    """Return how many devices compute beside the CPU, in its memory."""
+    return len(_devices(_ACCELERATOR))
+
+
+def _devices(kind: int) -> list[int]:
     count, get = bound("ggml_backend_dev_count", ctypes.c_size_t), bound("ggml_backend_dev_get", ctypes.c_void_p)
     count.argtypes, get.argtypes = [], [ctypes.c_size_t]
-    kind = bound("ggml_backend_dev_type", ctypes.c_int)
-    devices = [get(index) for index in range(count())]
-    dedicated = [device for device in devices if kind(device) == _GPU_DEVICE]
-    return dedicated or [device for device in devices if kind(device) == _INTEGRATED_GPU]
+    kind_of = bound("ggml_backend_dev_type", ctypes.c_int)
+    return [device for device in map(get, range(count())) if kind_of(device) == kind]
 
 
 def is_in_host_memory(device: int) -> bool:
