@@ -41,17 +41,17 @@ Sgemm sgemm = nullptr;
 
 struct Context {
     int threads = 1;
-    // By thread, a block of weights as floats.
+    // By thread, a block of weights as floats. They are kept when fewer threads compute: texts and prompts alternate.
     std::vector<std::vector<float>> blocks;
 };
 
 bool is_supported(const ggml_tensor * op) {
     const ggml_tensor * weights = op->src[0];
     const ggml_tensor * tokens  = op->src[1];
-    return (weights->type == GGML_TYPE_Q4_1 || weights->type == GGML_TYPE_Q5_1) && ggml_is_contiguous(weights) && ggml_is_contiguous(op) &&
-           tokens->type == GGML_TYPE_F32 && ggml_is_contiguous(tokens) && op->ne[1] >= MIN_TOKENS &&
-           op->ne[0] >= MIN_SIZE && tokens->ne[0] >= MIN_SIZE && op->ne[2] == 1 && op->ne[3] == 1 &&
-           ggml_get_op_params_i32(op, 1) != GGML_HINT_SRC0_IS_HADAMARD;
+    return (weights->type == GGML_TYPE_Q4_1 || weights->type == GGML_TYPE_Q5_1) && tokens->type == GGML_TYPE_F32 &&
+           ggml_is_contiguous(weights) && ggml_is_contiguous(tokens) && ggml_is_contiguous(op) &&
+           op->ne[1] >= MIN_TOKENS && op->ne[0] >= MIN_SIZE && tokens->ne[0] >= MIN_SIZE && op->ne[2] == 1 &&
+           op->ne[3] == 1 && ggml_get_op_params_i32(op, 1) != GGML_HINT_SRC0_IS_HADAMARD;
 }
 
 void multiply(Context & context, ggml_tensor * op) {
@@ -62,6 +62,7 @@ void multiply(Context & context, ggml_tensor * op) {
     const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const auto * activations = static_cast<const float *>(tokens->data);
     auto * result = static_cast<float *>(op->data);
+    context.blocks.resize(std::max<size_t>(context.blocks.size(), context.threads));
     for (std::vector<float> & block : context.blocks) {
         block.resize(std::max<size_t>(block.size(), std::min(BLOCK_ROWS, rows) * columns));
     }
@@ -104,9 +105,7 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
 }
 
 void set_threads(ggml_backend_t backend, int threads) {
-    auto & context = *static_cast<Context *>(backend->context);
-    context.threads = std::clamp(threads, 1, MAX_THREADS);
-    context.blocks.resize(context.threads);
+    static_cast<Context *>(backend->context)->threads = std::clamp(threads, 1, MAX_THREADS);
 }
 
 ggml_backend_t create_backend(ggml_backend_dev_t device, const char *) {

@@ -42,7 +42,7 @@ TILE = 64
 #: Prompt tokens from which on they are decoded apart from texts, where that is faster: each tile visits the cells of
 #: all sequences that have a row in it.
 APART_TOKENS = 48
-#: A prompt counts as submitted later by so many times the seconds that it takes, see `plan_decode`.
+#: A prompt counts as submitted later by so many times the seconds that it takes, so short ones overtake long ones.
 _LENGTH_FACTOR = 3.0
 #: Seconds that prompts of the class `batch` may add to a step: an interactive request that arrives waits for its end.
 BATCH_LATENCY = 0.02
@@ -168,8 +168,8 @@ def prefill_tokens(
     """
     Return the most prompt tokens of a step beside these texts, of which each gets a token.
 
-    They are whole tiles, unless they would be less than half of one. Where texts and prompts are in one decode,
-    llama.cpp computes the first token of the prompt together with the texts, so it is one more.
+    They are whole tiles, unless `step_latency` is set or they would be less than half of one. Where texts and prompts
+    are in one decode, llama.cpp computes the first token of the prompt together with the texts, so it is one more.
     """
     readers = [work.rank for work in texts if work.latency_sensitive]
     if not readers or not prompts:

@@ -45,9 +45,11 @@ def _load() -> bool:
     except (OSError, AttributeError) as error:
         _LOG.warning("engine_products_missing", reason=str(error))
         return False
-    # ggml refuses a library that was compiled for another version of its interface.
-    load = native.bound("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
-    return bool(load(os.fsencode(_LIBRARY)))
+    register = native.bound("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+    if not register(os.fsencode(_LIBRARY)):
+        _LOG.warning("engine_products_missing", reason="ggml has another version of the interface of its devices")
+        return False
+    return True
 
 
 def _openblas() -> Path | None:

@@ -173,10 +173,10 @@ def _measure_context(make: Callable[[], Any], model: Any, path: Path) -> dict[st
         context = make()
         if not context:
             raise load_errors.load_error(path, lines.problems)
-    # Where nothing is allocated, the compute buffer of the CPU is counted once for each device that shares it.
-    sharing = {"CPU": 1 + native.accelerators()}
-    buffers = [one | {"compute": one["compute"] // sharing.get(one["name"], 1)} for one in _buffers(context)]
-    log = lines.of_last_context()
+    buffers, log = list(_buffers(context)), lines.of_last_context()
+    for buffer in buffers:
+        if buffer["name"] == "CPU":  # where nothing is allocated, it is counted once for each device that shares it
+            buffer["compute"] //= 1 + native.accelerators()
     _cross_check(buffers, api.llama_model_size(model), log)
     output = [float(found[1]) for line in log if (found := _OUTPUT.search(line))]
     if not output:
