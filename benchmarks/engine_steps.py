@@ -6,6 +6,9 @@ each text, then prompts slot by slot. A decode takes a fixed time, a time for ea
 the speeds of decoding and of prompts are multiplied apart from 0.1 to 100. Prompts have 50 to 900 tokens, answers 8 to
 96, on 8 slots: 8 requests under way (`closed`), or arrivals at a part of the capacity. Each cell is the engine's figure
 over the server's; the last column is the engine's p99 of gaps in seconds.
+
+`--tiles` has the times of one machine instead, where a part of a tile of prompt tokens takes nearly as
+long as a whole one; `--length-factor` replaces the seconds by which a prompt counts as later for each that it takes.
 """
 
 from __future__ import annotations
@@ -15,13 +18,19 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from math import ceil
 
-from workers.engine.batch import BatchWork, Chunk, StepPace, count_skips, plan_decode
+from workers.engine import batch
+from workers.engine.batch import TILE, BatchWork, Chunk, StepPace, count_skips, plan_decode
 
 SLOTS, BATCH, STANDARD = 8, 512, 1
 #: Seconds of a decode: fixed, for each text, and for each prompt token. Two slow cores with SmolLM2.
 FIXED, TEXT, PROMPT = 0.004, 0.0025, 0.0022
 SPEEDS = (0.1, 1.0, 10.0, 100.0)
+#: The same with tiles: besides, seconds of a decode with prompts, and the part of a token's time that tiles take.
+TILED = (0.003, 0.0065, 0.0031)
+_PROMPTS, _TILED = 0.008, 0.08
 
 Rule = Callable[[list[BatchWork], StepPace], list[Chunk]]
 
@@ -34,6 +43,10 @@ class Machine:
     text: float
     prompt: float
 
+    def seconds(self, texts: int, prompts: int) -> float:
+        """A decode of so many texts and prompt tokens."""
+        return self.fixed + texts * self.text + prompts * self.prompt
+
     def pace(self) -> StepPace:
         """What the engine would have measured."""
         return StepPace(1 / self.prompt, SLOTS / (self.fixed + SLOTS * self.text))
@@ -41,6 +54,19 @@ class Machine:
     def capacity(self) -> float:
         """Requests per second, about."""
         return 1 / (475 * self.prompt + 52 * (self.text + self.fixed / 4))
+
+
+class TiledMachine(Machine):
+    """Two slow cores with SmolLM2, whose attention computes tiles of prompt tokens; texts are decoded apart."""
+
+    def seconds(self, texts: int, prompts: int) -> float:
+        """A decode with whole tiles costs `prompt` for each token, one of less than a tile a quarter more."""
+        seconds = self.fixed + texts * self.text if texts else 0.0
+        if prompts:
+            tokens = prompts - bool(texts)  # the first one is computed with the texts
+            tiled = (1 - _TILED) * prompts + _TILED * TILE * ceil(tokens / TILE)
+            seconds += _PROMPTS + self.prompt * (prompts * 1.25 if tokens < TILE else tiled)
+        return seconds
 
 
 @dataclass(slots=True)
@@ -89,7 +115,7 @@ def simulate(rule: Rule, machine: Machine, requests: Sequence[Request], *, close
         chunks = rule([work for work, _ in running.values()], pace)
         texts = sum(chunk.work.decoding for chunk in chunks)
         prompts = sum(chunk.count for chunk in chunks if not chunk.work.decoding)
-        now += machine.fixed + texts * machine.text + prompts * machine.prompt
+        now += machine.seconds(texts, prompts)
         for chunk in chunks:
             work, request = running[chunk.work.sequence]
             work.remaining -= chunk.count
@@ -129,25 +155,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tiles", action="store_true", help="one machine, whose prompts are computed in tiles")
+    parser.add_argument("--length-factor", type=float, default=batch._LENGTH_FACTOR, metavar="N")
     asked = parser.parse_args()
+    batch._LENGTH_FACTOR = asked.length_factor
     print(f"{'decode':>8} {'prefill':>8} {'load':>7}  tokens/s  first p50  first p99  gap p99   (engine, s)")
-    for decode in SPEEDS:
-        for prefill in SPEEDS:
-            machine = Machine(FIXED / decode, TEXT / decode, PROMPT / prefill)
-            for load in (None, 0.6, 1.2):
-                pairs = [
-                    [figures(rule, machine, load, asked.requests, seed) for rule in (engine, server)]
-                    for seed in range(1, asked.seeds + 1)
-                ]
-                ratio = {
-                    name: statistics.median(own[name] / other[name] for own, other in pairs) for name in pairs[0][0]
-                }
-                gap = statistics.median(own["gap p99"] for own, _ in pairs)
-                shown = "closed" if load is None else f"{load:.0%}"
-                print(
-                    f"{decode:>8g} {prefill:>8g} {shown:>7}  {ratio['tokens/s']:8.2f}  {ratio['first p50']:9.2f}"
-                    f"  {ratio['first p99']:9.2f}  {ratio['gap p99']:7.2f}   {gap:8.3f}"
-                )
+    for decode, prefill in [(1.0, 1.0)] if asked.tiles else product(SPEEDS, SPEEDS):
+        machine = TiledMachine(*TILED) if asked.tiles else Machine(FIXED / decode, TEXT / decode, PROMPT / prefill)
+        for load in (None, 0.6, 1.2):
+            pairs = [
+                [figures(rule, machine, load, asked.requests, seed) for rule in (engine, server)]
+                for seed in range(1, asked.seeds + 1)
+            ]
+            ratio = {name: statistics.median(own[name] / other[name] for own, other in pairs) for name in pairs[0][0]}
+            gap = statistics.median(own["gap p99"] for own, _ in pairs)
+            shown = "closed" if load is None else f"{load:.0%}"
+            print(
+                f"{decode:>8g} {prefill:>8g} {shown:>7}  {ratio['tokens/s']:8.2f}  {ratio['first p50']:9.2f}"
+                f"  {ratio['first p99']:9.2f}  {ratio['gap p99']:7.2f}   {gap:8.3f}"
+            )
 
 
 if __name__ == "__main__":

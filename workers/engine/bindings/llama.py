@@ -57,7 +57,7 @@ class LlamaModel:
         Raises ModelFileMissing, ModelFileDamaged, ModelUnsupported or MemoryNotEnough, each with the reason.
         """
         native.start()
-        gemm.load()
+        gemm.use()
         check_file(path)
         _check_weights(path, options)
         self.path, self.options = path, options

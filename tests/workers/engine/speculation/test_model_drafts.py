@@ -98,7 +98,7 @@ def test_texts_together_that_come_and_go(drafting: MakeEngine, model_path: Path)
     started = threading.Event()
     endless = ask("A list of numbers: 1, 2,", 800, sampling=Sampling(temperature=0, ignore_end=True))
     cancelled = engine.generate(endless, lambda _: started.set())
-    batch = engine.generate(ask(PROMPT, 32, priority=PriorityClass.BATCH))
+    batch = engine.generate(ask(PROMPT, 28, priority=PriorityClass.BATCH))
     assert started.wait(60)
     urgent = engine.generate(ask("The capital of France is", 24, priority=PriorityClass.INTERACTIVE))
     texts = {"The capital of France is": urgent.result(60).text}

@@ -1,0 +1,177 @@
+"""
+Products of quantised weights and several tokens: deploy/ggml-gemm.cpp beside ggml's own kernels.
+
+A matrix of weights with 2,048 columns and 1,536 rows is multiplied by the activations of so many tokens, by both in
+turns; each figure is the shortest of the turns. The error is that of the results: the norm of their difference by that
+of ggml's. Types that the products leave to ggml have the ratio 1.
+
+`python -m benchmarks.products [--threads N] [--bits 256|512] [--types NAME,…] [--tokens N,…] [--turns N] [--json FILE]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import sys
+from collections.abc import Sequence
+from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.engine.bindings import gemm, native
+
+COLUMNS, ROWS = 2048, 1536
+TYPES = (
+    *("q4_1", "q5_1", "f16", "bf16", "q4_0", "q5_0", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"),
+    *("iq4_nl", "iq4_xs", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+)
+#: ggml's kind of the CPU, its number of the type float; numbers of types are less than the last.
+_CPU, _FLOAT, _MOST_TYPES = 0, 0, 40
+#: Bytes for the descriptions of three tensors and a graph.
+_GRAPH_BYTES = 1 << 20
+
+
+Floats = npt.NDArray[np.float32]
+
+
+class _InitParams(ctypes.Structure):
+    """ggml_init_params."""
+
+    _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Seconds of a product, and the difference of the results."""
+
+    type: str
+    tokens: int
+    kernels: float
+    products: float
+    error: float
+
+    def __str__(self) -> str:
+        ratio, kernels, products = self.kernels / self.products, self.kernels * 1e3, self.products * 1e3
+        return f"{self.tokens}: {ratio:.2f} ({kernels:.2f}, {products:.2f}; {self.error:.4f})"
+
+
+class Backend:
+    """ggml's CPU backend."""
+
+    def __init__(self, threads: int) -> None:
+        native.start()
+        self.pointer = native.bound("ggml_backend_init_by_type", c_void_p, c_int, c_char_p)(_CPU, None)
+        native.bound("ggml_backend_cpu_set_n_threads", None, c_void_p, c_int)(self.pointer, threads)
+        name_of = native.bound("ggml_type_name", c_char_p, c_int)
+        self.types = {(name_of(number) or b"").decode(): number for number in range(_MOST_TYPES)}
+
+    def quantised(self, type_: str, weights: Floats) -> npt.NDArray[np.uint8]:
+        """The weights, shape (rows, columns), in the type; each column is as important as the others."""
+        rows, columns = weights.shape
+        size = native.bound("ggml_row_size", c_size_t, c_int, c_int64)(self.types[type_], columns) * rows
+        found, even = np.empty(size, np.uint8), np.ones(columns, np.float32)
+        quantise = native.bound(
+            "ggml_quantize_chunk", c_size_t, c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p
+        )
+        quantise(self.types[type_], weights.ctypes.data, found.ctypes.data, 0, rows, columns, even.ctypes.data)
+        return found
+
+
+class Product:
+    """The product of quantised weights, with so many rows, and of activations, shape (tokens, columns)."""
+
+    def __init__(
+        self, backend: Backend, type_: str, weights: npt.NDArray[np.uint8], rows: int, activations: Floats
+    ) -> None:
+        tokens, columns = activations.shape
+        tensor = native.bound("ggml_new_tensor_2d", c_void_p, c_void_p, c_int, c_int64, c_int64)
+        fill = native.bound("ggml_backend_tensor_set", None, c_void_p, c_void_p, c_size_t, c_size_t)
+        self._context = native.bound("ggml_init", c_void_p, _InitParams)(_InitParams(_GRAPH_BYTES, None, True))
+        left = tensor(self._context, backend.types[type_], columns, rows)
+        right = tensor(self._context, _FLOAT, columns, tokens)
+        self._product = native.bound("ggml_mul_mat", c_void_p, c_void_p, c_void_p, c_void_p)(self._context, left, right)
+        self._graph = native.bound("ggml_new_graph", c_void_p)(self._context)
+        native.bound("ggml_build_forward_expand", None, c_void_p, c_void_p)(self._graph, self._product)
+        allocate = native.bound("ggml_backend_alloc_ctx_tensors", c_void_p, c_void_p, c_void_p)
+        self._backend, self._buffer = backend, allocate(self._context, backend.pointer)
+        fill(left, weights.ctypes.data, 0, weights.nbytes)
+        fill(right, activations.ctypes.data, 0, activations.nbytes)
+        self.results: Floats = np.empty((tokens, rows), np.float32)
+
+    def compute(self, bits: int) -> float:
+        """Compute it with vectors of so many bits, or with ggml's kernels (0); returns the seconds that it takes."""
+        gemm.use(bits)
+        compute = native.bound("ggml_backend_graph_compute", c_int, c_void_p, c_void_p)
+        begin = perf_counter()
+        if compute(self._backend.pointer, self._graph):
+            raise RuntimeError("ggml refused a product")
+        seconds = perf_counter() - begin
+        read = native.bound("ggml_backend_tensor_get", None, c_void_p, c_void_p, c_size_t, c_size_t)
+        read(self._product, self.results.ctypes.data, 0, self.results.nbytes)
+        return seconds
+
+    def close(self) -> None:
+        """Free its memory."""
+        native.bound("ggml_backend_buffer_free", None)(self._buffer)
+        native.bound("ggml_free", None)(self._context)
+
+
+def measure(product: Product, bits: int, turns: int) -> tuple[float, float, float]:
+    """Seconds by ggml's kernels and by the products, and the difference of their results."""
+    best, results = [float("inf")] * 2, [product.results] * 2
+    for _ in range(turns):
+        for number, used in enumerate((0, bits)):
+            best[number] = min(best[number], product.compute(used))
+            results[number] = product.results.copy()
+    error = np.linalg.norm(results[0] - results[1]) / np.linalg.norm(results[0])
+    return best[0], best[1], float(error)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the table and one JSON document."""
+    asked = _parser().parse_args(arguments)
+    if not gemm.use(asked.bits):
+        sys.exit("llama.cpp was built without deploy/ggml-gemm.cpp, or the processor lacks the instructions")
+    backend, random = Backend(asked.threads), np.random.default_rng(1)
+    weights = random.standard_normal((ROWS, COLUMNS), np.float32)
+    activations = [random.standard_normal((tokens, COLUMNS), np.float32) for tokens in asked.tokens]
+    print("times as fast as ggml's kernels, by tokens; in brackets ms of both, and the difference of the results")
+    found = []
+    for type_ in asked.types:
+        quantised, row = backend.quantised(type_, weights), []
+        for each in activations:
+            product = Product(backend, type_, quantised, ROWS, each)
+            row.append(Cell(type_, len(each), *measure(product, asked.bits, asked.turns)))
+            product.close()
+        print(f"{type_:8}", *map(str, row), sep="  ", flush=True)
+        found += map(asdict, row)
+    if asked.json:
+        asked.json.write_text(json.dumps({"threads": asked.threads, "bits": asked.bits, "products": found}, indent=1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    def types(value: str) -> list[str]:
+        if wrong := ", ".join(name for name in value.split(",") if name not in TYPES):
+            raise argparse.ArgumentTypeError(f"no type {wrong}; there are {', '.join(TYPES)}")
+        return value.split(",")
+
+    def numbers(value: str) -> list[int]:
+        return [int(number) for number in value.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bits", type=int, choices=(256, 512), default=512, help="of the vectors")
+    parser.add_argument("--types", type=types, default=list(TYPES), metavar="NAME,…")
+    parser.add_argument("--tokens", type=numbers, default=[1, 2, 4, 8, 16, 64, 512], metavar="N,…")
+    parser.add_argument("--turns", type=int, default=12, help="of each product, by each of the two")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
