@@ -3,9 +3,10 @@ Products of quantised weights and several tokens: deploy/ggml-gemm.cpp beside gg
 
 A matrix of weights with 2,048 columns and 1,536 rows is multiplied by the activations of so many tokens, by both in
 turns; each figure is the shortest of the turns. The error is that of the results: the norm of their difference by that
-of ggml's. Types that the products leave to ggml have the ratio 1.
+of ggml's. Types that the products leave to ggml have the ratio 1. With `--model`, whole decodes of a model are measured
+instead: a token of so many texts, after 100 tokens each, and that many tokens of a prompt.
 
-`python -m benchmarks.products [--threads N] [--bits 256|512] [--types NAME,…] [--tokens N,…] [--turns N] [--json FILE]`
+`python -m benchmarks.products [--model FILE] [--threads N] [--bits 256|512] [--types NAME,…] [--tokens N,…]`
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
@@ -24,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.engine.bindings import gemm, native
+from workers.engine.bindings.llama import Context, LlamaModel
+from workers.engine.options import EngineOptions, KvLayout
 
 COLUMNS, ROWS = 2048, 1536
 TYPES = (
@@ -34,6 +38,8 @@ TYPES = (
 _CPU, _FLOAT, _MOST_TYPES = 0, 0, 40
 #: Bytes for the descriptions of three tensors and a graph.
 _GRAPH_BYTES = 1 << 20
+#: Most texts of a decode, and the tokens of each before it.
+_SLOTS, _BEFORE = 32, 100
 
 
 Floats = npt.NDArray[np.float32]
@@ -47,17 +53,18 @@ class _InitParams(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Seconds of a product, and the difference of the results."""
+    """Seconds of a product or a decode, and the difference of the results where they are compared."""
 
     type: str
     tokens: int
     kernels: float
     products: float
-    error: float
+    error: float | None = None
 
     def __str__(self) -> str:
         ratio, kernels, products = self.kernels / self.products, self.kernels * 1e3, self.products * 1e3
-        return f"{self.tokens}: {ratio:.2f} ({kernels:.2f}, {products:.2f}; {self.error:.4f})"
+        error = "" if self.error is None else f"; {self.error:.4f}"
+        return f"{self.tokens}: {ratio:.2f} ({kernels:.2f}, {products:.2f}{error})"
 
 
 class Backend:
@@ -132,16 +139,57 @@ def measure(product: Product, bits: int, turns: int) -> tuple[float, float, floa
     return best[0], best[1], float(error)
 
 
+def decodes(path: Path, asked: argparse.Namespace) -> list[Cell]:
+    """Whole decodes: the median of the turns."""
+    most = max(asked.tokens)
+    slots = min(most, _SLOTS)
+    options = {"slots": slots, "context": slots * 1024, "layout": KvLayout.STREAMS, "vectors": False}
+    options |= {"threads": asked.threads, "threads_batch": asked.threads}
+    model = LlamaModel(path, EngineOptions(**options))
+    context = Context(model, EngineOptions(**options))
+    tokens = [7 + 13 * number % 40_000 for number in range(most + _BEFORE + slots)]
+    for slot in range(slots):
+        context.decode([(slot, 0, tokens[:_BEFORE], 1)])
+    texts = [
+        ("texts", n, [(slot, _BEFORE, [tokens[slot]], 1) for slot in range(n)]) for n in asked.tokens if n <= slots
+    ]
+    prompts = [("prompt", n, [(0, _BEFORE, tokens[:n], 1)]) for n in asked.tokens if n > 1]
+    found = []
+    for kind, count, chunks in texts + prompts:
+        took: dict[int, list[float]] = {0: [], asked.bits: []}
+        for _ in range(asked.turns):
+            for bits, seconds in took.items():
+                gemm.use(bits)
+                begin = perf_counter()
+                if context.decode(chunks):
+                    sys.exit(f"{kind} {count}: the decode failed")
+                seconds.append(perf_counter() - begin)
+                for slot, *_ in chunks:
+                    context.truncate(slot, _BEFORE)
+        found.append(Cell(kind, count, *map(statistics.median, took.values())))
+        print(kind, found[-1], flush=True)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the table and one JSON document."""
     asked = _parser().parse_args(arguments)
     if not gemm.use(asked.bits):
         sys.exit("llama.cpp was built without deploy/ggml-gemm.cpp, or the processor lacks the instructions")
+    found = decodes(asked.model, asked) if asked.model else products(asked)
+    if asked.json:
+        asked.json.write_text(
+            json.dumps({"threads": asked.threads, "bits": asked.bits, "products": list(map(asdict, found))}, indent=1)
+        )
+
+
+def products(asked: argparse.Namespace) -> list[Cell]:
+    """Products by type: print the table."""
     backend, random = Backend(asked.threads), np.random.default_rng(1)
     weights = random.standard_normal((ROWS, COLUMNS), np.float32)
     activations = [random.standard_normal((tokens, COLUMNS), np.float32) for tokens in asked.tokens]
     print("times as fast as ggml's kernels, by tokens; in brackets ms of both, and the difference of the results")
-    found = []
+    found: list[Cell] = []
     for type_ in asked.types:
         quantised, row = backend.quantised(type_, weights), []
         for each in activations:
@@ -149,9 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row.append(Cell(type_, len(each), *measure(product, asked.bits, asked.turns)))
             product.close()
         print(f"{type_:8}", *map(str, row), sep="  ", flush=True)
-        found += map(asdict, row)
-    if asked.json:
-        asked.json.write_text(json.dumps({"threads": asked.threads, "bits": asked.bits, "products": found}, indent=1))
+        found += row
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         return [int(number) for number in value.split(",")]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, metavar="FILE", help="measure its decodes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bits", type=int, choices=(256, 512), default=512, help="of the vectors")
     parser.add_argument("--types", type=types, default=list(TYPES), metavar="NAME,…")

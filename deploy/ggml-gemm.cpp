@@ -1,15 +1,15 @@
-// Products of quantised weights and several tokens, for ggml's CPU backend on x86.
+// Products of quantised weights and tokens, for ggml's CPU backend on x86.
 //
-// For Q4_1, Q5_0, Q5_1 and Q8_0, ggml's kernels for x86 compute dot products of rows; only K-quants have kernels that
-// unpack a part of the weights once and multiply it by all tokens. Here sixteen rows of the weights are unpacked into a
-// panel that stays in the cache, in which four neighbouring columns of the sixteen rows are a vector. One instruction
-// multiplies such a vector by the same four columns of a token, so that sixteen results are sums without any shuffling.
-// The activations are rounded to eight bits in blocks of 32, as for ggml's own kernels.
+// For Q4_1, Q5_0, Q5_1 and Q8_0, ggml's kernels for x86 unpack weights again for each token or a few of them. Here
+// sixteen rows of weights are unpacked once into a panel that stays in the cache, in which four neighbouring columns of
+// the sixteen rows are a vector. One instruction multiplies such a vector by the same four columns of a token, so
+// sixteen results are sums without any shuffling. For a few tokens, which take less time than unpacking, the rows are
+// multiplied as they are. The activations are rounded to eight bits by ggml, as for its own kernels.
 //
-// Each result is computed in the same order whatever the number of threads and of tokens, so it does not depend on them.
+// A result is computed in the same order with any vectors, threads and other tokens: it depends on none of them.
 //
-// It is compiled into ggml-cpu by llama-cpp.cmake. ggml-cpu asks its extra buffer types who computes an operation; the one
-// that is added here owns no buffers. workers.engine.bindings.gemm adds it.
+// It is compiled into ggml-cpu by llama-cpp.cmake. ggml-cpu asks its extra buffer types who computes an operation; the
+// one that is added here owns no buffers. workers.engine.bindings.gemm adds it.
 
 #include <immintrin.h>
 
@@ -19,7 +19,7 @@
 #include <cstring>
 #include <mutex>
 #include <utility>
-#include <vector>
+#include <vector>  // traits.h lacks it
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-backend-impl.h"
@@ -29,7 +29,6 @@
 #include "ggml-impl.h"
 #include "ggml.h"
 #include "traits.h"
-
 
 #define AVX2   __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
@@ -82,11 +81,18 @@ inline int32_t four_bytes(const void * address) {
     return found;
 }
 
+// The first four bytes of a part of four rows' blocks.
+AVX2 inline __m128i four_bytes_of(const char * const * rows, int64_t at) {
+    return _mm_setr_epi32(four_bytes(rows[0] + at), four_bytes(rows[1] + at), four_bytes(rows[2] + at),
+                          four_bytes(rows[3] + at));
+}
+
 // ---- unpacking ------------------------------------------------------------------------------------------------------
 
 // Of four rows, 16 bytes each: four vectors with the same four bytes of each row.
 AVX2 inline void transpose(const char * const * rows, int64_t at, __m128i * found) {
-    const __m128i a = load_16(rows[0] + at), b = load_16(rows[1] + at), c = load_16(rows[2] + at), d = load_16(rows[3] + at);
+    const __m128i a = load_16(rows[0] + at), b = load_16(rows[1] + at);
+    const __m128i c = load_16(rows[2] + at), d = load_16(rows[3] + at);
     const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
     const __m128i ab_high = _mm_unpackhi_epi32(a, b), cd_high = _mm_unpackhi_epi32(c, d);
     found[0] = _mm_unpacklo_epi64(ab, cd);
@@ -111,11 +117,10 @@ template <const Format & F> AVX2 inline void unpack_rows(const char * const * ro
         }
     }
     if (F.high) {  // a bit for each value, in the order of the columns
-        const __m128i bits = _mm_set_epi32(four_bytes(rows[3] + F.high), four_bytes(rows[2] + F.high),
-                                           four_bytes(rows[1] + F.high), four_bytes(rows[0] + F.high));
-        const __m128i fifth = _mm_set1_epi8(0x10);
+        const __m128i bits = four_bytes_of(rows, F.high), fifth = _mm_set1_epi8(0x10);
         for (int at = 0; at < 8; at++) {
-            const __m128i byte = _mm_add_epi8(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0), _mm_set1_epi8(at / 2));
+            const __m128i first_byte = _mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+            const __m128i byte = _mm_add_epi8(first_byte, _mm_set1_epi8(at / 2));
             const __m128i mask = _mm_set1_epi32(at % 2 ? 0x80402010 : 0x08040201);
             const __m128i set  = _mm_cmpeq_epi8(_mm_and_si128(_mm_shuffle_epi8(bits, byte), mask), mask);
             found[at]          = _mm_or_si128(found[at], _mm_and_si128(set, fifth));
@@ -125,17 +130,23 @@ template <const Format & F> AVX2 inline void unpack_rows(const char * const * ro
         _mm_store_si128(reinterpret_cast<__m128i *>(block.values[at][first]), found[at]);
     }
     // The scale and the minimum are halves, one after the other.
-    const __m128i heads = _mm_set_epi32(four_bytes(rows[3]), four_bytes(rows[2]), four_bytes(rows[1]), four_bytes(rows[0]));
-    const __m128i order = _mm_set_epi8(15, 14, 11, 10, 7, 6, 3, 2, 13, 12, 9, 8, 5, 4, 1, 0);
-    const __m128i halves = _mm_shuffle_epi8(heads, order);
+    const __m128i order  = _mm_set_epi8(15, 14, 11, 10, 7, 6, 3, 2, 13, 12, 9, 8, 5, 4, 1, 0);
+    const __m128i halves = _mm_shuffle_epi8(four_bytes_of(rows, 0), order);
     _mm_store_ps(block.scales + first, _mm_cvtph_ps(halves));
     if (F.has_minima) { _mm_store_ps(block.minima + first, _mm_cvtph_ps(_mm_unpackhi_epi64(halves, halves))); }
 }
 
-// Blocks of sixteen rows. The next blocks of memory, of so many bytes in all, are fetched meanwhile.
-template <const Format & F> AVX2 void unpack(const char ** rows, int64_t blocks, const char * next, PanelBlock * panel) {
-    for (int64_t block = 0; block < blocks; block++, next += ROWS * F.bytes) {
-        for (int64_t line = 0; line < ROWS * F.bytes; line += 64) { _mm_prefetch(next + line, _MM_HINT_T1); }
+// While a block of sixteen rows is computed, as many bytes are fetched into the second cache: the processor by itself
+// does not see sixteen rows as one stream.
+template <const Format & F> inline void fetch(const char * next) {
+    for (int64_t line = 0; line < ROWS * F.bytes; line += 64) { _mm_prefetch(next + line, _MM_HINT_T1); }
+}
+
+// All blocks of sixteen rows. The rows from `next` on are fetched meanwhile.
+template <const Format & F>
+AVX2 void unpack(const char ** rows, int64_t blocks, const char * next, PanelBlock * panel) {
+    for (int64_t block = 0; block < blocks; block++) {
+        fetch<F>(next + block * ROWS * F.bytes);
         for (int64_t first = 0; first < ROWS; first += 4) { unpack_rows<F>(rows + first, panel[block], first); }
         for (int64_t row = 0; row < ROWS; row++) { rows[row] += F.bytes; }
     }
@@ -170,10 +181,11 @@ struct Factors {
     int64_t            stride, rows;
 };
 using Multiply = void (*)(const Factors & factors);
-// The same of rows of the weights as they are. The next rows, from `next` on, are fetched meanwhile.
+// The same, of rows of the weights as they are. The rows from `next` on are fetched meanwhile.
 using MultiplyFew = void (*)(const char ** rows, const char * next, const Factors & factors);
 
-template <const Format & F, int N> AVX512 void multiply_few(const char ** rows, const char * next, const Factors & factors);
+template <const Format & F, int N>
+AVX512 void multiply_few(const char ** rows, const char * next, const Factors & factors);
 
 template <int N, bool HAS_MINIMA> struct Avx512 {
     static constexpr bool TAKES_BYTES = true;
@@ -195,7 +207,8 @@ template <int N, bool HAS_MINIMA> struct Avx512 {
                 __m512i products = HAS_MINIMA ? _mm512_setzero_si512() : _mm512_set1_epi32(right.start);
 #pragma GCC unroll 8
                 for (int at = 0; at < 8; at++) {
-                    products = _mm512_dpbusd_epi32(products, values[at], _mm512_set1_epi32(four_bytes(right.values + 4 * at)));
+                    const __m512i four = _mm512_set1_epi32(four_bytes(right.values + 4 * at));
+                    products = _mm512_dpbusd_epi32(products, values[at], four);
                 }
                 const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(right.scale));
                 sums[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sums[n]);
@@ -216,27 +229,41 @@ template <const Format & F> AVX512 inline __m512i two_rows(const char * a, const
         values = _mm512_inserti64x4(_mm512_castsi256_si512(load_32(a + F.values)), load_32(b + F.values), 1);
         return _mm512_xor_si512(values, _mm512_set1_epi8(static_cast<char>(0x80)));
     }
-    const __m256i twice = _mm256_broadcastsi128_si256(load_16(a + F.values)), other = _mm256_broadcastsi128_si256(load_16(b + F.values));
-    const __m512i halves = _mm512_set_epi64(0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0);
+    // Each row twice: the low halves of its bytes are its first values, the high ones the others.
+    const __m256i twice = _mm256_broadcastsi128_si256(load_16(a + F.values));
+    const __m256i other = _mm256_broadcastsi128_si256(load_16(b + F.values));
+    const int64_t high = 0x0004000400040004;
     values = _mm512_inserti64x4(_mm512_castsi256_si512(twice), other, 1);
-    values = _mm512_and_si512(_mm512_srlv_epi16(values, halves), _mm512_set1_epi8(0x0f));
+    values = _mm512_srlv_epi16(values, _mm512_set_epi64(high, high, 0, 0, high, high, 0, 0));
+    values = _mm512_and_si512(values, _mm512_set1_epi8(0x0f));
     if (F.high) {
-        const uint64_t bits = static_cast<uint32_t>(four_bytes(a + F.high)) | static_cast<uint64_t>(four_bytes(b + F.high)) << 32;
-        values = _mm512_mask_add_epi8(values, _cvtu64_mask64(bits), values, _mm512_set1_epi8(0x10));
+        const uint32_t low_bits = four_bytes(a + F.high), high_bits = four_bytes(b + F.high);
+        const __mmask64 fifth = _cvtu64_mask64(low_bits | static_cast<uint64_t>(high_bits) << 32);
+        values = _mm512_mask_add_epi8(values, fifth, values, _mm512_set1_epi8(0x10));
     }
     return values;
 }
 
-AVX512 inline __m512i add_pairs_32(__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); }
-AVX512 inline __m512i add_pairs_64(__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); }
+AVX512 inline __m512i add_pairs_32(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
 
-// Sixteen rows by a few tokens, of which nothing is unpacked into memory: a vector has a block of two rows, and its sums
-// are added in pairs until each result has its place. Blocks are added as above, so the results are the same.
-template <const Format & F, int N> AVX512 void multiply_few(const char ** rows, const char * next, const Factors & factors) {
+AVX512 inline __m512i add_pairs_64(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+AVX512 inline __m512i add_pairs_128(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
+}
+
+// Sixteen rows by a few tokens, of which nothing is unpacked into memory: a vector has a block of two rows, and its
+// sums are added in pairs until each result has its place. Blocks are added as above, so the results are the same.
+template <const Format & F, int N>
+AVX512 void multiply_few(const char ** rows, const char * next, const Factors & factors) {
     __m512 sums[N];
     for (__m512 & sum : sums) { sum = _mm512_setzero_ps(); }
-    for (int64_t block = 0; block < factors.blocks; block++, next += ROWS * F.bytes) {
-        for (int64_t line = 0; line < ROWS * F.bytes; line += 64) { _mm_prefetch(next + line, _MM_HINT_T1); }
+    for (int64_t block = 0; block < factors.blocks; block++) {
+        fetch<F>(next + block * ROWS * F.bytes);
         const int64_t at = block * F.bytes;
         const TokenBlock * right = factors.tokens + block;
         __m512i eight[2][N];
@@ -245,8 +272,9 @@ template <const Format & F, int N> AVX512 void multiply_few(const char ** rows, 
             __m512i four[2][N];
 #pragma GCC unroll 2
             for (int two = 0; two < 2; two++) {
-                const int row = 8 * odd + 2 * two;
-                const __m512i a = two_rows<F>(rows[row] + at, rows[row + 4] + at), b = two_rows<F>(rows[row + 1] + at, rows[row + 5] + at);
+                const char ** some = rows + 8 * odd + 2 * two;
+                const __m512i a = two_rows<F>(some[0] + at, some[4] + at);
+                const __m512i b = two_rows<F>(some[1] + at, some[5] + at);
 #pragma GCC unroll 8
                 for (int n = 0; n < N; n++) {
                     const __m512i activations = _mm512_broadcast_i64x4(load_32(right[n * factors.blocks].values));
@@ -257,21 +285,18 @@ template <const Format & F, int N> AVX512 void multiply_few(const char ** rows, 
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) { eight[odd][n] = add_pairs_64(four[0][n], four[1][n]); }
         }
-        __m128i heads[4];  // scales and minima of the rows
-#pragma GCC unroll 4
-        for (int n = 0; n < 4; n++) {
-            const char ** some = rows + 4 * n;
-            heads[n] = _mm_set_epi32(four_bytes(some[3] + at), four_bytes(some[2] + at), four_bytes(some[1] + at), four_bytes(some[0] + at));
-        }
-        const __m512i head   = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(heads[1], heads[0])), _mm256_set_m128i(heads[3], heads[2]), 1);
-        const __m512  scales = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(head));
-        const __m512  minima = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(head, 16)));
+        const __m256i head = _mm256_set_m128i(four_bytes_of(rows + 4, at), four_bytes_of(rows, at));
+        const __m256i tail = _mm256_set_m128i(four_bytes_of(rows + 12, at), four_bytes_of(rows + 8, at));
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(head), tail, 1);
+        const __m512 scales = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
+        const __m512 minima = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) {
             const TokenBlock & token = right[n * factors.blocks];
-            __m512i products = _mm512_add_epi32(_mm512_shuffle_i64x2(eight[0][n], eight[1][n], 0x88), _mm512_shuffle_i64x2(eight[0][n], eight[1][n], 0xdd));
+            __m512i products = add_pairs_128(eight[0][n], eight[1][n]);
             if (!F.has_minima) { products = _mm512_add_epi32(products, _mm512_set1_epi32(token.start)); }
-            sums[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(token.scale)), sums[n]);
+            const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(token.scale));
+            sums[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sums[n]);
             if (F.has_minima) { sums[n] = _mm512_fmadd_ps(minima, _mm512_set1_ps(token.sum), sums[n]); }
         }
     }
@@ -317,7 +342,9 @@ template <int N, bool HAS_MINIMA> struct Avx2 {
                     }
                 }
             }
-            for (int n = 0; n < N; n++) { _mm256_maskstore_ps(factors.results + half + n * factors.stride, some, sums[n]); }
+            for (int n = 0; n < N; n++) {
+                _mm256_maskstore_ps(factors.results + half + n * factors.stride, some, sums[n]);
+            }
         }
     }
 };
@@ -354,8 +381,8 @@ template <template <int, bool> class K, int MOST> const Kernels & kernels_for(en
 
 // Bits of the vectors of this processor that the kernels can use.
 int find_bits() {
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
         return 512;
     }
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 256 : 0;
@@ -389,17 +416,20 @@ struct Division {
     }
 };
 
-char * aligned(void * address) { return reinterpret_cast<char *>(GGML_PAD(reinterpret_cast<uintptr_t>(address), ALIGNMENT)); }
+template <class T> T * aligned(void * address) {
+    return reinterpret_cast<T *>(GGML_PAD(reinterpret_cast<uintptr_t>(address), ALIGNMENT));
+}
 
+// Weights are one matrix in host memory, as the file has it, and so are tokens and results.
 bool computes(const ggml_tensor * op) {
     if (op->op != GGML_OP_MUL_MAT) { return false; }
     const ggml_tensor * weights = op->src[0];
     const ggml_tensor * tokens  = op->src[1];
     const Kernels & kernels = kernels_for(weights->type);
-    return kernels.format && (op->ne[1] > 1 || kernels.multiply_few[0]) && tokens->type == GGML_TYPE_F32 && !weights->extra &&
-           (!weights->buffer || ggml_backend_buffer_is_host(weights->buffer)) && op->ne[2] == 1 && op->ne[3] == 1 &&
-           weights->nb[0] == ggml_type_size(weights->type) && tokens->nb[0] == sizeof(float) &&
-           op->nb[0] == sizeof(float) && ggml_get_op_params_i32(op, 1) != GGML_HINT_SRC0_IS_HADAMARD;
+    return kernels.format && (op->ne[1] > 1 || kernels.multiply_few[0]) && !weights->extra && weights->buffer &&
+           ggml_backend_buffer_is_host(weights->buffer) && weights->nb[0] == ggml_type_size(weights->type) &&
+           tokens->type == GGML_TYPE_F32 && tokens->nb[0] == sizeof(float) && op->nb[0] == sizeof(float) &&
+           op->ne[2] == 1 && op->ne[3] == 1 && ggml_get_op_params_i32(op, 1) != GGML_HINT_SRC0_IS_HADAMARD;
 }
 
 class Traits : public ggml::cpu::tensor_traits {
@@ -413,25 +443,29 @@ class Traits : public ggml::cpu::tensor_traits {
         const Kernels & kernels = kernels_for(op->src[0]->type);
         const Division division(op, params->nth);
         const int64_t count = op->ne[1], blocks = division.blocks;
-        if (params->wsize < division.work_bytes(op, params->nth)) { return false; }  // planned with other kernels
-        auto * rounded = reinterpret_cast<TokenBlock *>(aligned(params->wdata));
-        auto * panels  = reinterpret_cast<PanelBlock *>(aligned(rounded + count * blocks)) + params->ith * division.panels * blocks;
+        if (params->wsize < division.work_bytes(op, params->nth)) { return false; }  // planned for ggml's kernels
+        auto * rounded = aligned<TokenBlock>(params->wdata);
+        auto * panels  = aligned<PanelBlock>(rounded + count * blocks) + params->ith * division.panels * blocks;
         for (int64_t token = params->ith; token < count; token += params->nth) {
-            const auto * activations = reinterpret_cast<const float *>(static_cast<const char *>(tokens->data) + token * tokens->nb[1]);
-            round_activations(activations, blocks, *kernels.format, rounded + token * blocks);
+            const char * activations = static_cast<const char *>(tokens->data) + token * tokens->nb[1];
+            round_activations(reinterpret_cast<const float *>(activations), blocks, *kernels.format,
+                              rounded + token * blocks);
         }
         if (params->ith == 0) { ggml_threadpool_chunk_set(params->threadpool, params->nth); }
         ggml_barrier(params->threadpool);
 
         const int64_t step = division.panels * ROWS;
-        for (int64_t chunk = params->ith; chunk * step < op->ne[0]; chunk = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        int64_t chunk = params->ith;
+        while (chunk * step < op->ne[0]) {
             multiply(kernels, op, chunk * step, std::min((chunk + 1) * step, op->ne[0]), rounded, panels);
+            chunk = ggml_threadpool_chunk_add(params->threadpool, 1);
         }
         return true;
     }
 
     // The rows from `first` to `last`. Where a panel has fewer than sixteen, the last one is repeated.
-    static void multiply(const Kernels & kernels, ggml_tensor * op, int64_t first, int64_t last, const TokenBlock * rounded, PanelBlock * panels) {
+    static void multiply(const Kernels & kernels, ggml_tensor * op, int64_t first, int64_t last,
+                         const TokenBlock * rounded, PanelBlock * panels) {
         const ggml_tensor * weights = op->src[0];
         const int64_t blocks = weights->ne[0] / BLOCK, stride = op->nb[1] / sizeof(float);
         const auto * data = static_cast<const char *>(weights->data);
