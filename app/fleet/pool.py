@@ -25,6 +25,9 @@ class PoolState(StrEnum):
     #: Its lease expired; its process may be alive.
     SUSPECT = "suspect"
 
+    #: That of the text, which is kept; an enumeration computes its own each time, and a plan looks at every pool.
+    __hash__ = str.__hash__
+
 
 #: States of a pool that serves or will serve.
 COMING = frozenset({PoolState.WAITING, PoolState.STARTING, PoolState.SERVING})

@@ -12,6 +12,9 @@ class Priority(StrEnum):
     STANDARD = "standard"
     BATCH = "batch"
 
+    #: That of the text, which is kept; an enumeration computes its own each time, and plans look classes up often.
+    __hash__ = str.__hash__
+
     @property
     def rank(self) -> int:
         """The position of the class: 0 is the most urgent."""

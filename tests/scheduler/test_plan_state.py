@@ -67,7 +67,8 @@ def test_judgements_that_are_kept_are_those_of_the_state_that_the_plan_left(case
 
     def judged(by: DevicePools) -> list[object]:
         ids = planner.state.devices
-        return [by.leaving(id_) for id_ in ids] + [by.evictable(one, id_) for id_ in ids for one in demands]
+        on_each = [by.evictable(one).on(id_) for id_ in ids for one in demands]
+        return [by.leaving(id_) for id_ in ids] + [by.departures(ids)] + on_each
 
     judged(pools)
     planner.plan()

@@ -71,5 +71,15 @@ class Victims:
     moves: tuple[tuple[Pool, PlacementCandidate], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MostRegret:
+    """No victims with more regret are worth it, except for bytes that are reserved for the model."""
+
+    #: Where no victim is in use.
+    unused: float
+    #: Where one is.
+    used: float
+
+
 #: For bytes that are free.
 NO_VICTIMS = Victims((), 0.0, 0.0, ())

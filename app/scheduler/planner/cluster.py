@@ -10,7 +10,7 @@ Values only. Instants are aware and come from the clock of the database; nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -189,13 +189,16 @@ class Cluster:
     backoffs: tuple[Backoff, ...] = ()
 
 
-def promises(pools: Iterable[Pool]) -> dict[str, dict[str, int]]:
+def promises(pools: Collection[Pool]) -> dict[str, dict[str, int]]:
     """By id of a pool and by device, the bytes that waiting pools get when it is gone."""
-    by_id = {pool.id: pool for pool in pools}
     promised: dict[str, dict[str, int]] = {}
-    for pool in [one for one in by_id.values() if one.backing]:
+    waiting = [pool for pool in pools if pool.backing]
+    if not waiting:
+        return promised
+    ids = {pool.id for pool in pools}
+    for pool in waiting:
         for victim, parts in pool.backing.items():
-            if victim not in by_id:
+            if victim not in ids:
                 continue
             sizes = promised.setdefault(victim, {})
             for device, size in parts.items():

@@ -133,12 +133,16 @@ def model_demand(
     """
     by_model = {configuration.model: configuration for configuration in configurations}
     groups: dict[str, list[WaitingSteps]] = {}
+    namespaces = set()
     for group in waiting:
         if (same := groups.get(group.model)) is not None:
             same.append(group)
         elif group.model in by_model:
             groups[group.model] = [group]
-    fair = fairness(accounts, {group.namespace for group in waiting if group.model in by_model})
+        else:
+            continue
+        namespaces.add(group.namespace)
+    fair = fairness(accounts, namespaces)
     exhausted = {
         name for name, account in accounts.items() if account.exhausted_until and account.exhausted_until > now
     }
@@ -157,22 +161,24 @@ def _demand(
     now: datetime,
     policy: PlacementPolicy,
 ) -> ModelDemand:
-    """The demand for one model. There may be thousands of groups: sums are local, and each class is looked up once."""
+    """The demand for one model. There may be thousands of groups: what a class decides is asked once for each class."""
     demand = no_demand(configuration)
     gone = demand.load + policy.unload
-    #: By id of the object: the hash of an enumeration is slow.
-    classes: dict[int, tuple[float, float, float, int]] = {}
-    pressure = growth = work = longest = 0.0
-    steps, until_bound, until_deadline, namespaces = 0, math.inf, math.inf, demand.namespaces
+    #: By class, its weight, and the waiting times between which a step makes the demand due.
+    classes: dict[Priority, tuple[float, float, float]] = {}
+    #: By class, the waiting time of the oldest.
+    longest: dict[Priority, float] = {}
+    pressure = growth = work = 0.0
+    steps, until_deadline, namespaces = 0, math.inf, demand.namespaces
     for group in groups:
         namespace, count, priority = group.namespace, group.steps, group.priority
         if namespace in exhausted:
             demand.exhausted[namespace] = demand.exhausted.get(namespace, 0) + count
             continue
-        if (known := classes.get(id(priority))) is None:
+        if (known := classes.get(priority)) is None:
             last = policy.target[priority] - demand.load - policy.unload
-            known = classes[id(priority)] = policy.weights[priority], last, policy.bound[priority], priority.rank
-        weight, last, bound, rank = known
+            known = classes[priority] = policy.weights[priority], last - _BEFORE, last + _AFTER
+        weight, due_from, due_until = known
         more = weight * fair[namespace] * count
         if group.ready is not None:
             demand.upcoming += policy.look_ahead * more
@@ -185,20 +191,18 @@ def _demand(
         growth += more
         steps += count
         work += count * group.work.total_seconds()
-        if rank < demand.rank:
-            demand.rank = rank
-        if oldest > longest:
-            longest = oldest
-        if last - _BEFORE <= oldest <= last + _AFTER:
+        if oldest > longest.get(priority, -1.0):
+            longest[priority] = oldest
+        if due_from <= oldest <= due_until:
             demand.due = True
-        if (left := bound - oldest) < until_bound:
-            until_bound = left
         if group.deadline is not None and (left := (group.deadline - now).total_seconds() - gone) < until_deadline:
             until_deadline = left
-        if oldest >= bound:
-            demand.overdue = True
         namespaces[namespace] = namespaces.get(namespace, 0.0) + more * (mean + 1.0)
     demand.pressure, demand.growth, demand.steps, demand.work = pressure, growth, steps, work
-    demand.oldest, demand.until_bound = longest, max(until_bound, 0.0)
-    demand.until_deadline, demand.overdue = until_deadline, demand.overdue or until_deadline <= 0
+    if longest:
+        until_bound = min(policy.bound[priority] - oldest for priority, oldest in longest.items())
+        demand.rank = min(priority.rank for priority in longest)
+        demand.oldest, demand.until_bound = max(longest.values()), max(until_bound, 0.0)
+        demand.overdue = until_bound <= 0 or until_deadline <= 0
+    demand.until_deadline = until_deadline
     return demand

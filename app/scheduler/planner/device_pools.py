@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
-from app.fleet.pool import PoolState
 from app.scheduler.planner.cluster import Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand
-from app.scheduler.planner.eviction import Eviction
+from app.scheduler.planner.eviction import EVICTABLE, Eviction
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.state import PlanState
 
@@ -41,6 +41,8 @@ class JudgedPool(NamedTuple):
     regret: float
     #: It works: such pools come last.
     works: bool
+    #: See `Eviction.is_used`.
+    used: bool
     #: It may be evicted whatever the pressure of the demand is.
     certain: bool
 
@@ -50,7 +52,8 @@ class Evictable:
     """The pools on a device that demands of one class may evict, if their pressure is high enough."""
 
     pools: list[JudgedPool]
-    #: Bytes of those that are idle, and of all.
+    #: Bytes of those that are not in use, of those that are idle, and of all.
+    unused: int
     idle: int
     total: int
     #: With the least regret for each byte first: bytes and regret of the first so many pools, and the regret for a byte
@@ -97,38 +100,45 @@ class Leaving:
         return self.seconds[bisect_left(self.sizes, size) - 1] if size <= self.sizes[-1] else None
 
 
-class DevicePools:
-    """Judges the pools of each device for one plan."""
+@dataclass(frozen=True, slots=True)
+class Departures:
+    """Which of several devices is the first to have so many bytes free, without an eviction."""
 
-    def __init__(self, state: PlanState, eviction: Eviction, policy: PlacementPolicy) -> None:
-        self._state, self._eviction, self._lend = state, eviction, policy.lend
+    #: Bytes that a device has free, now or once some pools have left it, rising.
+    sizes: list[int]
+    #: Of the devices that have so many or more: the seconds until the first of them has, and its id.
+    firsts: list[tuple[float, str]]
+
+    def first(self, size: int) -> tuple[float, str] | None:
+        """Seconds until a device has so many bytes free, and its id; None when none ever has."""
+        at = bisect_left(self.sizes, size)
+        return self.firsts[at] if at < len(self.sizes) else None
+
+
+class EvictablePools:
+    """The pools of each device, as the demands of one class see them that may evict some of them."""
+
+    def __init__(self, pools: DevicePools, state: PlanState, eviction: Eviction, demand: ModelDemand) -> None:
+        self._pools, self._state, self._eviction = pools, state, eviction
+        self._strongest, self._weakest = replace(demand, pressure=math.inf), replace(demand, pressure=-math.inf)
         #: By device, with the revision of the device.
-        self._judged: dict[str, tuple[int, list[JudgedPool]]] = {}
-        self._leaving: dict[str, tuple[int, Leaving]] = {}
-        #: By class of demand and device.
-        self._evictable: dict[tuple[object, ...], dict[str, tuple[int, Evictable]]] = {}
-        self._strongest: dict[tuple[object, ...], ModelDemand] = {}
+        self._known: dict[str, tuple[int, Evictable]] = {}
 
-    def evictable(self, demand: ModelDemand, device: str) -> Evictable:
-        """The pools that the demand may evict there, except for bytes that are reserved for its model."""
-        # Where reserves are not lent, only the owner may evict pools in them.
-        key = (demand.rank, demand.overdue, "" if self._lend else demand.configuration.id)
-        known, revision = self._evictable.setdefault(key, {}), self._state.revisions[device]
-        found = known.get(device)
-        if found is None or found[0] != revision:
-            if (strongest := self._strongest.get(key)) is None:
-                strongest = self._strongest[key] = replace(demand, pressure=math.inf)
-            known[device] = found = (revision, self._find(strongest, self._judge(device, revision)))
-        return found[1]
+    def on(self, device: str) -> Evictable:
+        """Those on one device."""
+        revision = self._state.revisions[device]
+        known = self._known.get(device)
+        if known is None or known[0] != revision:
+            self._known[device] = known = (revision, self._find(self._pools.judged(device)))
+        return known[1]
 
-    def _find(self, strongest: ModelDemand, judged: list[JudgedPool]) -> Evictable:
-        may_evict, pools = self._eviction.may_evict, []
-        weakest = replace(strongest, pressure=-math.inf)
+    def _find(self, judged: list[JudgedPool]) -> Evictable:
+        may_evict, strongest, pools = self._eviction.may_evict, self._strongest, []
         for one in judged:
             if one.certain:
                 pools.append(one)
             elif may_evict(one.pool, strongest, reclaims=False):
-                pools.append(one._replace(certain=may_evict(one.pool, weakest, reclaims=False)))
+                pools.append(one._replace(certain=may_evict(one.pool, self._weakest, reclaims=False)))
         ranked = sorted((one.regret / one.size, one.size, one.regret) for one in pools)
         sizes, regrets, prices = [0], [0.0], []
         for price, size, regret in ranked:
@@ -144,20 +154,40 @@ class DevicePools:
             working.append(working[-1] + size)
             seconds.append(after)
         smallest = [0, *accumulate(sorted(one.size for one in pools))]
-        return Evictable(pools, idle, sizes[-1], sizes, regrets, prices, working, seconds, smallest)
+        unused = sum(one.size for one in pools if not one.used)
+        return Evictable(pools, unused, idle, sizes[-1], sizes, regrets, prices, working, seconds, smallest)
 
-    def _judge(self, device: str, revision: int) -> list[JudgedPool]:
+
+class DevicePools:
+    """Judges the pools of each device for one plan."""
+
+    def __init__(self, state: PlanState, eviction: Eviction, policy: PlacementPolicy) -> None:
+        self._state, self._eviction, self._lend = state, eviction, policy.lend
+        #: By device, with the revision of the device.
+        self._judged: dict[str, tuple[int, list[JudgedPool]]] = {}
+        self._leaving: dict[str, tuple[int, Leaving]] = {}
+        #: By class of demand.
+        self._evictable: dict[tuple[object, ...], EvictablePools] = {}
+
+    def evictable(self, demand: ModelDemand) -> EvictablePools:
+        """The pools that the demand may evict, except for bytes that are reserved for its model."""
+        # Where reserves are not lent, only the owner may evict pools in them.
+        key = (demand.rank, demand.overdue, "" if self._lend else demand.configuration.id)
+        if (found := self._evictable.get(key)) is None:
+            found = self._evictable[key] = EvictablePools(self, self._state, self._eviction, demand)
+        return found
+
+    def judged(self, device: str) -> list[JudgedPool]:
         """The pools whose bytes there can be promised, whether or not a demand may evict them."""
-        known = self._judged.get(device)
+        known, revision = self._judged.get(device), self._state.revisions[device]
         if known is None or known[0] != revision:
             state, eviction = self._state, self._eviction
             found = []
             for pool in state.pools_on[device]:
-                if (pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING) and (
-                    size := state.unpromised(pool, device)
-                ) > 0:
+                if pool.state in EVICTABLE and (size := state.unpromised(pool, device)) > 0:
                     certain = eviction.may_evict(pool, _WEAKEST, reclaims=False)
-                    found.append(JudgedPool(pool, size, eviction.regret(pool), pool.busy > 0, certain))
+                    used = eviction.is_used(pool)
+                    found.append(JudgedPool(pool, size, eviction.regret(pool), pool.busy > 0, used, certain))
             self._judged[device] = known = (revision, found)
         return known[1]
 
@@ -174,3 +204,13 @@ class DevicePools:
             found = Leaving([pool for *_, pool in ranked], [seconds for seconds, *_ in ranked], sizes)
             self._leaving[device] = known = (revision, found)
         return known[1]
+
+    def departures(self, devices: Iterable[str]) -> Departures:
+        """When devices have how many bytes free without an eviction."""
+        found: list[tuple[int, float, str]] = []
+        for id_ in devices:
+            free, leaving = self._state.free[id_], self.leaving(id_)
+            found += zip((free + size for size in leaving.sizes), (0.0, *leaving.seconds), repeat(id_))
+        found.sort()
+        firsts = list(accumulate(((seconds, id_) for _, seconds, id_ in reversed(found)), min))
+        return Departures([size for size, *_ in found], firsts[::-1])

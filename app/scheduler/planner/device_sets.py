@@ -48,7 +48,7 @@ class DeviceSets:
         if configuration.packing is Packing.SPREAD:
             order = range(len(ranks) - 1, start - 1, -1)
         found, enough = 0, self.enough(layout.type)
-        every = self._takes_all(configuration, layout, part, backed_off)
+        every = self.takes_all(configuration, layout, part, backed_off)
         conflicts = self.conflicts_with(configuration)
         if every and not layout.ram and not state.has_idle_reserves and not conflicts:
             yield from ((ranks[at][1],) for at in islice(order, max(enough, 1)))  # nothing is left to check
@@ -76,7 +76,7 @@ class DeviceSets:
         state, count = self._state, len(layout.parts)
         if count == 1:
             part, ram = layout.parts[0], layout.ram
-            every = self._takes_all(configuration, layout, part, backed_off)
+            every = self.takes_all(configuration, layout, part, backed_off)
             for device in state.schedulable.get(layout.type, ()):
                 if every or (device.host not in backed_off and self.allows(configuration, device, part)):
                     devices: DeviceSet = (device.id,)
@@ -101,7 +101,7 @@ class DeviceSets:
     def _hosts(self, configuration: Configuration, layout: KnownLayout, backed_off: Collection[str]) -> list[list[str]]:
         """Of each host, the devices that may hold a part of a split layout, those with most free first."""
         state, smallest = self._state, min(layout.parts)
-        if self._takes_all(configuration, layout, smallest, backed_off):
+        if self.takes_all(configuration, layout, smallest, backed_off):
             return [[id_ for _, id_ in ranked] for ranked in state.emptiest.get(layout.type, {}).values()]
         hosts: dict[str, list[str]] = {}
         for device in state.schedulable.get(layout.type, ()):
@@ -111,7 +111,7 @@ class DeviceSets:
             some.sort(key=lambda device: (-state.free[device], device))
         return list(hosts.values())
 
-    def _takes_all(
+    def takes_all(
         self, configuration: Configuration, layout: KnownLayout, part: int, backed_off: Collection[str]
     ) -> bool:
         """Whether every schedulable device of the type is allowed, seen at one glance; False says nothing."""

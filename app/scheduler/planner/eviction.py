@@ -59,7 +59,7 @@ class Eviction:
             return 0.0
         if (alone := self._regrets.get(pool.configuration)) is None:
             alone = self._regrets[pool.configuration] = self._regret(pool.configuration)
-        shared = alone * (self._policy.sibling if len(self._state.coming(pool.configuration)) > 1 else 1.0)
+        shared = alone * (self._policy.sibling if self._state.count_coming(pool.configuration) > 1 else 1.0)
         return shared + self._work_lost(pool)
 
     def _work_lost(self, pool: Pool) -> float:
@@ -104,6 +104,12 @@ class Eviction:
         return pattern is not None and pattern.probability(self._now, within) > 0
 
     # ---- whether ----
+
+    def is_used(self, pool: Pool) -> bool:
+        """Whether it works, or steps wait for it and the plan does not stop it."""
+        own = self._demands.get(pool.configuration)
+        remains = pool.state is not PoolState.DRAINING and pool.id not in self._state.stopped
+        return pool.busy > 0 or (remains and own is not None and own.steps > 0)
 
     def is_kept(self, pool: Pool) -> bool:
         """Whether it is one of the pools that its model keeps running."""

@@ -12,6 +12,7 @@ Nothing here reads a clock or a database: the caller passes `now` and applies th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,7 +22,7 @@ from app.fleet.ledger.reservation import ReservedCapacity
 from app.fleet.pool import PoolState
 from app.kernel.priority import Priority
 from app.scheduler.planner import reasons
-from app.scheduler.planner.candidate import PlacementCandidate, Vacancy
+from app.scheduler.planner.candidate import MostRegret, PlacementCandidate, Vacancy
 from app.scheduler.planner.cluster import Cluster, Configuration, Pool
 from app.scheduler.planner.demand import ModelDemand, WaitingSteps, model_demand, no_demand
 from app.scheduler.planner.plan import (
@@ -67,7 +68,7 @@ class Planner:
         self.names = reasons.Names(cluster)
         self.actions: list[Action] = []
         self.refusals: dict[str, Refusal] = {}
-        self.price = EvictionPrice(self.demands, self.state, self.eviction, policy)
+        self.price = EvictionPrice(self.state, self.eviction, policy)
         self.starts = 0
         self.draining = {id_ for id_, device in self.state.devices.items() if device.state is HostState.DRAINING}
 
@@ -85,7 +86,7 @@ class Planner:
             self.serve(demand)
         for demand in waiting:
             id_ = demand.configuration.id
-            if not self.state.coming(id_) and id_ not in self.refusals:
+            if not self.state.count_coming(id_) and id_ not in self.refusals:
                 self.refuse_for_now(demand)  # its pool was stopped for another demand
         upcoming = (demand for demand in self.demands.values() if not demand.steps and demand.upcoming > 0)
         for demand in sorted(upcoming, key=lambda demand: (-demand.upcoming, demand.configuration.id)):
@@ -165,10 +166,12 @@ class Planner:
 
     def preempt_late_drains(self) -> None:
         """Preempt the steps of pools that drain for longer than the grace period of those that wait for their bytes."""
+        if not (backed := [pool for pool in self.cluster.pools if pool.backing]):
+            return
         pools = {pool.id: pool for pool in self.cluster.pools}
-        for waiting in self.cluster.pools:
+        for waiting in backed:
             configuration = self.configurations.get(waiting.configuration)
-            if not waiting.backing or configuration is None:
+            if configuration is None:
                 continue
             demand = self.demands.get(configuration.id) or no_demand(configuration)
             reclaims = self.state.is_within_reserve(waiting)
@@ -211,7 +214,7 @@ class Planner:
         idle = self.now - pool.used
         if configuration.keep_alive is not None and idle >= configuration.keep_alive:
             self.stop(pool, StopMode.DRAIN, reasons.idle(idle, configuration.keep_alive))
-        elif len(self.state.coming(configuration.id)) > 1 and idle.total_seconds() >= self.policy.replica_keep_alive:
+        elif self.state.count_coming(configuration.id) > 1 and idle.total_seconds() >= self.policy.replica_keep_alive:
             self.stop(pool, StopMode.DRAIN, reasons.idle_replica(idle))
 
     def evacuate(self, pool: Pool, configuration: Configuration | None) -> None:
@@ -237,10 +240,10 @@ class Planner:
     def meet_target(self, configuration: Configuration) -> None:
         """Start the pools that a target or a start command asks for, at the cost of pools that are not in use."""
         count = max(configuration.min_pools, configuration.requested)
-        for _ in range(count - len(self.state.coming(configuration.id))):
+        for _ in range(count - self.state.count_coming(configuration.id)):
             demand = self.demands.get(configuration.id) or no_demand(configuration)
             found = self.search.candidates(demand, evict=True)
-            unused = (one for one in found if not any(map(self.price.is_used, one.victims)))
+            unused = (one for one in found if not any(map(self.eviction.is_used, one.victims)))
             best = min(unused, key=lambda one: one.order, default=None)
             if best is None:
                 if not demand.steps:  # `serve` does more for waiting steps
@@ -316,7 +319,8 @@ class Planner:
     def elsewhere(self, demand: ModelDemand, reclaiming: PlacementCandidate) -> PlacementCandidate:
         """The best candidate that is cheaper than to take back lent bytes; else those."""
         is_cheaper = partial(self.price.is_cheaper, demand, reclaiming=reclaiming)
-        return self.selection.select(demand, is_cheaper, reclaiming.regret)[0] or reclaiming
+        most_regret = MostRegret(reclaiming.regret, used=-math.inf)
+        return self.selection.select(demand, is_cheaper, most_regret)[0] or reclaiming
 
     def is_idle(self, candidate: PlacementCandidate) -> bool:
         """Whether no pool is, or will be, on the devices on which it computes: another one there would be slowed."""
@@ -327,11 +331,11 @@ class Planner:
 
     def start_ahead(self, demand: ModelDemand) -> None:
         """Start a pool for steps that will soon be ready, if that saves them more than it costs others."""
-        if self.state.coming(demand.configuration.id) or demand.upcoming_in > demand.load + self.policy.unload:
+        if self.state.count_coming(demand.configuration.id) or demand.upcoming_in > demand.load + self.policy.unload:
             return
         best: PlacementCandidate | None = None
         for one in self.search.candidates(demand, evict=True):
-            gains = demand.upcoming * demand.load >= one.regret and not any(map(self.price.is_used, one.victims))
+            gains = demand.upcoming * demand.load >= one.regret and not any(map(self.eviction.is_used, one.victims))
             if gains and (best is None or one.order < best.order):
                 best = one
         if best is not None and self.starts < self.policy.max_starts:
@@ -345,7 +349,7 @@ class Planner:
         costs no pool in use, no more regret than it saves, and waits while others load on the host.
         """
         pattern = self.eviction.pattern(configuration)
-        if pattern is None or configuration.id in self.demands or self.state.coming(configuration.id):
+        if pattern is None or configuration.id in self.demands or self.state.count_coming(configuration.id):
             return
         demand = no_demand(configuration)
         begin = demand.load + self.policy.unload
@@ -356,7 +360,8 @@ class Planner:
         best: PlacementCandidate | None = None
         for one in self.search.candidates(demand, evict=True):
             host = self.state.devices[one.devices[0]].host
-            gains = gain >= one.regret and not any(map(self.price.is_used, one.victims)) and not self.state.loads[host]
+            is_cheap = gain >= one.regret and not any(map(self.eviction.is_used, one.victims))
+            gains = is_cheap and not self.state.loads[host]
             if gains and (best is None or one.order < best.order):
                 best = one
         if best is not None:

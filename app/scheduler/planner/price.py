@@ -11,11 +11,9 @@ Reads the plan state and changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from app.fleet.pool import PoolState
-from app.scheduler.planner.candidate import PlacementCandidate
-from app.scheduler.planner.cluster import Pool
+from app.scheduler.planner.candidate import MostRegret, PlacementCandidate
 from app.scheduler.planner.demand import ModelDemand
 from app.scheduler.planner.eviction import Eviction
 from app.scheduler.planner.policy import PlacementPolicy
@@ -25,10 +23,8 @@ from app.scheduler.planner.state import PlanState
 class EvictionPrice:
     """Judges the candidates of one plan."""
 
-    def __init__(
-        self, demands: Mapping[str, ModelDemand], state: PlanState, eviction: Eviction, policy: PlacementPolicy
-    ) -> None:
-        self._demands, self._state, self._eviction, self._policy = demands, state, eviction, policy
+    def __init__(self, state: PlanState, eviction: Eviction, policy: PlacementPolicy) -> None:
+        self._state, self._eviction, self._policy = state, eviction, policy
         #: The part of the regret that is the price of pools in use.
         self.threshold = policy.threshold
 
@@ -53,7 +49,7 @@ class EvictionPrice:
             one.regret < reclaiming.regret
             and one.cost <= reclaiming.cost
             and not one.borrows
-            and not any(map(self.is_used, one.victims))
+            and not any(map(self._eviction.is_used, one.victims))
             and not self.reclaims(demand, one)
         )
 
@@ -65,7 +61,7 @@ class EvictionPrice:
         """The pressure, in weighted seconds, at which the victims are stopped."""
         price = candidate.regret * self._price_of_regret(demand)
         part = self._policy.per_load * self._state.loads[self._state.devices[candidate.devices[0]].host]
-        if part >= 1 or any(map(self.is_used, candidate.victims)):
+        if part >= 1 or any(map(self._eviction.is_used, candidate.victims)):
             return price
         # Nobody waits for the victims: a delay is of use only to those who load there, whom another load slows down.
         return price * part
@@ -73,10 +69,13 @@ class EvictionPrice:
     def _price_of_regret(self, demand: ModelDemand) -> float:
         return self.threshold * (self._policy.due if demand.due else 1.0)
 
-    def most_regret(self, demand: ModelDemand) -> float:
+    def most_regret(self, demand: ModelDemand) -> MostRegret:
         """The regret from which on no victims are worth it, a little above it; see `is_worth`."""
-        price = self._price_of_regret(demand) * min(1.0, self._policy.per_load * self._state.fewest_loads)
-        return math.inf if demand.overdue or price <= 0 else demand.pressure / price * (1 + 1e-9)
+        price = self._price_of_regret(demand)
+        if demand.overdue or price <= 0:
+            return MostRegret(math.inf, math.inf)
+        used, part = demand.pressure / price * (1 + 1e-9), min(1.0, self._policy.per_load * self._state.fewest_loads)
+        return MostRegret(used / part if part > 0 else math.inf, used)
 
     def drain_wait(self, demand: ModelDemand, candidate: PlacementCandidate) -> float:
         """
@@ -98,9 +97,3 @@ class EvictionPrice:
             return 0.0
         wait = self._policy.drain_wait_factor * min(max(drains), self._policy.drain_limit)
         return min(wait, demand.oldest + max(demand.until_deadline - max(drains), 0.0))
-
-    def is_used(self, pool: Pool) -> bool:
-        """Whether it works, or steps wait for it and the plan does not stop it."""
-        own = self._demands.get(pool.configuration)
-        remains = pool.state is not PoolState.DRAINING and pool.id not in self._state.stopped
-        return pool.busy > 0 or (remains and own is not None and own.steps > 0)

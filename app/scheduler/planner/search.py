@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 
@@ -21,11 +21,14 @@ from app.footprint.layout import KnownLayout
 from app.scheduler.planner.candidate import NO_VICTIMS, PlacementCandidate, Vacancy, Victims
 from app.scheduler.planner.cluster import NO_TIME, Cluster, Configuration, Packing, Pool
 from app.scheduler.planner.demand import ModelDemand, no_demand
-from app.scheduler.planner.device_pools import DevicePools
+from app.scheduler.planner.device_pools import Departures, DevicePools
 from app.scheduler.planner.device_sets import DeviceSets
 from app.scheduler.planner.eviction import EVICTABLE, Eviction
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.state import DeviceSet, PlanState
+
+#: Searches without a change of the plan, after which it pays to sort what they look at.
+_OFTEN = 3
 
 
 class Search:
@@ -47,14 +50,16 @@ class Search:
         for backoff in cluster.backoffs:
             if backoff.until > now:
                 self._backoffs.setdefault(backoff.configuration, []).append(backoff)
-        #: By configuration, with the revision of the state.
-        self._free_places: dict[str, tuple[int, list[PlacementCandidate]]] = {}
+        #: By configuration, with the revision of the state and the number of devices that are kept.
+        self._free_places: dict[str, tuple[tuple[int, int], list[PlacementCandidate]]] = {}
         #: Devices with pools that are moved, but not evicted.
         self._movable = self._find_movable(cluster)
         #: By type of device, whether pools with work are left out, and whether RAM is needed in addition.
         self._ranks: dict[tuple[str, bool, bool], list[tuple[float, int, str]]] = {}
         #: By type of device and class of demand, with the revision of the state.
         self._most: dict[tuple[object, ...], tuple[int, float]] = {}
+        #: By type of device, with the revision of the state, and how often they were asked for since.
+        self._departures: dict[str, tuple[int, int, Departures | None]] = {}
 
     def _find_movable(self, cluster: Cluster) -> set[str]:
         """The devices of kept pools; all devices where reserves are not lent, because pools in them are not evicted."""
@@ -101,10 +106,11 @@ class Search:
 
     def free_places(self, configuration: Configuration) -> list[PlacementCandidate]:
         """The candidates in free bytes for a pool for which no step waits."""
+        revision = self._state.revision, len(self._state.nominated)
         known = self._free_places.get(configuration.id)
-        if known is None or known[0] != self._state.revision:
+        if known is None or known[0] != revision:
             found = list(self.candidates(no_demand(configuration), evict=False))
-            self._free_places[configuration.id] = known = (self._state.revision, found)
+            self._free_places[configuration.id] = known = (revision, found)
         return known[1]
 
     def is_open(
@@ -131,7 +137,7 @@ class Search:
         return (
             demand is not None
             and demand.steps > 0
-            and not self._state.coming(owner)
+            and not self._state.count_coming(owner)
             and self._state.devices[device].host not in self.backed_off(owner)
         )
 
@@ -144,13 +150,19 @@ class Search:
             yield from self.sets.possible(demand.configuration, layout, backed_off)
             return
         part, found = layout.parts[0], 0
+        every = self.sets.takes_all(demand.configuration, layout, part, backed_off)
         for _, size, id_ in self._ranked(layout, idle=not demand.overdue):
+            if size + state.free[id_] < part:
+                continue
             device = state.devices[id_]
-            if size + state.free[id_] >= part and device.host not in backed_off:
-                is_allowed = self.sets.allows(demand.configuration, device, part)
-                if is_allowed and self._has_ram(demand, layout, id_, moving):
+            if every or (device.host not in backed_off and self.sets.allows(demand.configuration, device, part)):
+                if not layout.ram:
+                    yield (id_,)
+                elif self._has_ram(demand, layout, id_, moving):
                     yield state.with_ram(layout, (id_,))
-                    found += 1
+                else:
+                    continue
+                found += 1
                 if found >= enough:
                     return
 
@@ -162,7 +174,7 @@ class Search:
             return ram is None
         missing = layout.ram - state.free_for(configuration, ram)
         is_own = state.own_reserve(ram, configuration.id) >= layout.ram
-        return moving or is_own or missing <= 0 or missing <= self.pools.evictable(demand, ram).total
+        return moving or is_own or missing <= 0 or missing <= self.pools.evictable(demand).on(ram).total
 
     def most_bytes(self, demand: ModelDemand, type_: str) -> float:
         """
@@ -178,7 +190,8 @@ class Search:
         if revision != state.revision:  # computed when it is asked for again: most often the plan has changed then
             most = math.inf
         elif most == math.inf:
-            most = max((state.free[d.id] + self.pools.evictable(demand, d.id).total for d in devices), default=0)
+            evictable = self.pools.evictable(demand)
+            most = max((state.free[d.id] + evictable.on(d.id).total for d in devices), default=0)
         self._most[key] = (state.revision, most)
         return most
 
@@ -209,10 +222,10 @@ class Search:
         """The regret for the pools on a device that some demand may evict, and their bytes; with `idle`, of those."""
         regret, size = 0.0, 0
         for pool in self._state.pools_on[device]:
-            evictable = pool.state is PoolState.SERVING or pool.state is PoolState.DRAINING
-            if evictable and not (idle and pool.busy) and pool.id not in self._state.kept:
-                regret += self.eviction.regret(pool)
-                size += self._state.unpromised(pool, device)
+            if (idle and pool.busy) or pool.state not in EVICTABLE or pool.id in self._state.kept:
+                continue
+            regret += self.eviction.regret(pool)
+            size += self._state.unpromised(pool, device)
         return regret, size
 
     def victims(self, demand: ModelDemand, layout: KnownLayout, devices: DeviceSet, moving: bool) -> Victims | None:
@@ -228,7 +241,7 @@ class Search:
         if len(devices) == 1 and not (conflicts or reclaims or moving):
             chosen = self._fewest_on(demand, devices[0], missing[devices[0]])
         elif not (reclaims or moving) and any(
-            size > self.pools.evictable(demand, device).total for device, size in missing.items() if size > 0
+            size > self.pools.evictable(demand).on(device).total for device, size in missing.items() if size > 0
         ):
             return None
         else:
@@ -297,12 +310,12 @@ class Search:
         """The same on one device, where nothing conflicts, moves or is reclaimed: most searches are of that kind."""
         if missing <= 0:
             return []
-        evictable = self.pools.evictable(demand, device)
+        evictable = self.pools.evictable(demand).on(device)
         if evictable.total < missing:
             return None
         ranked = sorted(
             (works, regret / min(size, missing), pool.used, pool.id, regret, size, pool)
-            for pool, size, regret, works, certain in evictable.pools
+            for pool, size, regret, works, _, certain in evictable.pools
             if certain or self.eviction.may_evict(pool, demand, reclaims=False)
         )
         left, count = missing, 0
@@ -377,6 +390,8 @@ class Search:
         """How many pools work on each of the devices, on average, once some of them have left."""
         active, state = self._state.active, self._state
         if not leaving:
+            if len(computing) == 1:
+                return active[computing[0]]
             return sum(active[d] for d in computing) / len(computing)
         return sum(
             active[d] - sum((d in v.bytes) / len(state.computing(v.bytes)) for v in leaving) for d in computing
@@ -403,7 +418,7 @@ class Search:
         backed_off = self.backed_off(configuration.id)
         best: tuple[float, DeviceSet, tuple[Pool, ...]] | None = None
         for layout in configuration.layouts:
-            for devices in islice(self.sets.possible(configuration, layout, backed_off), self._policy.max_sets):
+            for devices in self._vacating(configuration, layout, backed_off):
                 seconds = self._least_seconds(configuration, layout, devices)
                 if seconds is None or (best is not None and (seconds, devices) >= best[:2]):
                     continue
@@ -412,6 +427,33 @@ class Search:
                     found = max((after for after, _ in pools), default=0.0), devices, tuple(p for _, p in pools)
                     best = found if best is None else min(best, found, key=lambda one: one[:2])
         return None if best is None else Vacancy(*best)
+
+    def _vacating(
+        self, configuration: Configuration, layout: KnownLayout, backed_off: Collection[str]
+    ) -> Iterable[DeviceSet]:
+        """Device sets to look at for a vacancy; the first one to have the bytes, where nothing else is looked at."""
+        state, sets = self._state, self.sets
+        part = layout.parts[0]
+        is_plain = len(layout.parts) == 1 and not layout.ram and not state.has_idle_reserves
+        is_plain = is_plain and not sets.conflicts_with(configuration)
+        departures = None
+        if is_plain and sets.takes_all(configuration, layout, part, backed_off):
+            departures = self._departures_of(layout.type)
+        if departures is None:
+            return islice(sets.possible(configuration, layout, backed_off), self._policy.max_sets)
+        first = departures.first(part)
+        return () if first is None else ((first[1],),)
+
+    def _departures_of(self, type_: str) -> Departures | None:
+        """Of the devices of a type; None until it is asked for repeatedly, as they cost as much as a few searches."""
+        revision, asked, found = self._departures.get(type_, (-1, 0, None))
+        if revision != self._state.revision:
+            revision, asked, found = self._state.revision, 0, None
+        if found is None and asked >= _OFTEN:
+            devices = self._state.schedulable.get(type_, ())[: self._policy.max_sets]
+            found = self.pools.departures([device.id for device in devices])
+        self._departures[type_] = (revision, asked + 1, found)
+        return found
 
     def _least_seconds(self, configuration: Configuration, layout: KnownLayout, devices: DeviceSet) -> float | None:
         """No pools leave the bytes of the layout sooner; None when they never do."""

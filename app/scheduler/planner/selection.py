@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from app.footprint.layout import KnownLayout
-from app.scheduler.planner.candidate import NO_VICTIMS, PlacementCandidate
+from app.scheduler.planner.candidate import NO_VICTIMS, MostRegret, PlacementCandidate
 from app.scheduler.planner.cluster import NO_TIME, Packing
 from app.scheduler.planner.demand import ModelDemand
+from app.scheduler.planner.device_pools import Evictable
 from app.scheduler.planner.policy import PlacementPolicy
 from app.scheduler.planner.search import Search
 from app.scheduler.planner.state import DeviceSet, PlanState
@@ -39,17 +40,18 @@ class _Place:
     devices: DeviceSet
     #: The regret for victims there is not less.
     regret: float
-    #: Victims there are idle, at best.
-    idle: bool = True
     #: Not only free bytes are looked at.
     evicts: bool = True
-    #: Victims are gone in no less seconds.
-    wait: float = 0.0
-    #: Of the pools that work on the devices, no more are victims.
-    victims: float = math.inf
+    #: Of the devices with too few free bytes, what is missing there and what the demand may evict.
+    needs: Sequence[tuple[int, Evictable]] = ()
     #: The candidate once it is computed.
     candidate: PlacementCandidate | None = None
     known: bool = False
+
+    @property
+    def may_be_unused(self) -> bool:
+        """Whether pools that are not in use may suffice as victims."""
+        return all(missing <= evictable.unused for missing, evictable in self.needs)
 
 
 class CandidateSelection:
@@ -59,13 +61,11 @@ class CandidateSelection:
         self._search, self._state, self._policy = search, state, policy
 
     def select(
-        self, demand: ModelDemand, is_worth: Callable[[PlacementCandidate], bool], most_regret: float
+        self, demand: ModelDemand, is_worth: Callable[[PlacementCandidate], bool], most_regret: MostRegret
     ) -> Selected:
         """
         The candidate with the smallest order of those that are worth their regret; where there is none, the candidate
         with the least regret as well.
-
-        No candidate with more than `most_regret` is worth it, except for bytes that are reserved for the model.
         """
         fastest = max((layout.tokens_per_second for layout in demand.configuration.layouts), default=1.0)
         places = list(self._places(demand))
@@ -79,7 +79,7 @@ class CandidateSelection:
         orders = [
             (self._least_order(demand, place, fastest), at)
             for at, place in enumerate(places)
-            if place.regret <= most_regret
+            if place.regret <= (most_regret.unused if place.may_be_unused else most_regret.used)
         ]
         heapq.heapify(orders)
         best: tuple[tuple[object, ...], int, PlacementCandidate] | None = None
@@ -116,26 +116,24 @@ class CandidateSelection:
             is_alone = len(layout.parts) == 1 and not layout.ram and not search.sets.conflicts_with(configuration)
             if is_alone and not state.has_idle_reserves and layout.parts[0] > search.most_bytes(demand, layout.type):
                 continue
+            evictable = search.pools.evictable(demand)
             for devices in search.cheapest(demand, layout, backed_off):
                 if not search.is_open(configuration, devices, layout, demand):
                     continue
                 if state.has_idle_reserves and state.reclaims(configuration, layout, devices):
                     yield _Place(layout, devices, 0.0)
                     continue
-                regret, idle, wait, victims = 0.0, True, 0.0, math.inf
+                regret, needs = 0.0, []
                 for device, part in zip(devices, parts, strict=False):
                     missing = part - free[device]
                     if missing > 0:
-                        evictable = search.pools.evictable(demand, device)
-                        if missing > evictable.total:
+                        found_there = evictable.on(device)
+                        if missing > found_there.total:
                             break
-                        idle = idle and missing <= evictable.idle
-                        regret = max(regret, evictable.least_regret(missing))
-                        wait = max(wait, self._policy.unload, evictable.least_wait(missing))
-                        if is_alone:
-                            victims = evictable.most_victims(missing)
+                        regret = max(regret, found_there.least_regret(missing))
+                        needs.append((missing, found_there))
                 else:
-                    yield _Place(layout, devices, regret, idle, wait=wait, victims=victims)
+                    yield _Place(layout, devices, regret, needs=needs)
 
     def _least_order(self, demand: ModelDemand, place: _Place, fastest: float) -> tuple[object, ...]:
         """No candidate there has a smaller order; for a free place it is the order itself, but for rounding."""
@@ -143,18 +141,23 @@ class CandidateSelection:
         computing = devices[: len(layout.parts)]
         host = state.devices[devices[0]].host
         fetch = configuration.files.get(host, configuration.fetch or NO_TIME).total_seconds()
-        estimate = max(place.wait, fetch) + layout.load.total_seconds()
-        # Where victims are idle, as many pools work there as now; else some of those are victims.
+        idle, wait = True, 0.0
+        for missing, evictable in place.needs:
+            idle = idle and missing <= evictable.idle
+            wait = max(wait, self._policy.unload, evictable.least_wait(missing))
+        estimate = max(wait, fetch) + layout.load.total_seconds()
         sharing = self._search.sharing(computing, ())
-        if not place.idle:
-            sharing = max(sharing - place.victims, 0.0)
+        if not idle:  # some of the pools that work there are victims
+            alone = len(devices) == 1 and not self._search.sets.conflicts_with(configuration)
+            victims = place.needs[0][1].most_victims(place.needs[0][0]) if alone else math.inf
+            sharing = max(sharing - victims, 0.0)
         cost = self._search.waiting_cost(demand, layout, computing, estimate, sharing, fastest) + place.regret
         borrows = state.borrows(configuration.id, devices)
         least = round(cost - abs(cost) * _PART - _ABSOLUTE, 3)
         if configuration.packing is Packing.SPREAD:  # the rest depends on the victims
-            return borrows, not place.idle, least
+            return borrows, not idle, least
         left = sum(state.free[d] - part for d, part in zip(devices, layout.parts, strict=False))
-        return borrows, not place.idle, least, 0.0, 0.0, left, *devices
+        return borrows, not idle, least, 0.0, 0.0, left, *devices
 
     def _compute(self, demand: ModelDemand, place: _Place, fastest: float) -> PlacementCandidate | None:
         search, layout, devices = self._search, place.layout, place.devices

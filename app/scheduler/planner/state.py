@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from app.devices.device import HardwareKind
@@ -53,8 +53,8 @@ class PlanState:
         #: Ids of the pools that the plan stops.
         self.stopped: set[str] = set()
         self._pools_of: dict[str, list[Pool]] = {}
-        #: By configuration, its pools that the plan does not stop.
-        self._coming: dict[str, dict[str, Pool]] = {}
+        #: By configuration, how many of those the plan stops.
+        self._stopped_of: dict[str, int] = {}
         self._planned = 0
         #: By host, the id of its RAM.
         self._ram = {d.host: d.id for d in cluster.devices if d.kind is HardwareKind.CPU}
@@ -64,26 +64,12 @@ class PlanState:
         self.loads = Counter[str]()
         self._hosts = len({device.host for device in cluster.devices})
         self._promised = promises(cluster.pools)
-        #: Rises with each change.
+        #: Rises with each change of pools and reserves.
         self.revision = 0
         #: By device. Rises when its pools change, their bytes are promised, or the regret for one of them changes.
         self.revisions = dict.fromkeys(self.devices, 0)
-        coming = tuple(COMING)  # a tuple compares by identity first, a set would hash the state
         for pool in cluster.pools:
-            state = pool.state
-            if state in coming:
-                self._add(pool)
-            for device in pool.bytes:
-                if device in self.pools_on:
-                    self.pools_on[device].append(pool)
-            loads = state is PoolState.STARTING or state is PoolState.WAITING
-            if pool.busy > 0 or loads:
-                computing = self.computing(pool.bytes)
-                if loads and computing and computing[0] in self.devices:
-                    self.loads[self.devices[computing[0]].host] += 1
-                for device in computing:
-                    if device in self.active:
-                        self.active[device] += 1 / len(computing)
+            self._see(pool)
         #: Ids of the pools that are kept: of each model as many as its configuration says.
         self.kept = self._find_kept(cluster)
         #: By type, the devices on which pools may be started.
@@ -151,9 +137,29 @@ class PlanState:
                 found[device] = found.get(device, 0) + size
         return found
 
+    def _see(self, pool: Pool) -> None:
+        """Count a pool of the cluster. There may be tens of thousands."""
+        state, bytes_ = pool.state, pool.bytes
+        for device in bytes_:
+            if (pools := self.pools_on.get(device)) is not None:
+                pools.append(pool)
+        if state in COMING:
+            self._add(pool)
+        loads = state is PoolState.STARTING or state is PoolState.WAITING
+        if not (pool.busy or loads):
+            return
+        computing = self.computing(bytes_)
+        if loads and computing and computing[0] in self.devices:
+            self.loads[self.devices[computing[0]].host] += 1
+        for device in computing:
+            if device in self.active:
+                self.active[device] += 1 / len(computing)
+
     def _add(self, pool: Pool) -> None:
-        self._pools_of.setdefault(pool.configuration, []).append(pool)
-        self._coming.setdefault(pool.configuration, {})[pool.id] = pool
+        if (pools := self._pools_of.get(pool.configuration)) is None:
+            self._pools_of[pool.configuration] = [pool]
+        else:
+            pools.append(pool)
 
     def _charge(self, namespace: str, bytes_: Mapping[str, int]) -> None:
         if namespace in self.held_bytes:
@@ -227,8 +233,9 @@ class PlanState:
 
     def stop(self, pool: Pool) -> None:
         """Stop a pool. Its bytes stay charged until its process is gone."""
+        if pool.id not in self.stopped and pool.state in COMING:
+            self._stopped_of[pool.configuration] = self._stopped_of.get(pool.configuration, 0) + 1
         self.stopped.add(pool.id)
-        self._coming.get(pool.configuration, {}).pop(pool.id, None)
         self._revise(pool.configuration, pool.bytes)
 
     def _revise(self, configuration: str, devices: Iterable[str]) -> None:
@@ -239,16 +246,14 @@ class PlanState:
         """
         self.revision += 1
         changed = set(devices)
-        coming = self._coming.get(configuration, {})
-        if len(coming) <= 2:
-            changed.update(device for pool in coming.values() for device in pool.bytes)
+        if self.count_coming(configuration) <= 2:
+            changed.update(device for pool in self.coming(configuration) for device in pool.bytes)
         for device in changed:
             if device in self.revisions:
                 self.revisions[device] += 1
 
     def nominate(self, devices: DeviceSet, configuration: str, seconds: float) -> None:
         """Keep devices, which will be free in so many seconds, for a configuration; unless they are kept already."""
-        self.revision += 1
         for device in devices:
             self.nominated.setdefault(device, (configuration, seconds))
 
@@ -258,13 +263,17 @@ class PlanState:
         """Pools that serve it, or will: those that the plan starts too, and those that it stops."""
         return self._pools_of.get(configuration, [])
 
-    def coming(self, configuration: str) -> Collection[Pool]:
+    def coming(self, configuration: str) -> list[Pool]:
         """Pools that serve it, or will, once the plan is carried out."""
-        return self._coming.get(configuration, {}).values()
+        return [pool for pool in self.pools_of(configuration) if pool.id not in self.stopped]
+
+    def count_coming(self, configuration: str) -> int:
+        """How many pools serve it, or will, once the plan is carried out."""
+        return len(self._pools_of.get(configuration, ())) - self._stopped_of.get(configuration, 0)
 
     def keeps_next(self, configuration: Configuration) -> bool:
         """Whether the next pool of the configuration is one of those that are kept."""
-        return len(self.coming(configuration.id)) < configuration.kept_pools
+        return self.count_coming(configuration.id) < configuration.kept_pools
 
     def unpromised(self, pool: Pool, device: str) -> int:
         """Bytes of a pool on a device that are promised to no other pool."""
