@@ -64,7 +64,7 @@ def test_n_writes_several_texts(worker: Worker) -> None:
     view = run(worker, {"temperature": 1.2, "seed": 3}, n=3)
     texts = [choice["text"] for choice in view.steps[0].output["choices"]]
     assert len(set(texts)) == 3
-    assert view.steps[0].tokens_out == 24
+    assert 16 < view.steps[0].tokens_out <= 24, "the tokens of all three, of which one may end early"
 
 
 def test_logprobs_are_those_of_the_text(worker: Worker) -> None:
