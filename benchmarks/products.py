@@ -30,9 +30,11 @@ from workers.engine.bindings.llama import Context, LlamaModel
 from workers.engine.options import EngineOptions, KvLayout
 
 COLUMNS, ROWS = 2048, 1536
-TYPES = (
-    *("q4_1", "q5_1", "f16", "bf16", "q4_0", "q5_0", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"),
-    *("iq4_nl", "iq4_xs", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+#: Those with products; the others can be measured, too, and take what they take with ggml's kernels.
+TYPES = ("q4_1", "q5_1", "q5_0", "q8_0")
+OTHERS = (
+    *("f16", "bf16", "q4_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs"),
+    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
 )
 #: ggml's kind of the CPU, its number of the type float; numbers of types are less than the last.
 _CPU, _FLOAT, _MOST_TYPES = 0, 0, 40
@@ -40,7 +42,6 @@ _CPU, _FLOAT, _MOST_TYPES = 0, 0, 40
 _GRAPH_BYTES = 1 << 20
 #: Most texts of a decode, and the tokens of each before it.
 _SLOTS, _BEFORE = 32, 100
-
 
 Floats = npt.NDArray[np.float32]
 
@@ -203,8 +204,9 @@ def products(asked: argparse.Namespace) -> list[Cell]:
 
 def _parser() -> argparse.ArgumentParser:
     def types(value: str) -> list[str]:
-        if wrong := ", ".join(name for name in value.split(",") if name not in TYPES):
-            raise argparse.ArgumentTypeError(f"no type {wrong}; there are {', '.join(TYPES)}")
+        able = (*TYPES, *OTHERS)
+        if wrong := ", ".join(name for name in value.split(",") if name not in able):
+            raise argparse.ArgumentTypeError(f"no type {wrong}; there are {', '.join(able)}")
         return value.split(",")
 
     def numbers(value: str) -> list[int]:
