@@ -3,8 +3,10 @@ Products of quantised weights and several tokens: deploy/ggml-gemm.cpp beside gg
 
 A matrix of weights with 2,048 columns and 1,536 rows is multiplied by the activations of so many tokens, by both in
 turns; each figure is the shortest of the turns. The error is that of the results: the norm of their difference by that
-of ggml's. Types that the products leave to ggml have the ratio 1. With `--model`, whole decodes of a model are measured
-instead: a token of so many texts, after 100 tokens each, and that many tokens of a prompt.
+of ggml's. Types that the products leave to ggml have the ratio 1. With `--experts 32,4` there are 32 such matrices, and
+each token has four of them. With `--repacked`, ggml's kernels are those for weights that it repacks when a file is
+loaded. With `--model`, whole decodes of a model are measured instead: a token of so many texts, after 100 tokens each,
+and that many tokens of a prompt.
 
 `python -m benchmarks.products [--model FILE] [--threads N] [--bits 256|512] [--types NAME,…] [--tokens N,…]`
 """
@@ -21,6 +23,7 @@ from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -31,19 +34,21 @@ from workers.engine.options import EngineOptions, KvLayout
 
 COLUMNS, ROWS = 2048, 1536
 #: Those with products; the others can be measured, too, and take what they take with ggml's kernels.
-TYPES = ("q4_1", "q5_1", "q5_0", "q8_0")
+TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "iq4_xs", "q4_K", "q5_K", "q6_K")
 OTHERS = (
-    *("f16", "bf16", "q4_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs"),
-    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
-)
-#: ggml's kind of the CPU, its number of the type float; numbers of types are less than the last.
-_CPU, _FLOAT, _MOST_TYPES = 0, 0, 40
+    "f16", "bf16", "q2_K", "q3_K", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s",
+)  # fmt: skip
+#: Those that ggml repacks for x86.
+REPACKED = ("q4_0", "q4_K", "iq4_nl", "mxfp4", "q2_K")
+#: ggml's kind of the CPU, its numbers of the types float and int32; numbers of types are less than the last.
+_CPU, _FLOAT, _INT, _MOST_TYPES = 0, 0, 26, 40
 #: Bytes for the descriptions of three tensors and a graph.
 _GRAPH_BYTES = 1 << 20
 #: Most texts of a decode, and the tokens of each before it.
 _SLOTS, _BEFORE = 32, 100
 
 Floats = npt.NDArray[np.float32]
+Experts = npt.NDArray[np.int32]
 
 
 class _InitParams(ctypes.Structure):
@@ -81,35 +86,84 @@ class Backend:
     def quantised(self, type_: str, weights: Floats) -> npt.NDArray[np.uint8]:
         """The weights, shape (rows, columns), in the type; each column is as important as the others."""
         rows, columns = weights.shape
-        size = native.bound("ggml_row_size", c_size_t, c_int, c_int64)(self.types[type_], columns) * rows
-        found, even = np.empty(size, np.uint8), np.ones(columns, np.float32)
+        found, even = np.empty(self.bytes(type_, columns, rows), np.uint8), np.ones(columns, np.float32)
         quantise = native.bound(
             "ggml_quantize_chunk", c_size_t, c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p
         )
         quantise(self.types[type_], weights.ctypes.data, found.ctypes.data, 0, rows, columns, even.ctypes.data)
         return found
 
+    def bytes(self, type_: str, columns: int, rows: int) -> int:
+        """The size of a matrix of the type."""
+        size: int = native.bound("ggml_row_size", c_size_t, c_int, c_int64)(self.types[type_], columns)
+        return size * rows
+
+    def allocate(self, tensor: int, size: int, *, repacked: bool) -> int:
+        """Give a tensor of so many bytes a buffer, of the type in which ggml keeps what it repacks, or of the usual."""
+        usual = native.bound("ggml_backend_cpu_buffer_type", c_void_p)
+        usual.argtypes = []
+        kind: int = usual()
+        if repacked:
+            device = native.bound("ggml_backend_get_device", c_void_p, c_void_p)(self.pointer)
+            registry = native.bound("ggml_backend_dev_backend_reg", c_void_p, c_void_p)(device)
+            find = native.bound("ggml_backend_reg_get_proc_address", c_void_p, c_void_p, c_char_p)
+            found = ctypes.CFUNCTYPE(ctypes.POINTER(c_void_p), c_void_p)(
+                find(registry, b"ggml_backend_dev_get_extra_bufts")
+            )(device)
+            kind = found[0] or 0
+        buffer: int = native.bound("ggml_backend_buft_alloc_buffer", c_void_p, c_void_p, c_size_t)(kind, size + 4096)
+        base = native.bound("ggml_backend_buffer_get_base", c_void_p, c_void_p)(buffer)
+        native.bound("ggml_backend_tensor_alloc", c_int, c_void_p, c_void_p, c_void_p)(buffer, tensor, base)
+        return buffer
+
 
 class Product:
-    """The product of quantised weights, with so many rows, and of activations, shape (tokens, columns)."""
+    """
+    The product of quantised weights, with so many rows, and of activations, shape (tokens, columns).
+
+    With experts, shape (tokens, used), the weights are those of all of them one after the other, activations have the
+    shape (tokens, 1 or used, columns), and results (tokens, used, rows).
+    """
 
     def __init__(
-        self, backend: Backend, type_: str, weights: npt.NDArray[np.uint8], rows: int, activations: Floats
+        self,
+        backend: Backend,
+        type_: str,
+        weights: npt.NDArray[np.uint8],
+        rows: int,
+        activations: Floats,
+        experts: Experts | None = None,
+        *,
+        repacked: bool = False,
     ) -> None:
-        tokens, columns = activations.shape
-        tensor = native.bound("ggml_new_tensor_2d", c_void_p, c_void_p, c_int, c_int64, c_int64)
-        fill = native.bound("ggml_backend_tensor_set", None, c_void_p, c_void_p, c_size_t, c_size_t)
-        self._context = native.bound("ggml_init", c_void_p, _InitParams)(_InitParams(_GRAPH_BYTES, None, True))
-        left = tensor(self._context, backend.types[type_], columns, rows)
-        right = tensor(self._context, _FLOAT, columns, tokens)
-        self._product = native.bound("ggml_mul_mat", c_void_p, c_void_p, c_void_p, c_void_p)(self._context, left, right)
+        columns, pointers = activations.shape[-1], (c_void_p,) * 3
+        self._backend, self._context = backend, _context()
+        left = self._tensor(backend.types[type_], columns, rows, weights.nbytes // backend.bytes(type_, columns, rows))
+        right = self._tensor(_FLOAT, *reversed(activations.shape))
+        shape: tuple[int, ...] = (len(activations), rows)
+        # Weights have a buffer of their own, as ggml would choose for them when it loads a file.
+        self._buffers = [backend.allocate(left, weights.nbytes, repacked=repacked)]
+        if experts is None:
+            self._product = native.bound("ggml_mul_mat", c_void_p, *pointers)(self._context, left, right)
+        else:
+            chosen, shape = self._tensor(_INT, *reversed(experts.shape)), (*experts.shape, rows)
+            product = native.bound("ggml_mul_mat_id", c_void_p, *pointers, c_void_p)
+            self._product = product(self._context, left, right, chosen)
         self._graph = native.bound("ggml_new_graph", c_void_p)(self._context)
         native.bound("ggml_build_forward_expand", None, c_void_p, c_void_p)(self._graph, self._product)
         allocate = native.bound("ggml_backend_alloc_ctx_tensors", c_void_p, c_void_p, c_void_p)
-        self._backend, self._buffer = backend, allocate(self._context, backend.pointer)
+        self._buffers.append(allocate(self._context, backend.pointer))
+        fill = native.bound("ggml_backend_tensor_set", None, c_void_p, c_void_p, c_size_t, c_size_t)
         fill(left, weights.ctypes.data, 0, weights.nbytes)
         fill(right, activations.ctypes.data, 0, activations.nbytes)
-        self.results: Floats = np.empty((tokens, rows), np.float32)
+        if experts is not None:
+            fill(chosen, experts.ctypes.data, 0, experts.nbytes)
+        self.results: Floats = np.empty(shape, np.float32)
+
+    def _tensor(self, type_: int, *shape: int) -> int:
+        new = native.bound("ggml_new_tensor_3d", c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64)
+        found: int = new(self._context, type_, *(*shape, 1, 1)[:3])
+        return found
 
     def compute(self, bits: int) -> float:
         """Compute it with vectors of so many bits, or with ggml's kernels (0); returns the seconds that it takes."""
@@ -125,15 +179,21 @@ class Product:
 
     def close(self) -> None:
         """Free its memory."""
-        native.bound("ggml_backend_buffer_free", None)(self._buffer)
-        native.bound("ggml_free", None)(self._context)
+        for buffer in self._buffers:
+            native.bound("ggml_backend_buffer_free", None, c_void_p)(buffer)
+        native.bound("ggml_free", None, c_void_p)(self._context)
 
 
-def measure(product: Product, bits: int, turns: int) -> tuple[float, float, float]:
+def _context() -> int:
+    found: int = native.bound("ggml_init", c_void_p, _InitParams)(_InitParams(_GRAPH_BYTES, None, True))
+    return found
+
+
+def measure(ggml: Product, ours: Product, bits: int, turns: int) -> tuple[float, float, float]:
     """Seconds by ggml's kernels and by the products, and the difference of their results."""
-    best, results = [float("inf")] * 2, [product.results] * 2
+    best, results = [float("inf")] * 2, [ours.results] * 2
     for _ in range(turns):
-        for number, used in enumerate((0, bits)):
+        for number, (product, used) in enumerate(((ggml, 0), (ours, bits))):
             best[number] = min(best[number], product.compute(used))
             results[number] = product.results.copy()
     error = np.linalg.norm(results[0] - results[1]) / np.linalg.norm(results[0])
@@ -141,16 +201,19 @@ def measure(product: Product, bits: int, turns: int) -> tuple[float, float, floa
 
 
 def decodes(path: Path, asked: argparse.Namespace) -> list[Cell]:
-    """Whole decodes: the median of the turns."""
+    """Whole decodes, beside a model that ggml has repacked: the median of the turns."""
     most = max(asked.tokens)
     slots = min(most, _SLOTS)
     options = {"slots": slots, "context": slots * 1024, "layout": KvLayout.STREAMS, "vectors": False}
     options |= {"threads": asked.threads, "threads_batch": asked.threads}
-    model = LlamaModel(path, EngineOptions(**options))
-    context = Context(model, EngineOptions(**options))
+    contexts = {}
+    for bits in (0, asked.bits):
+        with mock.patch.object(gemm, "replace_repacking", return_value=bits > 0):
+            contexts[bits] = Context(LlamaModel(path, EngineOptions(**options)), EngineOptions(**options))
     tokens = [7 + 13 * number % 40_000 for number in range(most + _BEFORE + slots)]
-    for slot in range(slots):
-        context.decode([(slot, 0, tokens[:_BEFORE], 1)])
+    for context in contexts.values():
+        for slot in range(slots):
+            context.decode([(slot, 0, tokens[:_BEFORE], 1)])
     texts = [
         ("texts", n, [(slot, _BEFORE, [tokens[slot]], 1) for slot in range(n)]) for n in asked.tokens if n <= slots
     ]
@@ -161,7 +224,7 @@ def decodes(path: Path, asked: argparse.Namespace) -> list[Cell]:
         for _ in range(asked.turns):
             for bits, seconds in took.items():
                 gemm.use(bits)
-                begin = perf_counter()
+                begin, context = perf_counter(), contexts[bits]
                 if context.decode(chunks):
                     sys.exit(f"{kind} {count}: the decode failed")
                 seconds.append(perf_counter() - begin)
@@ -187,16 +250,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def products(asked: argparse.Namespace) -> list[Cell]:
     """Products by type: print the table."""
     backend, random = Backend(asked.threads), np.random.default_rng(1)
-    weights = random.standard_normal((ROWS, COLUMNS), np.float32)
-    activations = [random.standard_normal((tokens, COLUMNS), np.float32) for tokens in asked.tokens]
+    matrices, used = asked.experts
+    weights = random.standard_normal((matrices * ROWS, COLUMNS), np.float32)
+    shape = (COLUMNS,) if matrices == 1 else (1, COLUMNS)
+    activations = [random.standard_normal((tokens, *shape), np.float32) for tokens in asked.tokens]
+    chosen = [np.argsort(random.random((tokens, matrices)))[:, :used].astype(np.int32) for tokens in asked.tokens]
     print("times as fast as ggml's kernels, by tokens; in brackets ms of both, and the difference of the results")
     found: list[Cell] = []
     for type_ in asked.types:
         quantised, row = backend.quantised(type_, weights), []
-        for each in activations:
-            product = Product(backend, type_, quantised, ROWS, each)
-            row.append(Cell(type_, len(each), *measure(product, asked.bits, asked.turns)))
-            product.close()
+        for each, experts in zip(activations, chosen, strict=True):
+            given = (backend, type_, quantised, ROWS, each, experts if matrices > 1 else None)
+            two = (Product(*given, repacked=asked.repacked and type_ in REPACKED), Product(*given))
+            row.append(Cell(type_, len(each), *measure(*two, asked.bits, asked.turns)))
+            for product in two:
+                product.close()
         print(f"{type_:8}", *map(str, row), sep="  ", flush=True)
         found += row
     return found
@@ -218,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bits", type=int, choices=(256, 512), default=512, help="of the vectors")
     parser.add_argument("--types", type=types, default=list(TYPES), metavar="NAME,…")
     parser.add_argument("--tokens", type=numbers, default=[1, 2, 4, 8, 16, 64, 512], metavar="N,…")
+    parser.add_argument("--experts", type=numbers, default=[1, 1], metavar="N,USED", help="so many, used for a token")
+    parser.add_argument("--repacked", action="store_true", help="beside ggml's kernels for repacked weights")
     parser.add_argument("--turns", type=int, default=12, help="of each product, by each of the two")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     return parser

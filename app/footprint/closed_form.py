@@ -34,8 +34,6 @@ _EMBEDDED_TEXTS = 64
 _TOKEN_INDEX_BYTES = 40
 #: Name prefixes of the input tensors, which stay in host memory.
 _INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
-#: Types whose matrices are repacked for the CPU; an embedding matrix that is also the output is then stored twice.
-_REPACKED = frozenset({"Q2_K", "Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +217,9 @@ class _Placement:
             elif self._is_at(own, place):
                 total += size
         embeddings = next((tensor for tensor in self._header.tensors if tensor.name == "token_embd.weight"), None)
-        repacked = output == HOST and embeddings is not None and embeddings.type in _REPACKED
-        stored_again = output != HOST or repacked
-        if tied and embeddings is not None and self._is_at(output, place) and stored_again and self._has_output():
-            total += (
-                -(-embeddings.size // padding) * padding
-            )  # the embeddings are also the output, and are stored once more
+        # Embeddings that are also the output are stored once more on a GPU.
+        if tied and embeddings is not None and output != HOST and self._is_at(output, place) and self._has_output():
+            total += -(-embeddings.size // padding) * padding
         return total
 
     def cache(self, place: int) -> int:

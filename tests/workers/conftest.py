@@ -47,6 +47,14 @@ def tiny_llama(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_experts(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen 3 of two layers with random weights, four experts, and rows of the width of K-quants."""
+    path = tmp_path_factory.mktemp("tiny") / "experts.gguf"
+    _write_experts(model_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_gemma(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma 2 of two layers with random weights; the first has a sliding window of 64 tokens."""
     path = tmp_path_factory.mktemp("tiny") / "gemma.gguf"
@@ -196,6 +204,29 @@ def _write_llama(source: Path, target: Path, controls: tuple[str, ...] = ()) -> 
     _end_with_layers(writer, random, {"attn_norm": WIDTH, "ffn_norm": WIDTH})
 
 
+def _write_experts(source: Path, target: Path) -> None:
+    """A Qwen 3 of two layers, with four experts of which two compute a token."""
+    width, experts = 256, 4
+    writer, random = _begin(source, target, "qwen3moe", width=width)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(width)
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(width)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            writer.add_tensor(f"{block}{name}.weight", random(width, width))
+        for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+            writer.add_tensor(f"{block}{name}.weight", random(experts, width, width))
+        writer.add_tensor(f"{block}ffn_gate_inp.weight", random(experts, width))
+        for name, size in {"attn_norm": width, "ffn_norm": width, "attn_q_norm": 64, "attn_k_norm": 64}.items():
+            writer.add_tensor(f"{block}{name}.weight", np.ones(size, np.float32))
+    _end(writer)
+
+
 def _write_gemma(source: Path, target: Path) -> None:
     """A Gemma 2 of two layers."""
     writer, random = _begin(source, target, "gemma2")
@@ -315,10 +346,10 @@ def _write_bert(target: Path, pooling: gguf.PoolingType, flags: Mapping[str, boo
     _end(writer)
 
 
-def _begin(source: Path, target: Path, architecture: str, controls: tuple[str, ...] = ()):  # type: ignore[no-untyped-def] # gguf has no types
+def _begin(source: Path, target: Path, architecture: str, controls: tuple[str, ...] = (), width: int = WIDTH):  # type: ignore[no-untyped-def] # gguf has no types
     writer = gguf.GGUFWriter(target, architecture)
     writer.add_context_length(4096)
-    writer.add_embedding_length(WIDTH)
+    writer.add_embedding_length(width)
     writer.add_block_count(LAYERS)
     fields = _tokenizer_of(source)
     if controls:
@@ -334,8 +365,8 @@ def _begin(source: Path, target: Path, architecture: str, controls: tuple[str, .
         return (numbers.standard_normal(shape) * 0.25).astype(np.float32)
 
     words = len(fields["tokenizer.ggml.tokens"][0])
-    writer.add_tensor("token_embd.weight", random(words, WIDTH))
-    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
+    writer.add_tensor("token_embd.weight", random(words, width))
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     return writer, random
 
 

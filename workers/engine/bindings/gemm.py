@@ -1,5 +1,5 @@
 """
-The products of deploy/ggml-gemm.cpp: processors with x86-64 multiply Q4_1, Q5_0, Q5_1 and Q8_0 weights faster.
+The products of deploy/ggml-gemm.cpp: processors with x86-64 multiply most types of quantised weights faster.
 
 They are compiled into ggml's CPU backend together with llama.cpp. Where llama.cpp was built without them, or the
 processor lacks the instructions, ggml's own kernels compute these products.
@@ -11,7 +11,7 @@ import ctypes
 
 from workers.engine.bindings import native
 
-#: Bits of the vectors: AVX-512 with VNNI, and AVX2, which leaves Q8_0 to ggml.
+#: Bits of the vectors: AVX-512 with VNNI, and AVX2, which leaves types with values of eight bits to ggml.
 AVX512, AVX2 = 512, 256
 
 
@@ -25,3 +25,13 @@ def use(bits: int = AVX512) -> int:
         return 0
     found: int = native.bound("arriero_products_use", ctypes.c_int, ctypes.c_int)(bits)
     return found
+
+
+def replace_repacking() -> bool:
+    """
+    Use the products, and return whether they make ggml's own preparation of weights needless.
+
+    It copies weights into another order when a file is loaded, for kernels that are slower than these. For processors
+    with AMX it is the only way to their instructions.
+    """
+    return use() > 0 and not native.library.ggml_cpu_has_amx_int8()

@@ -57,7 +57,6 @@ class LlamaModel:
         Raises ModelFileMissing, ModelFileDamaged, ModelUnsupported or MemoryNotEnough, each with the reason.
         """
         native.start()
-        gemm.use()
         check_file(path)
         _check_weights(path, options)
         self.path, self.options = path, options
@@ -383,8 +382,9 @@ def use_loras(context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
 
 
 def model_params(options: EngineOptions) -> Any:
-    """Return llama.cpp's model parameters. The dry run uses the same."""
+    """Return llama.cpp's model parameters. The dry run uses the same. llama.cpp is to be started before."""
     params = api.llama_model_default_params()
+    params.use_extra_bufts = not gemm.replace_repacking()
     params.n_gpu_layers = options.gpu_layers
     params.split_mode = _SPLIT[options.split_mode]
     params.main_gpu = options.main_gpu

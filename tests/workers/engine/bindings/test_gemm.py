@@ -1,4 +1,4 @@
-"""Products of quantised weights: beside exact ones, and the logits of models."""
+"""Products of quantised weights, also those of experts: beside exact ones, and the logits of models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import llama_cpp as api
 import numpy as np
+import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from benchmarks import products
 from benchmarks.products import Backend, Floats, Product
 from workers.engine.bindings import gemm, native
 from workers.engine.bindings.llama import Context, LlamaModel
@@ -21,7 +23,9 @@ from workers.engine.options import EngineOptions
 pytestmark = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="they are for x86-64")
 
 #: Those that are computed with AVX2, and with AVX-512.
-TYPES = {gemm.AVX2: {"q4_1", "q5_0", "q5_1"}, gemm.AVX512: {"q4_1", "q5_0", "q5_1", "q8_0"}}
+TYPES = {gemm.AVX2: set(products.TYPES) - {"q8_0", "iq4_nl", "iq4_xs"}, gemm.AVX512: set(products.TYPES)}
+#: In blocks of 256 columns; the others have blocks of 32.
+LARGE = {"q4_K", "q5_K", "q6_K", "iq4_xs"}
 #: No multiple of the tokens that are computed at a time, nor of the rows of the panels.
 TOKENS = [7 + 13 * number % 40_000 for number in range(201)]
 
@@ -50,6 +54,7 @@ class Case:
     """Random weights, shape (rows, columns), in a type, and activations of tokens."""
 
     def __init__(self, type_: str, rows: int, columns: int, tokens: int, threads: int = 1) -> None:
+        columns = -(-columns // 256) * 256 if type_ in LARGE else columns
         random = np.random.default_rng(rows * columns)
         self._backend, self._type, self._rows = Backend(threads), type_, rows
         self._weights = self._backend.quantised(type_, random.standard_normal((rows, columns), np.float32))
@@ -64,8 +69,11 @@ class Case:
 
     def exact(self) -> Floats:
         rows = self._weights.reshape(self._rows, -1)
-        floats = dequantize(rows, GGMLQuantizationType[self._type.upper()])
-        return np.asarray(self.activations.astype(np.float64) @ floats.astype(np.float64).T, np.float32)
+        return np.asarray(self.activations.astype(np.float64) @ exact_weights(rows, self._type).T, np.float32)
+
+
+def exact_weights(rows: npt.NDArray[np.uint8], type_: str) -> npt.NDArray[np.float64]:
+    return dequantize(rows, GGMLQuantizationType[type_.upper()]).astype(np.float64)
 
 
 def difference(found: Floats, expected: Floats) -> float:
@@ -108,55 +116,95 @@ def test_activations_may_be_zeros_and_large(type_: str, bits: int) -> None:
     case.activations[3] *= 1e-3
     found, exact = case.computed(bits), case.exact()
     assert not found[1].any()
-    for token in (0, 2, 3, 4, 5):
+    case.activations[1, :9] = [0, 5, -5, 5, 4, -4, 3, 2, 1]  # the greatest has both signs
+    found, exact = case.computed(bits), case.exact()
+    assert difference(found, case.computed(0)) < 1e-5
+    for token in range(6):
         assert difference(found[token], exact[token]) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("experts", "used", "tokens", "each"), [(1, 1, 5, 1), (4, 2, 1, 1), (4, 2, 3, 1), (8, 3, 40, 1), (8, 3, 17, 3)]
+)
+def test_each_token_has_its_experts(type_: str, bits: int, experts: int, used: int, tokens: int, each: int) -> None:
+    """The activations of a token are the same for all its experts, or each has its own."""
+    rows, columns, backend, random = 37, 512, Backend(2), np.random.default_rng(experts * tokens)
+    weights = backend.quantised(type_, random.standard_normal((experts * rows, columns), np.float32))
+    activations = random.standard_normal((tokens, each, columns), np.float32)
+    chosen = np.argsort(random.random((tokens, experts)))[:, :used].astype(np.int32)
+    product = Product(backend, type_, weights, rows, activations, chosen)
+    found = {}
+    for tried in (0, bits):
+        product.compute(tried)
+        found[tried] = product.results.copy()
+    product.close()
+    matrices = exact_weights(weights.reshape(experts, rows, -1), type_)
+    spread = np.broadcast_to(activations, (tokens, used, columns)).astype(np.float64)
+    exact = np.einsum("tuc,turc->tur", spread, matrices[chosen])
+    assert difference(found[bits], np.asarray(exact, np.float32)) < 0.02
+    assert difference(found[bits], found[0]) < 1e-5
+    assert (bits == gemm.AVX2 and tokens * used < 4 * experts) == np.array_equal(found[bits], found[0])
+
+
 def test_other_types_and_one_token_with_avx2_are_left_to_ggml(bits: int) -> None:
-    for case in (Case("q6_K", 64, 256, 9), Case("f16", 64, 64, 9)):
+    for case in (Case("q3_K", 64, 256, 9), Case("f16", 64, 64, 9)):
         assert np.array_equal(case.computed(bits), case.computed(0))
     one = Case("q4_1", 64, 576, 1)
     assert np.array_equal(one.computed(gemm.AVX2), one.computed(0))
 
 
-@pytest.fixture(scope="module", params=["Q4_1", "Q5_1", "Q5_0", "Q8_0"])
-def quantised(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of two layers, whose weights have the type."""
-    target = tmp_path_factory.mktemp("quantised") / f"{request.param}.gguf"
-    params = api.llama_model_quantize_default_params()
-    params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{request.param}")
-    params.nthread = 1
-    assert api.llama_model_quantize(os.fsencode(tiny_llama), os.fsencode(target), params) == 0
-    return target
+@pytest.fixture(
+    scope="module",
+    params=["model_path", "tiny_llama Q4_0", "tiny_llama Q8_0", "tiny_experts Q4_K_M", "tiny_experts IQ4_XS"],
+)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    """SmolLM2 in Q4_1, and tiny models in other types."""
+    name, _, type_ = request.param.partition(" ")
+    path: Path = request.getfixturevalue(name)
+    if type_:
+        source, path = path, tmp_path_factory.mktemp("quantised") / f"{type_}.gguf"
+        params = api.llama_model_quantize_default_params()
+        params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{type_}")
+        params.nthread = 1
+        assert api.llama_model_quantize(os.fsencode(source), os.fsencode(path), params) == 0
+    loaded = LlamaModel(path, EngineOptions(slots=1, context=512, vectors=False))
+    yield loaded
+    loaded.close()
 
 
-def last_logits(path: Path, bits: int, threads: int = 1) -> Floats:
+def last_logits(model: LlamaModel, bits: int, threads: int = 1) -> Floats:
     """The logits after TOKENS."""
-    options = EngineOptions(slots=1, context=512, threads=threads, threads_batch=threads, vectors=False)
-    model = LlamaModel(path, options)
+    options = model.options.model_copy(update={"threads": threads, "threads_batch": threads})
     context = Context(model, options)
     gemm.use(bits)
     assert context.decode([(0, 0, TOKENS, 1)]) == 0
     logits = context.logits(1)[0].copy()
     context.close()
-    model.close()
     return logits
 
 
-def test_the_logits_of_a_model_are_those_of_the_kernels(quantised: Path, model_path: Path, bits: int) -> None:
-    for path in (quantised, model_path):
-        expected, found = last_logits(path, 0), last_logits(path, bits)
-        if bits == gemm.AVX512:  # AVX2 leaves Q8_0 to ggml
-            assert not np.array_equal(expected, found), "the same kernels computed both"
-        assert np.abs(expected - found).max() < 0.02 * np.abs(expected).max()
+def test_the_logits_of_a_model_are_those_of_the_kernels(model: LlamaModel, bits: int) -> None:
+    expected, found = last_logits(model, 0), last_logits(model, bits)
+    if bits == gemm.AVX512:  # AVX2 leaves some types to ggml
+        assert not np.array_equal(expected, found), "the same kernels computed both"
+    assert np.abs(expected - found).max() < 0.02 * np.abs(expected).max()
 
 
-def test_the_logits_do_not_depend_on_the_number_of_threads(quantised: Path, model_path: Path) -> None:
-    for path in (quantised, model_path):
-        one = last_logits(path, gemm.AVX512)
-        assert all(np.array_equal(one, last_logits(path, gemm.AVX512, threads)) for threads in (2, 3))
+def test_the_logits_do_not_depend_on_the_number_of_threads(model: LlamaModel) -> None:
+    one = last_logits(model, gemm.AVX512)
+    assert all(np.array_equal(one, last_logits(model, gemm.AVX512, threads)) for threads in (2, 3))
+
+
+def test_weights_stay_as_the_file_has_them(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gemm.replace_repacking()
+    monkeypatch.setattr(gemm, "replace_repacking", lambda: False)
+    repacked = LlamaModel(model.path, model.options)
+    expected, found = last_logits(repacked, 0), last_logits(model, gemm.AVX512)
+    repacked.close()
+    assert np.abs(expected - found).max() < 0.02 * np.abs(expected).max()
 
 
 def test_a_library_without_them_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", api.llama_cpp)
     assert gemm.use() == 0
+    assert not gemm.replace_repacking(), "then ggml repacks weights"
