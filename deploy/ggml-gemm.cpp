@@ -456,7 +456,7 @@ AVX512 inline __m512i add_pairs_64(__m512i a, __m512i b) {
 }
 
 struct Avx512 {
-    static constexpr int  MOST = 8, FEW = 3;  // tokens at a time; with which rows are multiplied as they are
+    static constexpr int  MOST = 8, FEW = 4;  // tokens at a time; with which rows are multiplied as they are
     static constexpr bool TAKES_BYTES = true;
 
     template <const Format & F, int N> AVX512 static void multiply(const Factors & factors) {

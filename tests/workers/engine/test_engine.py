@@ -9,6 +9,7 @@ from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import llama_cpp
 import numpy as np
@@ -27,9 +28,9 @@ from app.inference.requests import (
 from app.kernel import clock
 from app.kernel.errors import FailureReason, StepFailure
 from tests.grammar.test_gbnf_source import SOUND
-from workers.engine.bindings.llama import Context
+from workers.engine.bindings.llama import Context, model_params
 from workers.engine.engine import LlamaEngine
-from workers.engine.options import KvLayout
+from workers.engine.options import EngineOptions, KvLayout
 
 MakeEngine = Callable[..., LlamaEngine]
 
@@ -54,7 +55,10 @@ def chat(text: str, tokens: int = 24, **more: Any) -> GenerateRequest:
 
 
 def plain_llama(path: Path, prompts: list[str], tokens: int, *, flash: bool) -> list[str]:
-    llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=flash, verbose=False)
+    # With weights as the engine loads them: ggml's kernels for repacked ones add in another order.
+    params = model_params(EngineOptions())
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", return_value=params):
+        llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, flash_attn=flash, verbose=False)
     try:
         found = []
         for prompt in prompts:
