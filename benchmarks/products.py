@@ -280,13 +280,18 @@ def _parser() -> argparse.ArgumentParser:
     def numbers(value: str) -> list[int]:
         return [int(number) for number in value.split(",")]
 
+    def experts(value: str) -> list[int]:
+        if len(found := numbers(value)) != 2 or not 1 <= found[1] <= found[0]:
+            raise argparse.ArgumentTypeError(f"{value} is not the number of experts and how many a token uses: 32,4")
+        return found
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="FILE", help="measure its decodes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bits", type=int, choices=(256, 512), default=512, help="of the vectors")
     parser.add_argument("--types", type=types, default=list(TYPES), metavar="NAME,…")
     parser.add_argument("--tokens", type=numbers, default=[1, 2, 4, 8, 16, 64, 512], metavar="N,…")
-    parser.add_argument("--experts", type=numbers, default=[1, 1], metavar="N,USED", help="so many, used for a token")
+    parser.add_argument("--experts", type=experts, default=[1, 1], metavar="N,USED", help="so many, used for a token")
     parser.add_argument("--repacked", action="store_true", help="beside ggml's kernels for repacked weights")
     parser.add_argument("--turns", type=int, default=12, help="of each product, by each of the two")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
