@@ -6,7 +6,9 @@
 // vector by the same four columns of a token, so sixteen results are sums without any shuffling. For a few tokens, for
 // which unpacking takes longer, rows are multiplied as they are. Activations are rounded to eight bits as by ggml.
 //
-// A result is computed in the same order with any vectors, threads and other tokens: it depends on none of them.
+// A result is computed in the same order with any vectors, threads and other tokens: it depends on none of them. Single
+// tokens are left to ggml with AVX2, and those of Q6_K: there its own kernel is faster, as it reads one row after the
+// other.
 //
 // It is compiled into ggml-cpu by llama-cpp.cmake. ggml-cpu asks its extra buffer types who computes an operation; the
 // one that is added here owns no buffers. workers.engine.bindings.gemm adds it.
@@ -614,6 +616,7 @@ struct Kernels {
     const Format * format = nullptr;
     void        (*unpack)(const char * const * rows, int64_t blocks, const char * next, PanelBlock * panel) = nullptr;
     int64_t     most = 0, few = 0;  // tokens that are multiplied by a panel at a time, and by rows as they are
+    bool        takes_one = false;  // a single token, too
     Multiply    multiply[Avx512::MOST] = {};
     MultiplyFew multiply_few[Avx512::FEW] = {};
 };
@@ -621,7 +624,7 @@ struct Kernels {
 template <const Format & F, class K, int... N, int... FEW>
 constexpr Kernels kernels_of(std::integer_sequence<int, N...>, std::integer_sequence<int, FEW...>) {
     if (F.has_bytes() && !K::TAKES_BYTES) { return {}; }
-    return { &F, unpack<F>, K::MOST, K::FEW, { K::template multiply<F, N + 1>... },
+    return { &F, unpack<F>, K::MOST, K::FEW, K::FEW > 0 && !F.has_two_scales(), { K::template multiply<F, N + 1>... },
              { K::template multiply_few<F, FEW + 1>... } };
 }
 
@@ -760,9 +763,10 @@ bool computes(const ggml_tensor * op) {
         return false;
     }
     if (op->op == GGML_OP_MUL_MAT_ID) {  // panels of experts with a token or two would be slower than ggml's kernels
-        return kernels->few > 0 || op->ne[1] * op->ne[2] >= 4 * weights->ne[2];
+        return (op->ne[2] > 1 || kernels->takes_one) &&
+               (kernels->few > 0 || op->ne[1] * op->ne[2] >= 4 * weights->ne[2]);
     }
-    return (kernels->few > 0 || op->ne[1] > 1) && op->ne[2] == 1 &&
+    return (op->ne[1] > 1 || kernels->takes_one) && op->ne[2] == 1 &&
            ggml_get_op_params_i32(op, 1) != GGML_HINT_SRC0_IS_HADAMARD;
 }
 

@@ -105,7 +105,7 @@ def test_a_result_depends_on_its_row_and_token_only(type_: str, bits: int) -> No
     for first, last in ((0, 2), (3, 6), (4, 11), (5, 13), (5, 22)):
         assert np.array_equal(case.computed(bits, slice(first, last)), whole[first:last])
     if bits == gemm.AVX512:
-        assert np.array_equal(case.computed(bits, slice(7, 8)), whole[7:8])
+        assert type_ == "q6_K" or np.array_equal(case.computed(bits, slice(7, 8)), whole[7:8])
         assert type_ not in TYPES[gemm.AVX2] or np.array_equal(case.computed(gemm.AVX2), whole)
 
 
@@ -143,11 +143,12 @@ def test_each_token_has_its_experts(type_: str, bits: int, experts: int, used: i
     exact = np.einsum("tuc,turc->tur", spread, matrices[chosen])
     assert difference(found[bits], np.asarray(exact, np.float32)) < 0.02
     assert difference(found[bits], found[0]) < 1e-5
-    assert (bits == gemm.AVX2 and tokens * used < 4 * experts) == np.array_equal(found[bits], found[0])
+    left = (bits == gemm.AVX2 and tokens * used < 4 * experts) or (type_ == "q6_K" and tokens == 1)
+    assert left == np.array_equal(found[bits], found[0])
 
 
-def test_other_types_and_one_token_with_avx2_are_left_to_ggml(bits: int) -> None:
-    for case in (Case("q3_K", 64, 256, 9), Case("f16", 64, 64, 9)):
+def test_other_types_and_some_single_tokens_are_left_to_ggml(bits: int) -> None:
+    for case in (Case("q3_K", 64, 256, 9), Case("f16", 64, 64, 9), Case("q6_K", 64, 256, 1)):
         assert np.array_equal(case.computed(bits), case.computed(0))
     one = Case("q4_1", 64, 576, 1)
     assert np.array_equal(one.computed(gemm.AVX2), one.computed(0))
