@@ -12,11 +12,10 @@ import os
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partialmethod
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-import httpx2._transports.default as httpx2_transports
 import psutil
 import psycopg
 import pytest
@@ -73,9 +72,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Requests of tests come from this machine, as those of a user do. The name that Starlette gives is no address.
 TestClient.__init__ = partialmethod(TestClient.__init__, client=("127.0.0.1", 50000))  # type: ignore[method-assign] # the client of all tests has this address
-
-# Each client, and so each `httpx2.get`, would read the authorities of the system anew, which takes longer than a call.
-httpx2_transports.create_ssl_context = lru_cache(maxsize=16)(httpx2_transports.create_ssl_context)  # type: ignore[attr-defined] # it has no other name
 
 # How long an example takes says more about what else the machine does than about the code.
 hypothesis_settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
