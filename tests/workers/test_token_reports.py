@@ -36,7 +36,7 @@ from workers.token_reports import TokenReports
 ONE = """
 workflow: w
 steps:
-  - {id: write, kind: generate, model: "m:1", prompt: "Once upon a time", max_tokens: 3000, temperature: 0}
+  - {id: write, kind: generate, model: "m:1", prompt: Once upon a time, max_tokens: 3000, sampling: {temperature: 0}}
 """
 MAP = """
 workflow: w
