@@ -40,7 +40,7 @@ $(VENV)/bin/python:
 
 # Quick when nothing changed. The compiled wheel of llama-cpp-python is kept by its options, in a folder of pip's cache.
 # Its options, such as those for a GPU, are in CMAKE_ARGS: docs/operations.md.
-$(RUN) $(DEV): $(VENV)/bin/python pyproject.toml deploy/install.py deploy/llama-cpp.cmake deploy/ggml-gemm.cpp
+$(RUN) $(DEV): $(VENV)/bin/python pyproject.toml deploy/install.py deploy/llama-cpp.cmake $(wildcard deploy/ggml-*)
 	@echo "installing; llama.cpp is compiled the first time, which takes some minutes; all output: $(VENV)/llama.log, install.log"
 	@$(BIN)/python deploy/llama_wheel.py $(VENV)/llama.log
 	@$(BIN)/python deploy/install.py $(VENV)/install.log \

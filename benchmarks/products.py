@@ -23,6 +23,7 @@ from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -117,7 +118,52 @@ class Backend:
         return buffer
 
 
-class Product:
+class Operation:
+    """An operation of ggml, in a graph of its own."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        init = native.bound("ggml_init", c_void_p, _InitParams)
+        self._context: int = init(_InitParams(_GRAPH_BYTES, None, True))
+        self._buffers: list[int] = []
+
+    def tensor(self, type_: int, *shape: int) -> int:
+        """A tensor whose first dimension is that of the columns."""
+        new = native.bound("ggml_new_tensor_4d", c_void_p, c_void_p, c_int, *(c_int64,) * 4)
+        found: int = new(self._context, type_, *(*shape, 1, 1, 1)[:4])
+        return found
+
+    def build(self, result: int, shape: tuple[int, ...], *given: tuple[int, npt.NDArray[Any]]) -> None:
+        """Have it compute this tensor, which has that shape in numpy's order, from tensors with these values."""
+        self._result, self.results = result, np.empty(shape, np.float32)
+        self._graph = native.bound("ggml_new_graph", c_void_p)(self._context)
+        native.bound("ggml_build_forward_expand", None, c_void_p, c_void_p)(self._graph, result)
+        allocate = native.bound("ggml_backend_alloc_ctx_tensors", c_void_p, c_void_p, c_void_p)
+        self._buffers.append(allocate(self._context, self._backend.pointer))
+        fill = native.bound("ggml_backend_tensor_set", None, c_void_p, c_void_p, c_size_t, c_size_t)
+        for tensor, values in given:
+            fill(tensor, values.ctypes.data, 0, values.nbytes)
+
+    def compute(self, bits: int) -> float:
+        """Compute it with vectors of so many bits, or with ggml's kernels (0); returns the seconds that it takes."""
+        gemm.use(bits)
+        compute = native.bound("ggml_backend_graph_compute", c_int, c_void_p, c_void_p)
+        begin = perf_counter()
+        if compute(self._backend.pointer, self._graph):
+            raise RuntimeError("ggml refused an operation")
+        seconds = perf_counter() - begin
+        read = native.bound("ggml_backend_tensor_get", None, c_void_p, c_void_p, c_size_t, c_size_t)
+        read(self._result, self.results.ctypes.data, 0, self.results.nbytes)
+        return seconds
+
+    def close(self) -> None:
+        """Free its memory."""
+        for buffer in self._buffers:
+            native.bound("ggml_backend_buffer_free", None, c_void_p)(buffer)
+        native.bound("ggml_free", None, c_void_p)(self._context)
+
+
+class Product(Operation):
     """
     The product of quantised weights, with so many rows, and of activations, shape (tokens, columns).
 
@@ -136,61 +182,24 @@ class Product:
         *,
         repacked: bool = False,
     ) -> None:
+        super().__init__(backend)
         columns, pointers = activations.shape[-1], (c_void_p,) * 3
-        self._backend, self._context = backend, _context()
-        left = self._tensor(backend.types[type_], columns, rows, weights.nbytes // backend.bytes(type_, columns, rows))
-        right = self._tensor(_FLOAT, *reversed(activations.shape))
-        shape: tuple[int, ...] = (len(activations), rows)
+        left = self.tensor(backend.types[type_], columns, rows, weights.nbytes // backend.bytes(type_, columns, rows))
+        right = self.tensor(_FLOAT, *reversed(activations.shape))
         # Weights have a buffer of their own, as ggml would choose for them when it loads a file.
-        self._buffers = [backend.allocate(left, weights.nbytes, repacked=repacked)]
+        self._buffers.append(backend.allocate(left, weights.nbytes, repacked=repacked))
+        given: list[tuple[int, npt.NDArray[Any]]] = [(left, weights), (right, activations)]
         if experts is None:
-            self._product = native.bound("ggml_mul_mat", c_void_p, *pointers)(self._context, left, right)
+            result = native.bound("ggml_mul_mat", c_void_p, *pointers)(self._context, left, right)
+            self.build(result, (len(activations), rows), *given)
         else:
-            chosen, shape = self._tensor(_INT, *reversed(experts.shape)), (*experts.shape, rows)
-            product = native.bound("ggml_mul_mat_id", c_void_p, *pointers, c_void_p)
-            self._product = product(self._context, left, right, chosen)
-        self._graph = native.bound("ggml_new_graph", c_void_p)(self._context)
-        native.bound("ggml_build_forward_expand", None, c_void_p, c_void_p)(self._graph, self._product)
-        allocate = native.bound("ggml_backend_alloc_ctx_tensors", c_void_p, c_void_p, c_void_p)
-        self._buffers.append(allocate(self._context, backend.pointer))
-        fill = native.bound("ggml_backend_tensor_set", None, c_void_p, c_void_p, c_size_t, c_size_t)
-        fill(left, weights.ctypes.data, 0, weights.nbytes)
-        fill(right, activations.ctypes.data, 0, activations.nbytes)
-        if experts is not None:
-            fill(chosen, experts.ctypes.data, 0, experts.nbytes)
-        self.results: Floats = np.empty(shape, np.float32)
-
-    def _tensor(self, type_: int, *shape: int) -> int:
-        new = native.bound("ggml_new_tensor_3d", c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64)
-        found: int = new(self._context, type_, *(*shape, 1, 1)[:3])
-        return found
-
-    def compute(self, bits: int) -> float:
-        """Compute it with vectors of so many bits, or with ggml's kernels (0); returns the seconds that it takes."""
-        gemm.use(bits)
-        compute = native.bound("ggml_backend_graph_compute", c_int, c_void_p, c_void_p)
-        begin = perf_counter()
-        if compute(self._backend.pointer, self._graph):
-            raise RuntimeError("ggml refused a product")
-        seconds = perf_counter() - begin
-        read = native.bound("ggml_backend_tensor_get", None, c_void_p, c_void_p, c_size_t, c_size_t)
-        read(self._product, self.results.ctypes.data, 0, self.results.nbytes)
-        return seconds
-
-    def close(self) -> None:
-        """Free its memory."""
-        for buffer in self._buffers:
-            native.bound("ggml_backend_buffer_free", None, c_void_p)(buffer)
-        native.bound("ggml_free", None, c_void_p)(self._context)
+            chosen = self.tensor(_INT, *reversed(experts.shape))
+            result = native.bound("ggml_mul_mat_id", c_void_p, *pointers, c_void_p)(self._context, left, right, chosen)
+            self.build(result, (*experts.shape, rows), *given, (chosen, experts))
 
 
-def _context() -> int:
-    found: int = native.bound("ggml_init", c_void_p, _InitParams)(_InitParams(_GRAPH_BYTES, None, True))
-    return found
-
-
-def measure(ggml: Product, ours: Product, bits: int, turns: int) -> tuple[float, float, float]:
-    """Seconds by ggml's kernels and by the products, and the difference of their results."""
+def measure(ggml: Operation, ours: Operation, bits: int, turns: int) -> tuple[float, float, float]:
+    """Seconds by ggml's kernels and by these, and the difference of their results."""
     best, results = [float("inf")] * 2, [ours.results] * 2
     for _ in range(turns):
         for number, (product, used) in enumerate(((ggml, 0), (ours, bits))):

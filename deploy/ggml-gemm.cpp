@@ -31,12 +31,14 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "ggml.h"
-#include "traits.h"
-
-#define AVX2   __attribute__((target("avx2,fma,f16c")))
-#define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#include "ggml-products.h"
 
 namespace {
+
+using arriero::aligned;
+using arriero::ALIGNMENT;
+using arriero::Counter;
+using arriero::take;
 
 constexpr int64_t BLOCK = 32;  // columns with one scale, of all these types
 constexpr int64_t ROWS  = 16;  // of a panel
@@ -44,7 +46,6 @@ constexpr int64_t ROWS  = 16;  // of a panel
 constexpr int64_t PANEL_BYTES = 128 * 1024, MOST_PANELS = 8;
 // Bytes beyond the rows of a panel from which on weights are fetched from memory meanwhile.
 constexpr int64_t AHEAD = 4096;
-constexpr int64_t ALIGNMENT = 64;
 
 // How weights are scaled. What has no minimum was stored without a sign by adding an offset.
 enum class Scaling {
@@ -671,14 +672,6 @@ const Kernels * kernels_for(enum ggml_type type) {
     return found && found->format ? found : nullptr;
 }
 
-template <class T> T * aligned(void * address) {
-    return reinterpret_cast<T *>(GGML_PAD(reinterpret_cast<uintptr_t>(address), ALIGNMENT));
-}
-
-struct alignas(ALIGNMENT) Counter {
-    std::atomic<int64_t> value;
-};
-
 // The memory of an operation: one matrix and its tokens, or matrices of experts, of which each token has some.
 struct Work {
     int64_t blocks, panels;    // of a row; those that a thread takes at a time: a chunk
@@ -710,12 +703,6 @@ struct Work {
         used        = take<int64_t>(at, matrices + 1);
         next        = take<Counter>(at, threads);
         bytes = at - static_cast<char *>(memory) + ALIGNMENT;
-    }
-
-    template <class T> static T * take(char *& at, int64_t count) {
-        T * found = reinterpret_cast<T *>(at);
-        at += GGML_PAD(count * sizeof(T), ALIGNMENT);
-        return found;
     }
 
     // The place `at` is for a token `m` with its expert `n`, or for the token `n` of one matrix.
@@ -853,7 +840,7 @@ class Products : public ggml::cpu::extra_buffer_type {
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
         static Traits traits;
-        return computes(op) ? &traits : nullptr;
+        return computes(op) ? &traits : used_bits == 512 ? arriero::attention_of(op) : nullptr;
     }
 };
 

@@ -22,11 +22,14 @@ function(arriero_unite_projectors)
 endfunction()
 cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL arriero_unite_projectors)
 
-# The products of ggml-gemm.cpp are a part of ggml's CPU backend. They are for processors with x86-64.
+# The products of ggml-gemm.cpp and ggml-attention.cpp are a part of ggml's CPU backend. They are for processors with
+# x86-64.
 function(arriero_add_products)
   if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$" OR MSVC OR NOT TARGET ggml-cpu)
     return()
   endif()
-  target_sources(ggml-cpu PRIVATE "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/ggml-gemm.cpp")
+  foreach(name IN ITEMS gemm attention)
+    target_sources(ggml-cpu PRIVATE "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/ggml-${name}.cpp")
+  endforeach()
 endfunction()
 cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL arriero_add_products)

@@ -42,7 +42,8 @@ def requirement(project: Path = ROOT / "pyproject.toml") -> str:
 def key_of(wanted: str, given: Mapping[str, str]) -> str:
     """Return a name of all that determines the compiled wheel: versions, options, this machine and its Python."""
     options = [option for option in install.OPTIONS if "_INCLUDE=" not in option]
-    included = [(ROOT / "deploy" / name).read_text(encoding="utf-8") for name in ("llama-cpp.cmake", "ggml-gemm.cpp")]
+    paths = [ROOT / "deploy" / "llama-cpp.cmake", *sorted((ROOT / "deploy").glob("ggml-*"))]
+    included = [path.read_text(encoding="utf-8") for path in paths]
     machine = [sysconfig.get_platform(), platform.machine(), f"{sys.version_info[0]}.{sys.version_info[1]}"]
     whole = [wanted, options, included, given.get("CMAKE_ARGS", ""), machine]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]

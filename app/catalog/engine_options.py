@@ -123,7 +123,7 @@ class Tuning(CatalogTable):
     #: flash attention.
     reproducible: _Switch = False
     #: Whether tokens that a text probably continues with are computed in advance and verified, when that is faster.
-    speculation: Literal["auto", "off"] = Field(default="off", description="auto or off")
+    speculation: Literal["auto", "off"] = Field(default="auto", description="auto or off")
     #: None means that the number follows from measurements, up to the pool's share of the setting pools.threads.
     threads: StrictInt | None = Field(default=None, ge=1, le=1024, description="a whole number from 1 to 1024")
     #: Threads for prompts and embeddings; None means `threads`.

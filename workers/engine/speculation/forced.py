@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from time import thread_time
-from typing import Final
+from typing import Final, NamedTuple
 
 from workers.engine.bindings.llama import LlamaModel
 from workers.engine.sampling.constraint import FirstByteIndex
@@ -45,6 +45,17 @@ _FIRST: Final = (0.95, 0.85, 0.7)
 _DECAY = 0.98
 
 
+class Look(NamedTuple):
+    """The forced text that was found, its bytes that depend on no predicted space, and the tokens before it."""
+
+    text: bytes
+    certain: int
+    written: int
+
+
+_NO_LOOK: Final = Look(b"", 0, 0)
+
+
 class ForcedRates(HitRates):
     """How often forced tokens, whose earlier tokens were right, were the model's choice, by their place."""
 
@@ -58,12 +69,15 @@ class ForcedRates(HitRates):
 class JumpAhead:
     """The forced tokens of one text."""
 
-    __slots__ = ("_at", "_looks", "_places", "_rates", "_seconds", "_seen", "_source", "_start", "_tokens", "_wanted")
+    __slots__ = (
+        "_at", "_look", "_looks", "_places", "_rates", "_seconds", "_seen", "_source", "_start", "_tokens", "_wanted",
+    )  # fmt: skip
 
     def __init__(self, tokens: Sequence[int], prompt: int, source: ForcedTokens, rates: ForcedRates) -> None:
         """`tokens` is the text's own list, to which its new tokens are added; it begins after `prompt` of them."""
         self._tokens, self._start, self._seen = tokens, prompt, len(tokens)
         self._source, self._rates = source, ForcedRates(rates)
+        self._look = _NO_LOOK
         #: The predicted tokens with their places, and how many of them were written.
         self._wanted: Sequence[int] = ()
         self._places: Sequence[ForcedPlace] = ()
@@ -80,12 +94,13 @@ class JumpAhead:
                 self._rates.record(self._places[self._at], is_hit)
                 self._at = self._at + 1 if is_hit else len(self._wanted)
         self._seen = len(tokens)
-        is_slow = self._looks >= _JUDGED_AFTER and self._seconds > self._looks * _MAX_SECONDS
+        is_slow = self._looks >= _JUDGED_AFTER and self._seconds > self._looks * self._source.max_seconds
         is_known = self._at < len(self._wanted) or (self._looks > 0 and not was_written)
         if is_known or is_slow or sampler.grammar is None:
             return
-        began = thread_time()
-        self._wanted, self._places = self._source.after(sampler, tokens[self._start :])
+        began, written = thread_time(), tokens[self._start :]
+        self._look = self._source.look(sampler, written, self._look)
+        self._wanted, self._places = self._source.tokens(self._look, sampler, written)
         self._at = 0
         self._looks += 1
         self._seconds += thread_time() - began
@@ -107,8 +122,9 @@ class JumpAhead:
 class ForcedTokens:
     """Finds the forced tokens of the texts of one engine."""
 
-    def __init__(self, model: LlamaModel) -> None:
-        self._model = model
+    def __init__(self, model: LlamaModel, max_seconds: float = _MAX_SECONDS) -> None:
+        """A text whose looks at its grammar take more than `max_seconds` of CPU time on average gets no others."""
+        self._model, self.max_seconds = model, max_seconds
         self._text: ForcedText | None = None
         self.rates = ForcedRates()
 
@@ -116,13 +132,23 @@ class ForcedTokens:
         """Return the forced tokens of a text, as `JumpAhead`; None for one that has no grammar."""
         return JumpAhead(tokens, prompt, self, self.rates) if sampler.may_have_grammar else None
 
-    def after(self, sampler: TokenSampler, written: Sequence[int]) -> tuple[list[int], list[ForcedPlace]]:
-        """Return the forced tokens after those that are written, and the place of each."""
+    def look(self, sampler: TokenSampler, written: Sequence[int], before: Look = _NO_LOOK) -> Look:
+        """Return the forced text after the tokens that are written. What is left of that `before` needs no walk."""
+        if before.text:
+            added = self._bytes(written[before.written :])
+            rest = before.text.removeprefix(added)
+            if len(added) <= before.certain and rest and len(rest) < len(before.text):
+                return Look(rest, before.certain - len(added), len(written))
         if self._text is None:
             self._text = ForcedText(self._model, sampler.byte_index)
         forced, certain = self._text.after(
             sampler.grammar, lambda found: _has_space(self._bytes(written[-_HABIT:]) + found)
         )
+        return Look(forced, certain, len(written))
+
+    def tokens(self, look: Look, sampler: TokenSampler, written: Sequence[int]) -> tuple[list[int], list[ForcedPlace]]:
+        """Return the forced tokens after those that are written, and the place of each."""
+        forced, certain, _ = look
         if not forced:
             return [], []
         tokens = self._tokenised(written, forced, sampler.byte_index)

@@ -56,6 +56,8 @@ class Speculator:
         self._value = self._cost = 0.0
         #: The seconds of the planning of the next decode, with the decodes of the draft model.
         self._planning = 0.0
+        #: Those of them that looking for predictions took.
+        self._looking = 0.0
         #: The seconds of the last decode with its planning; 0 if it had a prompt.
         self._seconds = 0.0
         self._decodes = 0
@@ -74,6 +76,7 @@ class Speculator:
         tasks = [running[chunk.work.sequence] for chunk in chunks if chunk.is_text]
         room = min(self._drafts, self._batch - self._tokens)
         self._planned = self._chosen(tasks, room) if room > 0 else {}
+        self._looking = perf_counter() - began
         if self.model_drafts is not None:
             self._planned |= self._of_model(self.model_drafts, tasks, room, running)
         self._planning = perf_counter() - began
@@ -81,10 +84,10 @@ class Speculator:
     def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
         """Return the draft tokens of each sequence that has some, at most `room` in all."""
         found: dict[int, list[int]] = {}
-        drafts = [self._draft(task) for task in tasks]
-        base = self._costs.known(len(tasks)) if any(drafts) else None
-        if base is None or not self._balance.may_draft(base):
+        base = self._costs.known(len(tasks))
+        if base is None or not self._balance.may_draft(base):  # looking takes time, too
             return found
+        drafts = [self._draft(task) for task in tasks]
         rate = self._meter.prefill_rate * self._costs.pace
         self._costs.prompt_token = 1 / rate if rate else 0.0
         texts, value = len(tasks), base / len(tasks)
@@ -169,6 +172,7 @@ class Speculator:
         """Learn from a decode that succeeded, before its tokens are chosen. `seconds` are those of `plan` too."""
         whole, seconds = seconds, seconds - self._planning
         self._balance.decoded(seconds / self._costs.pace)
+        self._balance.drafted(0, 0.0, self._looking / self._costs.pace)
         self._decodes += 1
         if not self._decodes % _FORGETTING:
             self._rates.forget_drafts()

@@ -23,6 +23,10 @@ GREEDY = Sampling(temperature=0)
 class EagerSpeculator(Speculator):
     """Takes every prediction."""
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._forced.max_seconds = float("inf")
+
     def _chosen(self, tasks: Sequence[EngineTask], room: int) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for task in tasks:

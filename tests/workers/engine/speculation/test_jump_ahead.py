@@ -16,7 +16,7 @@ from workers.engine.bindings import native
 from workers.engine.sampling.constraint import FirstByteIndex
 from workers.engine.sampling.forced_text import MAX_FORCED, ForcedText
 from workers.engine.sampling.grammars import CompiledGrammar, GrammarCache
-from workers.engine.speculation.forced import ForcedPlace, ForcedRates, ForcedTokens
+from workers.engine.speculation.forced import ForcedPlace, ForcedRates, ForcedTokens, Look
 from workers.engine.tasks import EngineTask, new_sampler
 
 #: Keys that the prompts do not contain.
@@ -158,8 +158,37 @@ def test_the_habit_of_spaces_is_that_of_the_newest_tokens(pair: Pair, since: int
     task = EngineTask(0, GenerateRequest(prompt="-"), (), (), grammar, 0, None, None)
     sampler = new_sampler(model, task, index, 2048)
     before, word = (model.tokenize(text, add_special=False, parse_special=False) for text in ('{"a":"b"', " llama"))
-    tokens, _ = ForcedTokens(model).after(sampler, before + word[:1] * since)
+    source, written = ForcedTokens(model), before + word[:1] * since
+    tokens, _ = source.tokens(source.look(sampler, written), sampler, written)
     assert b"".join(map(model.piece, tokens)) == expected
+
+
+def test_what_is_left_of_forced_text_is_known_without_another_walk(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a new walk would find it, up to the space that is not certain; and not when something else was written."""
+    model, walks = pair.plain._loop.model, []
+    index = FirstByteIndex(model)
+    index.prepare()
+    source = ForcedTokens(model)
+    grammar = GrammarCache(model, to_gbnf).for_gbnf(r'root ::= "identification" ":" " "? "x" [a-z]')
+    after = ForcedText.after
+    monkeypatch.setattr(ForcedText, "after", lambda *given: walks.append(1) or after(*given))
+    task = EngineTask(0, GenerateRequest(prompt="-"), (), (), grammar, 0, None, None)
+    sampler, look, written = new_sampler(model, task, index, 2048), None, []
+    for byte in b"identification: x":
+        found = source.look(sampler, written) if look is None else source.look(sampler, written, look)
+        assert found == source.look(sampler, written), "a new walk finds the same"
+        look = found
+        native.accept(sampler.grammar, index.token_of_byte[byte])
+        written.append(index.token_of_byte[byte])
+    assert len(walks) == len(written) + 2, "the first, and after the space"
+    other = model.tokenize("zz", add_special=False, parse_special=False)
+    assert source.look(sampler, [*written, *other], Look(b"abc", 3, len(written))).text != b"c"
+
+
+def test_a_grammar_that_takes_long_is_not_followed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair.eager._loop.speculator._forced, "max_seconds", 0.0)
+    found, decodes, without = pair.same(ask())
+    assert 0 < without - decodes <= found.tokens_accepted < 30
 
 
 def test_forced_text_is_bounded_and_may_end_inside_a_character(pair: Pair) -> None:

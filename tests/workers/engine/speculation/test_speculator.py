@@ -16,7 +16,9 @@ import pytest
 from app.inference.requests import ChatMessage, FinishReason, GenerateRequest, Sampling
 from tests.workers.engine.speculation.conftest import GREEDY, Pair, engines, require_settled
 from tests.workers.engine.test_engine import NOISE, Gaps
+from workers.engine.metrics import Meter
 from workers.engine.options import KvLayout
+from workers.engine.speculation.speculator import Speculator
 
 LIST = "red apple, green pear, yellow plum, blue grape, white peach"
 COPY = f"The list: {LIST}.\nThe list again: {LIST}.\nThe list again:"
@@ -101,3 +103,19 @@ def test_a_cache_that_cannot_be_truncated_is_computed_again(pair: Pair, monkeypa
     prompt = COPY + " red apple, green pear, black"
     found, *_ = pair.same(ask(prompt, 10))
     assert pair.eager.metrics().tokens_computed - before > 1.5 * found.tokens_in
+
+
+def test_looking_for_predictions_counts_as_a_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While drafts pause nobody looks for predictions, and what was written meanwhile is looked at afterwards."""
+    speculator, drafted = Speculator(pair.plain._loop.model, pair.eager._loop.options, Meter()), []
+    assert speculator._balance.may_draft(0.01)
+    speculator._tokens, speculator._looking = -1, 1.0
+    speculator.decoded([], 2.0)
+    assert not speculator._balance.may_draft(0.01)
+    monkeypatch.setattr(speculator, "_draft", drafted.append)
+    speculator._costs.record(1, 0.01)
+    for _ in range(9):
+        speculator._costs.record(1, 0.01)
+    assert speculator._costs.known(1)
+    assert not Speculator._chosen(speculator, [pair], 8)  # type: ignore[list-item]
+    assert not drafted
