@@ -32,8 +32,9 @@ constexpr int64_t LINE  = 64;   // bytes that are fetched from memory together
 constexpr int64_t MOST_TOKENS = 16, MOST_ROWS = 64;  // that are computed together; a row is a query of a head
 constexpr int64_t CHUNKS = 8, LEAST_TILES = 4;       // most chunks of a token, and tiles of a chunk at least
 constexpr int64_t FEW_ROWS = 8;                       // for which keys and values are converted while they are used
-constexpr int64_t UNITS = 64;                        // with fewer units, tokens are divided by their chunks
-constexpr int64_t MOST_BYTES = 512 * 1024;           // of queries and results of a unit, which stay in the cache
+// Up to so many tokens are divided by their chunks until there are so many units.
+constexpr int64_t UNITS = 64;
+constexpr int64_t MOST_BYTES = 256 * 1024;           // of queries and results of a unit, which stay in the cache
 // Tiles of a range: full ones of each token, one that began before, and one that is not full.
 constexpr int64_t MOST_TILES = (RANGE / CELLS + 2) * MOST_TOKENS;
 constexpr float    LEAST  = -1e30f;  // less than any score, and finite
@@ -200,7 +201,7 @@ struct Plan {
         rows   = block * group;
         split  = 1;
         const int64_t most = std::min(CHUNKS, (cells - 1) / (LEAST_TILES * CELLS) + 1);
-        while (split < most && streams * blocks * split < UNITS) { split *= 2; }
+        while (split < most && streams * blocks * split < UNITS && streams * tokens <= UNITS) { split *= 2; }
         // All heads of a cell are neighbours in memory.
         const int64_t each = streams * blocks * split, row_bytes = (keys + part) * sizeof(float);
         step = heads * k->nb[2] <= k->nb[1] && heads * v->nb[2] <= v->nb[1] ? heads : 1;

@@ -49,7 +49,7 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
         "threads_batch": 4, "swa_full": False, "mmap": False, "mlock": True, "gpu_layers": 7, "split_mode": "row",
         "tensor_split": [1, 2], "main_gpu": 1, "rope": {"scaling": "yarn", "freq_scale": 0.5}, "park_bytes": 1,
         "park_progress": 2, "patience": 3, "queue": 4, "embedding_context": 64, "pooling": "last",
-        "store_bytes": 5, "store_encrypted": True, "speculation": "auto",
+        "store_bytes": 5, "store_encrypted": True,
     }  # fmt: skip
     lora = {"name": "style", "scale": 0.5, "source": {"path": str(style)}}
     found = pool.options_of(
@@ -73,10 +73,13 @@ def test_every_option_of_an_entry_reaches_the_engine(tmp_path: Path) -> None:
     assert {name for name in EngineOptions.model_fields if getattr(found, name) == getattr(EngineOptions(), name)} == {
         "kept",
         "reproducible",
+        "speculation",  # `off` conflicts with `draft`
         "store_disk_bytes",  # conflicts with `reuse`
         "store_key",  # a setting
     }, "every other option is set above"
     assert untouched == set()
+    off = pool.options_of(model(engine={"speculation": "off"}), loaded(tmp_path), gpus=False, threads=1)
+    assert off.speculation == "off"
 
 
 def test_the_limit_and_the_key_of_state_files_reach_the_engine(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """
 The products of deploy/ggml-gemm.cpp: processors with x86-64 multiply most types of quantised weights faster.
 
-They are compiled into ggml's CPU backend together with llama.cpp. Where llama.cpp was built without them, or the
-processor lacks the instructions, ggml's own kernels compute these products.
+With AVX-512 they come with the attention of deploy/ggml-attention.cpp. They are compiled into ggml's CPU backend with
+llama.cpp. Where llama.cpp was built without them, or the processor lacks the instructions, ggml's own kernels
+compute these operations.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ AVX512, AVX2 = 512, 256
 
 def use(bits: int = AVX512) -> int:
     """
-    Have ggml use the products from now on, with vectors of so many bits at most; 0 for none.
+    Have ggml use the products and the attention from now on, with vectors of so many bits at most; 0 for none.
 
     Returns the bits of the vectors that are used, 0 where there are no products.
     """

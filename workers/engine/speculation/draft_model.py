@@ -25,7 +25,8 @@ def draft_options(options: EngineOptions) -> EngineOptions:
         "slots", "context", "batch", "ubatch", "threads", "threads_batch", "most_threads", "kv_type_k", "kv_type_v",
         "flash_attention", "mmap", "mlock", "gpu_layers", "split_mode", "tensor_split", "main_gpu",
     )  # fmt: skip
-    return EngineOptions(layout=KvLayout.STREAMS, vectors=False, **{name: getattr(options, name) for name in shared})
+    given = {name: getattr(options, name) for name in shared}
+    return EngineOptions(layout=KvLayout.STREAMS, vectors=False, speculation="off", **given)
 
 
 def load_draft(model: LlamaModel, options: EngineOptions, draft: DraftFile) -> LlamaModel:

@@ -206,7 +206,7 @@ def test_scores_may_be_large() -> None:
 
 def test_what_is_not_a_number_stays_with_the_texts_that_see_it() -> None:
     case = Case.of(SMOL, attention.unified(8, 50))
-    cell = int(np.flatnonzero(case.mask[0, 3] == 0)[5])  # type: ignore[index]
+    cell = int(np.flatnonzero(attention.unified(8, 50)[0, 3])[5])
     before = case.computed()
     case.keys[0, cell], case.values[0, cell] = np.nan, np.inf
     found = case.computed()
@@ -227,7 +227,7 @@ def test_other_sizes_are_left_to_ggml(shape: Shape) -> None:
     assert np.array_equal(case.computed(), case.computed(0))
 
 
-TOKENS = [7 + 13 * number % 40_000 for number in range(600)]
+TOKENS = [7 + 13 * number % 40_000 for number in range(400)]
 
 
 @pytest.fixture(scope="module")
@@ -238,15 +238,15 @@ def model(model_path: Path) -> Iterator[LlamaModel]:
 
 
 def logits_of(model: LlamaModel, threads: int = 1, **options: object) -> npt.NDArray[np.float32]:
-    """The logits of four texts that have 500 tokens in common, after thirty of their own."""
+    """The logits of four texts that have 300 tokens in common, after thirty of their own."""
     chosen = model.options.model_copy(update={"threads": threads, "threads_batch": threads, **options})
     context = Context(model, chosen)
-    assert context.decode([(0, 0, TOKENS[:500], 1)]) == 0
+    assert context.decode([(0, 0, TOKENS[:300], 1)]) == 0
     for text in (1, 2, 3):
-        assert context.copy(0, text, 500)
+        assert context.copy(0, text, 300)
     for text in range(4):
-        assert context.decode([(text, 500, TOKENS[500 + text : 530 + text], 1)]) == 0
-    assert context.decode([(text, 530, [TOKENS[text]], 1) for text in range(4)]) == 0
+        assert context.decode([(text, 300, TOKENS[300 + text : 330 + text], 1)]) == 0
+    assert context.decode([(text, 330, [TOKENS[text]], 1) for text in range(4)]) == 0
     found = context.logits(4).copy()
     context.close()
     return found
@@ -261,5 +261,4 @@ def test_the_logits_of_a_model_are_those_without_flash_attention(model: LlamaMod
 
 
 def test_the_logits_do_not_depend_on_the_number_of_threads(model: LlamaModel) -> None:
-    one = logits_of(model)
-    assert all(np.array_equal(one, logits_of(model, threads)) for threads in (2, 3))
+    assert np.array_equal(logits_of(model), logits_of(model, threads=2))

@@ -171,32 +171,10 @@ def test_a_text_without_calls_is_unconstrained(tiny: LlamaEngine) -> None:
 
 
 def test_a_call_may_follow_text(tiny: LlamaEngine) -> None:
-    opening = tiny.model.tokenize(OPENING, add_special=False, parse_special=False)
-    words = [tiny.model.tokenize(text, add_special=False, parse_special=False)[0] for text in ("Hello", " there")]
-    script = Script(tiny, [*words, *opening])
-    result, shown = run(tiny, ask(max_tokens=200, parallel_calls=False))
-    script.undo()
+    with written(tiny, f"Hello there{OPENING}"):
+        result, shown = run(tiny, ask(max_tokens=200, parallel_calls=False))
     assert shown == result.text == "Hello there"
     assert result.tool_calls
-
-
-class Script:
-    """Forces the first tokens that a model writes."""
-
-    def __init__(self, engine: LlamaEngine, tokens: list[int]) -> None:
-        self._context, self._real = engine._loop.context, engine._loop.context.logits
-        left = list(tokens)
-
-        def logits(rows: int) -> Any:
-            found = self._real(rows)
-            if left:
-                found[:, left.pop(0)] = 1e6
-            return found
-
-        self._context.logits = logits  # type: ignore[method-assign] # one method of the real context is replaced
-
-    def undo(self) -> None:
-        self._context.logits = self._real  # type: ignore[method-assign] # one method of the real context is replaced
 
 
 def test_a_token_that_continues_an_opening_wrongly_is_rejected(tiny: LlamaEngine) -> None:
