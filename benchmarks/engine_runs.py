@@ -114,7 +114,8 @@ def greedy(**more: Any) -> Any:
 def run_engine(spec: dict[str, Any]) -> Figures:
     from app.inference.requests import GenerateRequest
 
-    engine = engine_of(spec)
+    # These texts go on past their ends and repeat themselves, so speculation would gain more than it does for others.
+    engine = engine_of(spec, speculation="off")
     # The kernels of a GPU may be compiled for each width of a batch when it is used first.
     warm = [GenerateRequest(prompt=f"warm {n}", max_tokens=2, sampling=greedy()) for n in range(spec.get("warm", 1))]
     for ticket in [engine.generate(request) for request in warm]:
