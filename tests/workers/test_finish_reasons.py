@@ -114,6 +114,7 @@ steps:
     model: "m:1"
     prompt: Count to one hundred.
     max_tokens: 3
+    sampling: {temperature: 0}
     on_length: fail
     retry: {max_attempts: 2, delay: 0s}
     SCHEMA

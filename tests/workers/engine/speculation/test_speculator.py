@@ -19,6 +19,7 @@ from tests.workers.engine.test_engine import NOISE, Gaps
 from workers.engine.metrics import Meter
 from workers.engine.options import KvLayout
 from workers.engine.speculation.speculator import Speculator
+from workers.engine.tasks import EngineTask
 
 LIST = "red apple, green pear, yellow plum, blue grape, white peach"
 COPY = f"The list: {LIST}.\nThe list again: {LIST}.\nThe list again:"
@@ -117,5 +118,6 @@ def test_looking_for_predictions_counts_as_a_loss(pair: Pair, monkeypatch: pytes
     for _ in range(9):
         speculator._costs.record(1, 0.01)
     assert speculator._costs.known(1)
-    assert not Speculator._chosen(speculator, [pair], 8)  # type: ignore[list-item]
+    task = EngineTask(0, ask(), (), (), None, 0, None, None)
+    assert not speculator._chosen([task], 8)
     assert not drafted
