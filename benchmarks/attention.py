@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.products import Backend, Floats, Operation, measure
+from benchmarks.ggml import FLOAT, HALF, Backend, Floats, Operation, measure, numbers
 from workers.engine.bindings import gemm, native
 
-_FLOAT, _HALF = 0, 1
 #: Newest cells of each text that others do not share, or that lie between those of others.
 _NEWEST = 32
 
@@ -64,18 +63,18 @@ class Attention(Operation):
         permute = native.bound("ggml_permute", c_void_p, c_void_p, c_void_p, *(c_int,) * 4)
         given: list[tuple[int, npt.NDArray[Any]]] = []
         pointers: list[int | None] = []
-        for type_, array in ((_FLOAT, queries), (_HALF, keys), (_HALF, values)):
+        for type_, array in ((FLOAT, queries), (HALF, keys), (HALF, values)):
             stored = np.ascontiguousarray(array.swapaxes(1, 2)) if by_heads else array
             given.append((self.tensor(type_, *reversed(stored.shape)), stored))
             pointers.append(given[-1][0] if by_heads else permute(self._context, given[-1][0], 0, 2, 1, 3))
         streams, tokens, heads, columns = queries.shape
         if mask is not None:
-            given.append((self.tensor(_HALF, mask.shape[2], mask.shape[1], 1, mask.shape[0]), mask))
+            given.append((self.tensor(HALF, mask.shape[2], mask.shape[1], 1, mask.shape[0]), mask))
         pointers.append(None if mask is None else given[-1][0])
         attend = native.bound("ggml_flash_attn_ext", *(c_void_p,) * 6, *(c_float,) * 3)
         result = attend(self._context, *pointers, columns**-0.5, 0.0, 0.0)
         if sinks is not None:
-            given.append((self.tensor(_FLOAT, heads), sinks))
+            given.append((self.tensor(FLOAT, heads), sinks))
             native.bound("ggml_flash_attn_ext_add_sinks", None, c_void_p, c_void_p)(result, given[-1][0])
         self.build(result, (streams, tokens, heads, values.shape[-1]), *given)
 
@@ -102,18 +101,18 @@ def prompt(tokens: int, cells: int) -> Seen:
     return np.concatenate([np.ones((tokens, cells), bool), np.tri(tokens, dtype=bool)], 1)[None]
 
 
-def random_attention(backend: Backend, shape: Shape, seen: Seen) -> Attention:
-    """The attention of random tokens to random cells."""
-    random, (buffers, tokens, cells) = np.random.default_rng(1), seen.shape
+def masked(seen: Seen) -> Halves:
+    """The mask that shows these cells."""
+    return np.where(seen, 0, -np.inf).astype(np.float16)
 
-    def drawn(*shape: int) -> Floats:
-        return random.standard_normal(shape, np.float32)
 
-    keys = drawn(buffers, cells, shape.keys, shape.columns).astype(np.float16)
-    values = drawn(buffers, cells, shape.keys, shape.value_columns).astype(np.float16)
-    mask = np.where(seen, 0, -np.inf).astype(np.float16)
-    queries = drawn(buffers, tokens, shape.queries, shape.columns)
-    return Attention(backend, queries, keys, values, mask)
+def random_cells(shape: Shape, streams: int, tokens: int, cells: int) -> tuple[Floats, Halves, Halves]:
+    """Random queries, keys and values."""
+    random = np.random.default_rng(cells + tokens)
+    queries = random.standard_normal((streams, tokens, shape.queries, shape.columns), np.float32)
+    keys = random.standard_normal((streams, cells, shape.keys, shape.columns), np.float32)
+    values = random.standard_normal((streams, cells, shape.keys, shape.value_columns), np.float32)
+    return queries, keys.astype(np.float16), values.astype(np.float16)
 
 
 CASES: dict[str, tuple[Callable[[int, int], Seen], Sequence[int]]] = {
@@ -126,23 +125,32 @@ CASES: dict[str, tuple[Callable[[int, int], Seen], Sequence[int]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the table."""
+
+    def heads(value: str) -> list[int]:
+        if len(found := numbers(value)) != 2 or found[0] % found[1]:
+            raise argparse.ArgumentTypeError(f"{value} is not heads of queries, a multiple, and heads of keys: 9,3")
+        return found
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--heads", default="9,3", metavar="QUERIES,KEYS")
+    parser.add_argument("--heads", type=heads, default=[9, 3], metavar="QUERIES,KEYS")
     parser.add_argument("--columns", type=int, default=64, metavar="N", help="of each head")
-    parser.add_argument("--cells", default="100,500,1500", metavar="N,…", help="of each text")
+    parser.add_argument("--cells", type=numbers, default=[100, 500, 1500], metavar="N,…", help="of each text")
     parser.add_argument("--turns", type=int, default=12, help="by each of the two")
     asked = parser.parse_args(arguments)
+    if min(asked.cells) < _NEWEST:
+        parser.error(f"argument --cells: {min(asked.cells)} is less than the {_NEWEST} newest of each text")
     if gemm.use() != gemm.AVX512:
         parser.exit(1, "llama.cpp was built without deploy/ggml-attention.cpp, or the processor lacks AVX-512\n")
-    backend, (queries, keys) = Backend(asked.threads), map(int, asked.heads.split(","))
+    backend, (queries, keys) = Backend(asked.threads), asked.heads
     print("times as fast as ggml's kernels, by cells; in brackets ms of both, and the difference of the results")
     for name, (seen, counts) in CASES.items():
         for count in counts:
             row = []
-            for cells in map(int, asked.cells.split(",")):
+            for cells in asked.cells:
                 shape = Shape(queries, keys, asked.columns, asked.columns)
-                attention = random_attention(backend, shape, seen(count, cells))
+                shown = seen(count, cells)
+                attention = Attention(backend, *random_cells(shape, *shown.shape), masked(shown))
                 ggml, ours, error = measure(attention, attention, gemm.AVX512, asked.turns)
                 attention.close()
                 row.append(f"{cells}: {ggml / ours:5.2f} ({ggml * 1e3:.3f}, {ours * 1e3:.3f}; {error:.0e})")

@@ -122,9 +122,10 @@ class JumpAhead:
 class ForcedTokens:
     """Finds the forced tokens of the texts of one engine."""
 
-    def __init__(self, model: LlamaModel, max_seconds: float = _MAX_SECONDS) -> None:
-        """A text whose looks at its grammar take more than `max_seconds` of CPU time on average gets no others."""
-        self._model, self.max_seconds = model, max_seconds
+    def __init__(self, model: LlamaModel) -> None:
+        self._model = model
+        #: A text whose looks at its grammar take more CPU seconds on average gets no others.
+        self.max_seconds = _MAX_SECONDS
         self._text: ForcedText | None = None
         self.rates = ForcedRates()
 

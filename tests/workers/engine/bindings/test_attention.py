@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from benchmarks import attention
-from benchmarks.attention import Attention, Halves, Seen, Shape
-from benchmarks.products import Backend, Floats
+from benchmarks.attention import Attention, Halves, Seen, Shape, masked
+from benchmarks.ggml import Backend, Floats
 from workers.engine.bindings import gemm
 from workers.engine.bindings.llama import Context, LlamaModel
 from workers.engine.options import EngineOptions, KvLayout
@@ -34,11 +34,8 @@ class Case:
     """Random queries, keys and values, with a mask, shape (streams, tokens, cells), or none."""
 
     def __init__(self, shape: Shape, streams: int, tokens: int, cells: int, mask: Halves | None) -> None:
-        random = np.random.default_rng(cells + tokens)
-        self.queries = random.standard_normal((streams, tokens, shape.queries, shape.columns), np.float32)
-        self.keys = random.standard_normal((streams, cells, shape.keys, shape.columns), np.float32).astype(np.float16)
-        values = random.standard_normal((streams, cells, shape.keys, shape.value_columns), np.float32)
-        self.values, self.mask = values.astype(np.float16), mask
+        self.queries, self.keys, self.values = attention.random_cells(shape, streams, tokens, cells)
+        self.mask = mask
         self.sinks: Floats | None = None
 
     @classmethod
@@ -67,10 +64,6 @@ class Case:
         weights = np.exp(scores - np.where(np.isfinite(greatest), greatest, 0))
         weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
         return np.asarray(np.einsum("shtn,snhc->sthc", weights[..., : values.shape[1]], values), np.float32)
-
-
-def masked(seen: Seen) -> Halves:
-    return np.where(seen, 0, -np.inf).astype(np.float16)
 
 
 def difference(found: Floats, expected: Floats) -> float:

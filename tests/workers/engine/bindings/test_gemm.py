@@ -15,7 +15,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from benchmarks import products
-from benchmarks.products import Backend, Floats, Product
+from benchmarks.ggml import Backend, Floats
+from benchmarks.products import Product
 from workers.engine.bindings import gemm, native
 from workers.engine.bindings.llama import Context, LlamaModel
 from workers.engine.options import EngineOptions

@@ -173,11 +173,10 @@ def test_what_is_left_of_forced_text_is_known_without_another_walk(pair: Pair, m
     after = ForcedText.after
     monkeypatch.setattr(ForcedText, "after", lambda *given: walks.append(1) or after(*given))
     task = EngineTask(0, GenerateRequest(prompt="-"), (), (), grammar, 0, None, None)
-    sampler, look, written = new_sampler(model, task, index, 2048), None, []
+    sampler, look, written = new_sampler(model, task, index, 2048), Look(b"", 0, 0), []
     for byte in b"identification: x":
-        found = source.look(sampler, written) if look is None else source.look(sampler, written, look)
-        assert found == source.look(sampler, written), "a new walk finds the same"
-        look = found
+        look = source.look(sampler, written, look)
+        assert look == source.look(sampler, written), "a new walk finds the same"
         native.accept(sampler.grammar, index.token_of_byte[byte])
         written.append(index.token_of_byte[byte])
     assert len(walks) == len(written) + 2, "the first, and after the space"

@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_truncated_is_computed_again(pair: Pair, monkeypa
 
 
 def test_looking_for_predictions_counts_as_a_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While drafts pause nobody looks for predictions, and what was written meanwhile is looked at afterwards."""
+    """While drafts pause nobody looks for predictions."""
     speculator, drafted = Speculator(pair.plain._loop.model, pair.eager._loop.options, Meter()), []
     assert speculator._balance.may_draft(0.01)
     speculator._tokens, speculator._looking = -1, 1.0
